@@ -1,0 +1,1 @@
+"""The command line: it knows everything, nothing knows it."""

@@ -1,0 +1,57 @@
+"""The words of a command, put right before they are parsed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+_CONFIG = ("--config", "-c")
+
+
+def flags_after_configs(words: list[str]) -> list[str]:
+    """Move `--config FILE` before the other flags, so that a flag beats every file, wherever it stands."""
+    command, rest = words[:1], words[1:]
+    configs: list[str] = []
+    others: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if word in _CONFIG and rest:
+            configs += [word, rest.pop(0)]
+        elif word.startswith("--config="):
+            configs.append(word)
+        else:
+            others.append(word)
+    return command + configs + others
+
+
+def config_of_checkpoint(words: list[str]) -> list[str]:
+    """Where a checkpoint is given without a config, add the config.yaml of the run that wrote it."""
+    if any(word in _CONFIG or word.startswith("--config=") for word in words):
+        return words
+    checkpoint = value_of(words, "--ckpt_path")
+    if checkpoint is None:
+        return words
+    config = Path(checkpoint).parent.parent / "config.yaml"
+    return [words[0], "--config", str(config), *words[1:]] if config.is_file() else words
+
+
+def given_names(words: list[str], section: str) -> set[str]:
+    """Names in a section that flags or config files give, as against those left at their defaults."""
+    names = {word.partition("=")[0].split(".")[1] for word in words if word.startswith(f"--{section}.")}
+    for position, word in enumerate(words):
+        file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
+        if file and Path(file).is_file():
+            content = yaml.safe_load(Path(file).read_text())
+            names |= set((content or {}).get(section) or {})
+    return names
+
+
+def value_of(words: list[str], flag: str) -> str | None:
+    """The value of a flag, given as `--flag value` or `--flag=value`; None without it."""
+    for position, word in enumerate(words):
+        if word == flag and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,240 @@
+"""`bnlab fit`, `validate`, `test` and `predict`: LightningCLI over the project's parts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from bnlab.cli.arguments import config_of_checkpoint, flags_after_configs, given_names
+from bnlab.cli.predictions import PredictionWriter
+from bnlab.cli.progress import TimedProgressBar
+from bnlab.cli.run_folder import claim, experiment_name, variant_name
+from bnlab.data import ImageDataModule
+from bnlab.errors import InputError
+from bnlab.training import Classifier, DivergenceStop
+from bnlab.training.run_record import RunRecord
+from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
+
+# the thesis's protocol (section 6.2), and what every run shares
+_TRAINER = {"max_epochs": 100, "enable_model_summary": False}
+_SECTIONS = {
+    "gradients": GradientMonitor,
+    "activations": ActivationMonitor,
+    "timing": EpochTimer,
+    "early_stopping": EarlyStopping,
+    "checkpoint": ModelCheckpoint,
+}
+_DEFAULTS = {
+    "early_stopping.monitor": "val_acc",
+    "early_stopping.mode": "max",
+    "early_stopping.patience": 20,
+    "early_stopping.min_delta": 0.0,
+    # the thesis tests the model of the last epoch, so that is the one kept
+    "checkpoint.filename": "last",
+    "checkpoint.enable_version_counter": False,
+}
+_LINKED = ("num_classes", "in_channels", "image_size")
+
+
+def run(words: list[str]) -> None:
+    """Run a command, given as words."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # images are in memory: loader processes would only slow it down
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # the diagnostics record the first step of every epoch, however few steps it has
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+        # evaluation saves no checkpoint, so it does not matter where the run's folder has moved
+        warnings.filterwarnings("ignore", "The dirpath has changed.*")
+        # Lightning 2.6 asks torch 2.15 for a class that is on its way out
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
+
+
+class BnlabCLI(LightningCLI):
+    """LightningCLI with the project's model, data and diagnostics as sections, and run folders of its own."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.folder: Path | None = None
+        super().__init__(
+            Classifier,
+            ImageDataModule,
+            args=words,
+            save_config_callback=None,  # `before_fit` writes config.yaml, into a folder that no other run has
+            seed_everything_default=0,
+            trainer_defaults=_TRAINER,
+            parser_kwargs={"exit_on_error": False},  # `main` prints the one message, without a screen of usage
+            auto_configure_optimizers=False,  # optimizer and schedule are the protocol's, through the model's flags
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """A section per diagnostic, so that a second --config never drops one; sizes come from the data."""
+        for section, callback in _SECTIONS.items():
+            parser.add_lightning_class_args(callback, section)
+        parser.set_defaults(_DEFAULTS)
+        for name in _LINKED:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words, and remember them: defaults must not count as what a person asked for."""
+        assert isinstance(args, list)
+        self._words = args
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's arguments from the checkpoint; a flag that says something else is an error (PL#21455)."""
+        config = self.config[self.config["subcommand"]]
+        path = config.get("ckpt_path")
+        if not path or path in ("best", "last", "hpc", "registry"):
+            return
+        model = config["model"]
+        explicit = given_names(self._words, "model")
+        for name, value in checkpoint_arguments(path).items():
+            if name in _LINKED or name not in model:
+                continue
+            if name in explicit and model[name] != value:
+                raise InputError(
+                    f"--model.{name} is {model[name]!r}, but {path} was trained with {value!r}. Leave the flag out to "
+                    "go on with the checkpoint's model, or leave --ckpt_path out to start a new one."
+                )
+            model[name] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has beside the sections' callbacks."""
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        if [type(bar).__name__ for bar in bars] in (["TQDMProgressBar"], ["RichProgressBar"]):
+            callbacks[callbacks.index(bars[0])] = TimedProgressBar()  # Lightning's default, not one of the user's
+        if self.subcommand == "fit":
+            callbacks.insert(0, DivergenceStop())
+        else:
+            trainer.loggers = []
+        return trainer
+
+    def before_fit(self) -> None:
+        """Check the input while nothing is written yet, then claim the run's folder."""
+        check_batch_norm(self.model.hparams["batch_norm"], self.datamodule.batch_size, self.trainer)
+        if _first_process():
+            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._claim_folder()
+
+    def _claim_folder(self) -> None:
+        config = self.config["fit"]
+        data, model, seed = config["data"], config["model"], config["seed_everything"]
+        root = Path(config["trainer"]["default_root_dir"] or "tb_logs")
+        files = [Path(str(path)) for path in config.get("config") or []]
+        experiment = experiment_name(files, f"{model['architecture']}_{model['activation']}")
+        self.folder = claim(root, experiment, variant_name(data["dataset"], model["batch_norm"], seed))
+        self._write_config(self.folder / "config.yaml")
+        if config["trainer"]["logger"] in (None, True):
+            self.trainer.loggers = [
+                TensorBoardLogger(self.folder, name=None, version="", default_hp_metric=False)  # into the folder itself
+            ]
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.folder / "checkpoints")
+        identity = {
+            "experiment": experiment,
+            "dataset": data["dataset"],
+            "batch_norm": model["batch_norm"],
+            "seed": seed,
+            "split_seed": data["split_seed"],
+        }
+        self.trainer.callbacks.insert(0, RunRecord(self.folder, identity))  # type: ignore[attr-defined]
+
+    def _write_config(self, path: Path) -> None:
+        config = self.config["fit"].clone()
+        config.pop("config", None)
+        self._parser("fit").save(config, str(path), skip_none=False, skip_check=True)
+
+    def before_validate(self) -> None:
+        """Check the input."""
+        self._check_evaluation()
+
+    def before_test(self) -> None:
+        """Check the input."""
+        self._check_evaluation()
+
+    def before_predict(self) -> None:
+        """Check the input, and choose where the probabilities go: beside the checkpoint's run."""
+        self._check_evaluation()
+        checkpoint = Path(self.config["predict"]["ckpt_path"])
+        folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+        self.trainer.callbacks.append(PredictionWriter(folder / "predictions.npz"))  # type: ignore[attr-defined]
+
+    def _check_evaluation(self) -> None:
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        if not config.get("ckpt_path"):
+            raise InputError(
+                f"bnlab {self.subcommand} needs a trained model: give --ckpt_path, which bnlab fit prints at its end."
+            )
+        saved = checkpoint_arguments(config["ckpt_path"])
+        for name in _LINKED:
+            if name in saved and _plain(saved[name]) != _plain(getattr(self.datamodule, name)):
+                raise InputError(
+                    f"{config['ckpt_path']} was trained on images with {name}={saved[name]}, but "
+                    f"--data.dataset {self.datamodule.dataset} has {getattr(self.datamodule, name)}."
+                )
+        if _first_process():
+            self.datamodule.prepare_data()
+
+
+def _first_process() -> bool:
+    """Whether this is the process that writes; known before the ranks meet."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def checkpoint_arguments(path: str) -> dict[str, Any]:
+    """The model's arguments in a checkpoint, read without running code from it.
+
+    Raises:
+        InputError: there is no such file, or it is no checkpoint of bnlab.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"--ckpt_path {path}: there is no such file; bnlab fit prints it at the end of a run.")
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
+    except Exception as error:
+        raise InputError(
+            f"--ckpt_path {path} is not a readable checkpoint of bnlab ({type(error).__name__})."
+        ) from error
+    return {name: value for name, value in saved.items() if name != "_instantiator"}
+
+
+def check_batch_norm(batch_norm: bool, batch_size: int, trainer: Trainer) -> None:
+    """Batch norm needs two samples a batch, and its synchronised form a GPU.
+
+    Raises:
+        InputError: one of these is missing.
+    """
+    if batch_norm and batch_size == 1:
+        raise InputError(
+            "--model.batch_norm true with --data.batch_size 1: one sample has no variance to normalise by; "
+            "give a batch size of at least 2."
+        )
+    config_sync = getattr(trainer._accelerator_connector, "sync_batchnorm", False)
+    if batch_norm and config_sync and trainer.strategy.root_device.type == "cpu":
+        raise InputError(
+            "--trainer.sync_batchnorm true: torch synchronises batch norm on GPUs only. Leave it out on a CPU; each "
+            "rank then normalises by its own batch."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and lists compare equal."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

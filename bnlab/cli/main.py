@@ -1,0 +1,100 @@
+"""The entry point `bnlab`: answers `--help` and `--version` at once, and hands everything else to LightningCLI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from bnlab import __version__
+from bnlab.errors import InputError
+
+HELP = """\
+usage: bnlab COMMAND [--config FILE] [--SECTION.FLAG VALUE ...]
+
+Train the nets of Schilling 2016 with or without batch normalization, and see in TensorBoard, layer by layer, what
+happens to gradients and activations.
+
+commands:
+  fit         train; the run's events, checkpoint, config.yaml and run.yaml land in a folder of their own in tb_logs/
+  validate    validation accuracy of a checkpoint
+  test        test accuracy of a checkpoint
+  predict     class probabilities of the test images, written beside the checkpoint's run
+
+  bnlab COMMAND --help     all flags, by section: data, model, gradients, activations, timing, early_stopping,
+                           checkpoint, trainer
+
+examples:
+  bnlab fit --config configs/cnn_sigmoid.yaml                       embedded digits, offline
+  bnlab fit --config configs/mlp_relu.yaml --model.batch_norm true --data.dataset cifar10 --data.root data
+  bnlab test --ckpt_path tb_logs/mlp_relu/digits-vanilla-seed0/version_0/checkpoints/last.ckpt
+  tensorboard --logdir tb_logs
+
+options:
+  -h, --help  this text
+  --version   the version
+"""
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command, given as in a shell, without the program's name; None takes the process's own arguments.
+
+    Raises:
+        SystemExit: with status 2 after a message on standard error, where the input cannot be used.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+    elif words[0] == "--version":
+        sys.stdout.write(f"bnlab {__version__}\n")
+    elif words[0] not in COMMANDS:
+        _fail(f"unknown command {words[0]!r}; there are {', '.join(COMMANDS)}. See bnlab --help.")
+    else:
+        with _environment_kept():
+            _run(words)
+
+
+def _run(words: list[str]) -> None:
+    from argparse import ArgumentError
+
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from bnlab.cli.commands import run
+
+    try:
+        run(words)
+    except ArgumentError as error:
+        _fail(f"{error} See bnlab {words[0]} --help.")
+    except MisconfigurationException as error:
+        _fail(str(error))
+    except Exception as error:
+        cause = _input_error(error)
+        if cause is None:
+            raise
+        _fail(str(cause))
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The InputError behind `error`: jsonargparse wraps what is raised while it computes linked arguments."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"bnlab: error: {message}\n")
+    raise SystemExit(2)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what seed_everything and launchers leave in the environment, for callers within a Python process."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)

@@ -1,0 +1,64 @@
+"""The datasets by name: what each looks like, and how it gets into memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from bnlab.data.digits import read_digits
+from bnlab.data.files import DOWNLOADABLE, check_present, fetch
+from bnlab.data.image_set import ImageSet
+from bnlab.data.mnist import read_mnist
+from bnlab.data.npz import describe_npz, read_npz
+from bnlab.data.verified import read_cifar, read_svhn
+from bnlab.errors import InputError
+
+__all__ = ["DATASETS", "DOWNLOADABLE", "DatasetName", "check_dataset_name", "describe", "fetch", "load"]
+
+DatasetName = Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "npz"]
+DATASETS: tuple[str, ...] = get_args(DatasetName)
+
+_CLASSES_AND_CHANNELS = {"digits": (10, 1), "mnist": (10, 1), "svhn": (10, 3), "cifar10": (10, 3), "cifar100": (100, 3)}
+
+
+def check_dataset_name(dataset: str) -> None:
+    """Raise InputError, listing the known names, unless `dataset` is one of DATASETS."""
+    if dataset not in DATASETS:
+        raise InputError(f"unknown dataset {dataset!r}: choose --data.dataset from {', '.join(DATASETS)}.")
+
+
+def describe(dataset: str, root: str | Path) -> tuple[int, int, tuple[int, int]]:
+    """Return (num_classes, in_channels, (H, W)), H and W after padding.
+
+    Known without any file for all but `npz`, of which the headers and the training labels are read.
+
+    Raises:
+        InputError: unknown dataset, or an npz file that is missing or wrong.
+    """
+    check_dataset_name(dataset)
+    folder = Path(root).expanduser()
+    if dataset == "npz":
+        check_present(dataset, folder)
+        return describe_npz(folder)
+    num_classes, channels = _CLASSES_AND_CHANNELS[dataset]
+    return num_classes, channels, (32, 32)
+
+
+def load(dataset: str, root: str | Path) -> ImageSet:
+    """Read a whole dataset into memory from the files under `root` (`digits` needs none); never downloads.
+
+    Raises:
+        InputError: unknown dataset, or a file that is missing or damaged; the message names it and the way out.
+    """
+    check_dataset_name(dataset)
+    folder = Path(root).expanduser()
+    check_present(dataset, folder)
+    if dataset == "digits":
+        return read_digits()
+    if dataset == "mnist":
+        return read_mnist(folder)
+    if dataset == "svhn":
+        return read_svhn(folder)
+    if dataset == "npz":
+        return read_npz(folder)
+    return read_cifar(dataset, folder)

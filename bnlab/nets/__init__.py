@@ -1,0 +1,23 @@
+"""The thesis's two nets, their activation functions and their initialization (sections 2.4, 2.10 and 6.2)."""
+
+from bnlab.nets.activations import ACTIVATIONS, ActivationName, InitFamily, init_family, make_activation
+from bnlab.nets.blocks import NormPosition
+from bnlab.nets.cnn import build_cnn
+from bnlab.nets.factory import Architecture, build_net
+from bnlab.nets.initialization import InitScheme, initialize
+from bnlab.nets.mlp import build_mlp
+
+__all__ = [
+    "ACTIVATIONS",
+    "ActivationName",
+    "Architecture",
+    "InitFamily",
+    "InitScheme",
+    "NormPosition",
+    "build_cnn",
+    "build_mlp",
+    "build_net",
+    "init_family",
+    "initialize",
+    "make_activation",
+]

@@ -1,0 +1,43 @@
+"""The multi-layer perceptron: thesis, section 6.2.1 and table 6.2."""
+
+from collections import OrderedDict
+from functools import partial
+
+from torch import nn
+
+from bnlab.nets.activations import ActivationName
+from bnlab.nets.blocks import HiddenStyle, NamedLayers, NormPosition
+
+_HIDDEN_LAYERS = 3
+_HIDDEN_UNITS = 100
+
+
+def build_mlp(
+    in_channels: int,
+    image_size: tuple[int, int],
+    num_classes: int,
+    *,
+    activation: ActivationName,
+    batch_norm: bool,
+    norm_position: NormPosition,
+    dropout: float,
+) -> nn.Sequential:
+    """Return the net (N, in_channels, H, W) → logits (N, num_classes); `image_size` is (H, W).
+
+    Children: `flatten`, then for i = 1, 2, 3 `fc<i>` (100 units), `norm<i>` and `act<i>` in the order that
+    `norm_position` says, `drop<i>`, and at last `logits`. Without batch norm there is no `norm<i>`, with dropout 0 no
+    `drop<i>`. The softmax is part of the loss. Weights are torch's own until `initialize` is called.
+
+    An unknown activation or norm_position, or a dropout outside [0, 1), raises InputError.
+    """
+    style = HiddenStyle(activation, batch_norm, norm_position, dropout)
+    height, width = image_size
+    inputs = in_channels * height * width
+    layers: NamedLayers = [("flatten", nn.Flatten())]
+    for i in range(1, _HIDDEN_LAYERS + 1):
+        layers.append((f"fc{i}", nn.Linear(inputs, _HIDDEN_UNITS, bias=style.bias)))
+        layers += style.norm_and_activation(str(i), partial(nn.BatchNorm1d, _HIDDEN_UNITS))
+        layers += style.dropout_layer(f"drop{i}")
+        inputs = _HIDDEN_UNITS
+    layers.append(("logits", nn.Linear(inputs, num_classes)))
+    return nn.Sequential(OrderedDict(layers))

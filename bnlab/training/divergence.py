@@ -1,0 +1,83 @@
+"""End a run whose loss is no longer a number: that is a result, not a crash."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+# steps between two looks at the losses; each look waits for the device once
+_CPU_INTERVAL, _ACCELERATOR_INTERVAL = 10, 50
+
+
+class Divergence(NamedTuple):
+    """The first optimizer step, counted from 0, whose loss was NaN or infinite, that loss, and the one before."""
+
+    step: int
+    loss: float
+    previous_loss: float | None
+
+
+class DivergenceStop(Callback):
+    """Stops training when the loss of a step is NaN or infinite, and remembers which step it was, exactly.
+
+    Losses are collected without waiting for the device and looked at every few steps and at the end of an epoch; all
+    ranks stop together. The attribute `divergence` tells what was found, None in a run that did not diverge.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self.divergence: Divergence | None = None
+        self._losses: list[Tensor] = []
+        self._steps: list[int] = []
+        self._previous: float | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._forget()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the loss; look at the remembered ones every few steps."""
+        if outputs is None:
+            return
+        self._losses.append(outputs["loss"].detach())
+        self._steps.append(trainer.global_step - 1)
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if (batch_idx + 1) % (_CPU_INTERVAL if on_cpu else _ACCELERATOR_INTERVAL) == 0 or trainer.is_last_batch:
+            self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        found = first_divergence(self._steps, losses, self._previous)
+        self._previous = losses[-1] if losses else self._previous
+        self._losses.clear()
+        self._steps.clear()
+        if trainer.world_size > 1:
+            found = _earliest(trainer, found)
+        if found is not None and self.divergence is None:
+            self.divergence = found
+            trainer.should_stop = True
+
+
+def first_divergence(steps: list[int], losses: list[float], previous: float | None) -> Divergence | None:
+    """The first of `losses`, which belong to `steps`, that is not finite; `previous` is the loss before them."""
+    for step, loss in zip(steps, losses, strict=True):
+        if not math.isfinite(loss):
+            return Divergence(step, loss, previous)
+        previous = loss
+    return None
+
+
+def _earliest(trainer: Trainer, found: Divergence | None) -> Divergence | None:
+    """The earliest divergence on any rank; all ranks call this at the same step."""
+    mine = [math.inf, 0.0, 0.0] if found is None else [found.step, found.loss, found.previous_loss or math.nan]
+    ranks = trainer.strategy.all_gather(torch.tensor(mine, device=trainer.strategy.root_device)).reshape(-1, 3).tolist()
+    step, loss, previous = min(ranks, key=lambda rank: rank[0])
+    return None if math.isinf(step) else Divergence(int(step), loss, None if math.isnan(previous) else previous)

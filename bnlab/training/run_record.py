@@ -1,0 +1,163 @@
+"""`run.yaml`: what was run, on what, and how it ended; and the screen that tells it to a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from bnlab.training.divergence import DivergenceStop
+from bnlab.training.provenance import git_state, hardware, versions
+
+
+class RunRecord(Callback):
+    """Keeps `run.yaml` in the run's folder, from the start (`running`) to the end, also of a run that is broken off.
+
+    Outcomes: `finished` (all epochs), `early` (early stopping), `diverged` (a loss that is no number), `interrupted`
+    (Ctrl-C), `failed` (an exception). At the end it prints one short screen.
+
+    Args:
+        folder: the run's folder, which exists.
+        identity: what the run is: experiment, dataset, batch_norm, seed and so on, as primitives.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = {"outcome": {"status": "running"}, **identity, "argv": list(sys.argv)}
+        self._epoch_seconds: list[float] = []
+        self._epoch_start = 0.0
+        self._done = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is known at the start."""
+        data = getattr(trainer, "datamodule", None)
+        self.content |= {
+            "samples": getattr(data, "sample_counts", None),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "hardware": hardware(trainer.strategy.root_device, trainer.world_size),
+            "precision": str(trainer.precision),
+            "versions": versions(),
+            "git": git_state(),
+            "started": _now(),
+            "ended": None,
+        }
+        self._write(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._epoch_start = perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._epoch_seconds.append(perf_counter() - self._epoch_start)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record how training ended, tell TensorBoard's HPARAMS page, and print the screen."""
+        outcome = outcome_of(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                metrics = {f"hp/{name}": self._metric(trainer, name) for name in ("val_acc", "val_loss")}
+                known = {name: value for name, value in metrics.items() if value is not None}
+                logger.log_hyperparams(dict(logger.hparams), known, step=trainer.global_step)
+        self._finish(trainer, outcome)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Record that the run was broken off."""
+        if isinstance(exception, KeyboardInterrupt):
+            outcome = {"status": "interrupted"}
+        else:
+            outcome = {"status": "failed", "error": f"{type(exception).__name__}: {exception}"}
+        self._finish(trainer, {**outcome, "epochs": len(self._epoch_seconds), "steps": trainer.global_step})
+
+    def _finish(self, trainer: Trainer, outcome: dict[str, Any]) -> None:
+        if self._done or not trainer.is_global_zero:
+            return
+        self._done = True
+        seconds = self._epoch_seconds
+        self.content |= {
+            "outcome": outcome,
+            "val_acc": self._metric(trainer, "val_acc"),
+            "train_loss": self._metric(trainer, "train_loss"),
+            "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+            "ended": _now(),
+        }
+        self._write(trainer)
+        sys.stdout.write(self.screen(_checkpoint(trainer)))
+        sys.stdout.flush()
+
+    @staticmethod
+    def _metric(trainer: Trainer, name: str) -> float | None:
+        value = trainer.callback_metrics.get(name)
+        return None if value is None else float(value)
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_yaml(self.folder / "run.yaml", self.content)
+
+    def screen(self, checkpoint: str | None) -> str:
+        """The end of the run in a few lines: outcome, accuracy, time, and what to do next."""
+        accuracy, seconds = self.content["val_acc"], self.content["seconds_per_epoch"]
+        lines = [
+            f"{self.content['experiment']} on {self.content['dataset']}: {describe(self.content['outcome'])}",
+            f"  validation accuracy  {'none yet' if accuracy is None else f'{100 * accuracy:.2f} %'}",
+            f"  seconds per epoch    {'none yet' if seconds is None else f'{seconds:.2f}'}",
+            f"  events               {self.folder}",
+            f"  look at them         tensorboard --logdir {self.folder.parents[2]}",
+        ]
+        if checkpoint:
+            lines.append(f"  test accuracy        bnlab test --ckpt_path {checkpoint}")
+        return "\n" + "\n".join(lines) + "\n"
+
+
+def outcome_of(trainer: Trainer) -> dict[str, Any]:
+    """How a training that came to its end ended, from the callbacks that can end one."""
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    for callback in trainer.callbacks:  # type: ignore[attr-defined] # set by a connector
+        if isinstance(callback, DivergenceStop) and callback.divergence is not None:
+            found = callback.divergence
+            evidence = {"loss": found.loss, "previous_loss": found.previous_loss}
+            return {"status": "diverged", "step": found.step, "evidence": evidence, "epochs": epochs, "steps": steps}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            reason = f"{callback.patience} epochs without improvement of {callback.monitor}"
+            return {"status": "early", "epochs": epochs, "steps": steps, "reason": reason}
+    return {"status": "finished", "epochs": epochs, "steps": steps}
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    """An outcome in words."""
+    status = outcome["status"]
+    if status == "diverged":
+        return f"diverged at step {outcome['step']} (loss {outcome['evidence']['loss']})"
+    if status == "early":
+        return f"stopped early at epoch {outcome['epochs']}: {outcome['reason']}"
+    if status == "failed":
+        return f"failed in epoch {outcome['epochs'] + 1}: {outcome['error']}"
+    if status == "interrupted":
+        return f"interrupted in epoch {outcome['epochs'] + 1}"
+    return f"finished after {outcome['epochs']} epochs"
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    os.replace(temporary, path)
+
+
+def _checkpoint(trainer: Trainer) -> str | None:
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+    return path if path and os.path.exists(path) else None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

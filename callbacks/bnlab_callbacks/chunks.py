@@ -1,0 +1,61 @@
+"""Passes over large tensors in pieces that stay in the cache, through buffers that are allocated once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# elements a piece: 1 MiB of float32, within a core's L2 cache; accelerators want long kernels instead
+_CPU_CHUNK = 1 << 18
+_ACCELERATOR_CHUNK = 1 << 24
+
+
+def flat(x: Tensor) -> Tensor:
+    """All elements of `x` as one dimension, in memory order, without a copy where the layout is dense."""
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1)
+    elif x.ndim == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        x = x.permute(0, 2, 3, 4, 1)
+    return x.reshape(-1)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 for float64: what statistics of `x` are computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """The flat tensor `x` in pieces of cache size."""
+    return torch.split(x, _CPU_CHUNK if x.device.type == "cpu" else _ACCELERATOR_CHUNK)
+
+
+class Scratch:
+    """Two reusable buffers per device and dtype: one for values, one for truth values, at most a piece long."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def get(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised vector as long as `like`, on its device; valid until the next call."""
+        key = (like.device, dtype)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < like.numel():
+            buffer = self._buffers[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
+        return buffer if buffer.numel() == like.numel() else buffer[: like.numel()]
+
+    def values(self, like: Tensor) -> Tensor:
+        """A buffer for values in the dtype of statistics."""
+        return self.get(like, wide_dtype(like))
+
+    def mask(self, like: Tensor) -> Tensor:
+        """A buffer for truth values."""
+        return self.get(like, torch.bool)
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._buffers.clear()
+
+
+def total(parts: list[Tensor]) -> Tensor:
+    """Sum of 0-dimensional tensors, one per piece."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()

@@ -1,0 +1,116 @@
+"""`EpochTimer`: wall time of every epoch, training and validation apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step
+from bnlab_callbacks.scalars import publish_epoch, widest
+
+
+class EpochTimer(Callback):
+    """Records how long each epoch takes, without the validation that Lightning runs within it.
+
+    The device is synchronised at the edges of epochs and validations only. Under DDP the times are the slowest rank's
+    and the samples those of all ranks.
+
+    Logs at the end of each training epoch:
+
+    - `time/epoch_s`: seconds from the start of the epoch to its end
+    - `time/val_s`: seconds of its validation
+    - `time/train_s`: the rest, `time/epoch_s` − `time/val_s`
+    - `time/samples_per_s`: training samples per second of `time/train_s`
+    - `time/partial_epoch`: 1, only for an epoch that began in the middle, when a run was resumed from a checkpoint
+      within it: its times cover only what was run
+
+    The values are in `trainer.callback_metrics` too, and in the attribute `latest`.
+
+    Args:
+        enabled: False switches the callback off.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.latest: dict[str, float] = {}
+        self._begin(partial=True)
+
+    def _begin(self, partial: bool) -> None:
+        self._start = perf_counter()
+        self._validation_start = self._start
+        self._validation = 0.0
+        self._samples = 0
+        self._partial = partial
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: a run that is resumed within an epoch sees no start of that epoch."""
+        _synchronize(trainer.strategy.root_device)
+        self._begin(partial=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock at the edge of an epoch."""
+        _synchronize(trainer.strategy.root_device)
+        self._begin(partial=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the samples."""
+        self._samples += batch_length(batch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting training time."""
+        _synchronize(trainer.strategy.root_device)
+        self._validation_start = perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on counting training time. The sanity check comes before the first epoch and is forgotten there."""
+        _synchronize(trainer.strategy.root_device)
+        self._validation += perf_counter() - self._validation_start
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Publish the epoch's times. All ranks take part: the exchange is a collective."""
+        device = trainer.strategy.root_device
+        _synchronize(device)
+        if not self.enabled:
+            return
+        epoch = perf_counter() - self._start
+        mine = torch.tensor(
+            [epoch, self._validation, epoch - self._validation, self._samples], dtype=widest(device), device=device
+        )
+        ranks = trainer.strategy.all_gather(mine).reshape(-1, 4).tolist()
+        self.latest = epoch_times(ranks)
+        if self._partial:
+            self.latest["time/partial_epoch"] = 1.0
+        publish_epoch(trainer, self.latest, logged_step(trainer) - 1)
+
+
+def epoch_times(ranks: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The published values from every rank's (epoch, validation, training seconds, samples)."""
+    epoch, validation, training, samples = zip(*ranks, strict=True)
+    return {
+        "time/train_s": max(training),
+        "time/val_s": max(validation),
+        "time/epoch_s": max(epoch),
+        "time/samples_per_s": sum(samples) / max(training) if max(training) > 0 else 0.0,
+    }
+
+
+def batch_length(batch: Any) -> int:
+    """Samples in a batch: the length of the first tensor in it, however it is nested; 0 where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        return next((length for item in batch if (length := batch_length(item))), 0)
+    return 0
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,102 @@
+"""Sums over one layer's gradient, and the statistics that they give. Pure functions.
+
+Definitions, for a gradient g with n elements: `grad_mean_abs` = ‖g‖₁/n (the thesis's mean gradients), `grad_mean` =
+Σg/n, `grad_rms` = ‖g‖₂/√n, `grad_zero_frac` = share of elements equal to 0, `grad_nonfinite` = number of NaN and ±inf.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnlab_callbacks.chunks import Scratch, flat, pieces, total, wide_dtype
+
+
+class GradientSums(NamedTuple):
+    """Sums over one gradient, as 0-dimensional tensors on its device."""
+
+    absolute: Tensor  # ‖g‖₁
+    signed: Tensor  # Σg
+    norm: Tensor  # ‖g‖₂
+    zeros: Tensor  # number of stored elements equal to 0, integer
+    finite: Tensor  # number of stored elements that are finite, integer
+
+
+def stored_values(grad: Tensor) -> Tensor:
+    """The numbers that a gradient stores, flat: a sparse one's values, a complex one's parts; nothing else changed."""
+    if grad.is_sparse:
+        grad = grad.coalesce().values()
+    if grad.is_complex():
+        grad = torch.view_as_real(grad)
+    return flat(grad.detach())
+
+
+def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
+    """All sums of the flat tensor `values`, in float32 (float64 for float64), whatever its dtype.
+
+    The 2-norm is taken of values divided by their mean magnitude: squares of gradients of 1e-34 (N(0, 1e-4²) weights in
+    a deep net) would all be 0 in float32.
+    """
+    absolute, signed, zeros, finite = [], [], [], []
+    wide = wide_dtype(values)
+    for piece in pieces(values):
+        piece = piece.to(wide)
+        magnitude = torch.abs(piece, out=scratch.values(piece))
+        absolute.append(magnitude.sum())
+        signed.append(piece.sum())
+        zeros.append(torch.count_nonzero(torch.eq(piece, 0, out=scratch.mask(piece))))
+        finite.append(torch.count_nonzero(torch.lt(magnitude, math.inf, out=scratch.mask(piece))))
+    magnitude_sum = total(absolute)
+    # not below the smallest normal number, so that an all-zero gradient has norm 0 and not 0/0
+    scale = (magnitude_sum / values.numel()).clamp_min(torch.finfo(wide).tiny)
+    squares = []
+    for piece in pieces(values):
+        scaled = torch.div(piece.to(wide), scale, out=scratch.values(piece))
+        squares.append(torch.dot(scaled, scaled))
+    return GradientSums(magnitude_sum, total(signed), scale * total(squares).sqrt(), total(zeros), total(finite))
+
+
+def gradient_statistics(sums: tuple[float, ...], stored: int, numel: int, scale: float = 1.0) -> dict[str, float]:
+    """The published quantities of one layer.
+
+    Args:
+        sums: the values of `GradientSums`, in its order.
+        stored: numbers that were summed (fewer than `numel` for a sparse gradient).
+        numel: n, elements of the weight.
+        scale: the loss scale that is still on the gradient; every value is divided by it.
+    """
+    absolute, signed, norm, zeros, finite = sums
+    nonfinite = stored - finite
+    if not nonfinite and math.isinf(absolute):
+        norm = math.inf  # the sum of magnitudes went beyond float32; so does the norm, for all that can be told
+    return {
+        "grad_mean_abs": absolute / numel / scale,
+        "grad_mean": signed / numel / scale,
+        "grad_rms": norm / math.sqrt(numel) / scale,
+        "grad_zero_frac": (zeros + numel - stored) / numel,
+        "grad_nonfinite": float(nonfinite),
+    }
+
+
+def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """(‖after − before‖₂², ‖before‖₂²) of two flat tensors of one shape, each in float32 (float64 for float64)."""
+    changes, sizes = [], []
+    wide = wide_dtype(before)
+    for old, new in zip(pieces(before), pieces(after), strict=True):
+        old = old.to(wide)
+        change = torch.sub(new.to(wide), old, out=scratch.values(old))
+        changes.append(torch.dot(change, change))
+        sizes.append(torch.dot(old, old))
+    return total(changes), total(sizes)
+
+
+def update_ratio(change: float, size: float) -> float:
+    """log10(‖Δw‖₂/‖w‖₂) from squared norms; −inf for a weight that did not move, NaN where there is no ratio."""
+    if change == 0 and size > 0:
+        return -math.inf
+    if not (change > 0 and size > 0):
+        return math.nan
+    return (math.log10(change) - math.log10(size)) / 2

@@ -1,0 +1,34 @@
+"""Lightning's names, from whichever of its two distributions is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import rank_zero_warn
+else:
+    try:
+        from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch.utilities import rank_zero_warn
+    except ImportError:  # only `pytorch_lightning` is installed
+        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.utilities import rank_zero_warn
+
+__all__ = ["Callback", "LightningModule", "Trainer", "logged_step", "rank_zero_warn", "sharding_strategy"]
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step at which `self.log` would write now: batches that ended in an optimizer step, whatever the optimizers.
+
+    `trainer.global_step` counts each optimizer of a GAN apart and would put diagnostics beside the losses' axis.
+    Lightning's own callbacks (LearningRateMonitor, DeviceStatsMonitor) read the same counter.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def sharding_strategy(trainer: Trainer) -> str | None:
+    """Name of a strategy that shards parameters over ranks, so that a rank holds only a part of a layer; else None."""
+    name = type(trainer.strategy).__name__
+    sharded = ("DeepSpeed", "FSDP", "ModelParallel", "XLAFSDP")
+    return name if name.startswith(sharded) else None

@@ -1,0 +1,35 @@
+"""Names of layers and tags: `<quantity>/<NN>_<layer>`, NN the order of execution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# what wrappers put into a module's path: torch.compile, FSDP, activation checkpointing
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+
+
+def clean_name(name: str) -> str:
+    """The layer's own name: `_orig_mod.net.fc1` → `net.fc1`."""
+    return _WRAPPERS.sub("", name).lstrip(".")
+
+
+def number(layers: Iterable[str]) -> dict[str, str]:
+    """Map layers, given in execution order, to their `<NN>_<layer>`, zero-padded to at least two digits."""
+    names = list(layers)
+    width = max(2, len(str(len(names) - 1)))
+    return {name: f"{position:0{width}d}_{name}" for position, name in enumerate(names)}
+
+
+def layer_filter(pattern: str | None) -> re.Pattern[str]:
+    """Compile the `layers` argument of a callback; None lets every layer through.
+
+    Raises:
+        ValueError: `pattern` is no regular expression.
+    """
+    try:
+        return re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(
+            f"layers={pattern!r} is no regular expression ({error}); try for example 'conv|fc1'."
+        ) from None
