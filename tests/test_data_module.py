@@ -145,7 +145,7 @@ def test_batch_larger_than_the_training_part() -> None:
     with pytest.raises(InputError, match="batch_size 408 is larger than the 407 training images on each of 2 ranks"):
         ready("fit", ranks=(0, 2), batch_size=408)
     assert len(ready("fit", batch_size=815).train_dataloader()) == 1
-    assert len(ready("test", batch_size=816).test_dataloader()) == 1
+    assert len(ready("test", batch_size=816).test_dataloader()) == 2
 
 
 def test_loaders_before_setup_say_what_is_missing() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -55,6 +57,8 @@ def run(words: list[str]) -> None:
         warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
         # evaluation saves no checkpoint, so it does not matter where the run's folder has moved
         warnings.filterwarnings("ignore", "The dirpath has changed.*")
+        # Lightning 2.6 calls functions that go away in jsonargparse 5, hence the bound on it
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli|jsonargparse")
         # Lightning 2.6 asks torch 2.15 for a class that is on its way out
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
         BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
@@ -108,6 +112,13 @@ class BnlabCLI(LightningCLI):
                 )
             model[name] = value
 
+    def instantiate_classes(self) -> None:
+        """Build data, model, callbacks and Trainer: what they refuse is an argument that cannot be used."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise InputError(str(error)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has beside the sections' callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
@@ -123,7 +134,8 @@ class BnlabCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check the input while nothing is written yet, then claim the run's folder."""
-        check_batch_norm(self.model.hparams["batch_norm"], self.datamodule.batch_size, self.trainer)
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        check_batch_norm(self.config["fit"], synchronisable=not on_cpu)
         if _first_process():
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
@@ -157,7 +169,7 @@ class BnlabCLI(LightningCLI):
     def _write_config(self, path: Path) -> None:
         config = self.config["fit"].clone()
         config.pop("config", None)
-        self._parser("fit").save(config, str(path), skip_none=False, skip_check=True)
+        path.write_text(self._parser("fit").dump(config, skip_validation=True))
 
     def before_validate(self) -> None:
         """Check the input."""
@@ -214,19 +226,18 @@ def checkpoint_arguments(path: str) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name != "_instantiator"}
 
 
-def check_batch_norm(batch_norm: bool, batch_size: int, trainer: Trainer) -> None:
+def check_batch_norm(config: Namespace, synchronisable: bool) -> None:
     """Batch norm needs two samples a batch, and its synchronised form a GPU.
 
     Raises:
         InputError: one of these is missing.
     """
-    if batch_norm and batch_size == 1:
+    if config["model"]["batch_norm"] and config["data"]["batch_size"] == 1:
         raise InputError(
             "--model.batch_norm true with --data.batch_size 1: one sample has no variance to normalise by; "
             "give a batch size of at least 2."
         )
-    config_sync = getattr(trainer._accelerator_connector, "sync_batchnorm", False)
-    if batch_norm and config_sync and trainer.strategy.root_device.type == "cpu":
+    if config["trainer"]["sync_batchnorm"] and not synchronisable:
         raise InputError(
             "--trainer.sync_batchnorm true: torch synchronises batch norm on GPUs only. Leave it out on a CPU; each "
             "rank then normalises by its own batch."

@@ -77,10 +77,13 @@ def _run(words: list[str]) -> None:
 
 
 def _input_error(error: BaseException | None) -> InputError | None:
-    """The InputError behind `error`: jsonargparse wraps what is raised while it computes linked arguments."""
-    while error is not None and not isinstance(error, InputError):
+    """The first InputError that led to `error`: jsonargparse wraps what is raised for linked arguments."""
+    found = None
+    while error is not None:
+        if isinstance(error, InputError):
+            found = error
         error = error.__cause__ or error.__context__
-    return error
+    return found
 
 
 def _fail(message: str) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bnlab.data import IGNORED
+from bnlab_callbacks.scalars import gather_ranks
 
 
 class PredictionWriter(Callback):
@@ -43,7 +44,7 @@ class PredictionWriter(Callback):
         """Bring the ranks' shares together (rank r has samples r, r + ranks, …) and write the file."""
         shares = [torch.cat(self._probabilities), torch.cat(self._labels)]
         if trainer.world_size > 1:
-            shares = [trainer.strategy.all_gather(share).transpose(0, 1).flatten(0, 1) for share in shares]
+            shares = [gather_ranks(trainer, share).transpose(0, 1).flatten(0, 1) for share in shares]
         probabilities, labels = (share.cpu() for share in shares)
         real = labels != IGNORED  # place-holders that keep ranks in step
         if trainer.is_global_zero:

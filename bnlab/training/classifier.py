@@ -104,6 +104,11 @@ class Classifier(LightningModule):
         self._totals = EpochTotals()
         self._schedule = RecordSchedule()
 
+    def on_fit_start(self) -> None:
+        """Start anew, also after a training that was broken off."""
+        self._totals = EpochTotals()
+        self._schedule.restart()
+
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, classes)."""
         logits: Tensor = self.net(images.contiguous(memory_format=self.memory_format))
@@ -121,7 +126,10 @@ class Classifier(LightningModule):
         """Log the step's loss on the diagnostics' steps; `self.log` at every step would cost more than the MLP."""
         if self._schedule.due(self.trainer):
             self._schedule.mark(self.trainer)
-            log_scalars(self.trainer, {"train_loss_step": float(outputs["loss"])}, logged_step(self.trainer))
+            loss = self.trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
+            # Lightning divides the loss that hooks see by the number of accumulated batches
+            whole = float(loss) * self.trainer.accumulate_grad_batches
+            log_scalars(self.trainer, {"train_loss_step": whole}, logged_step(self.trainer))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's averages and the learning rate that it was trained with."""
@@ -154,7 +162,7 @@ class Classifier(LightningModule):
         for name, metric in cast(nn.ModuleDict, self.metrics[stage]).items():
             assert isinstance(metric, Metric)
             if name == "loss":
-                metric.update(losses, (labels != IGNORED).to(losses.dtype))
+                metric.update(losses[labels != IGNORED])  # weights are lost under nan_strategy="disable" (TM#3434)
             else:
                 metric.update(logits, labels)
             self.log(f"{stage}_{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
@@ -175,7 +183,12 @@ class Classifier(LightningModule):
             patience=p["lr_patience"] - 1,  # PyTorch acts on the epoch after `patience` bad ones
             threshold=0.0,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_acc"}}
+        # after the other epochs there is no accuracy, or an old one
+        every = 1 if self._trainer is None else self.trainer.check_val_every_n_epoch or 1
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "val_acc", "frequency": every},
+        }
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:

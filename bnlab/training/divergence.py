@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bnlab_callbacks.scalars import gather_ranks, widest
+
 # steps between two looks at the losses; each look waits for the device once
 _CPU_INTERVAL, _ACCELERATOR_INTERVAL = 10, 50
 
@@ -35,26 +37,37 @@ class DivergenceStop(Callback):
         self.divergence: Divergence | None = None
         self._losses: list[Tensor] = []
         self._steps: list[int] = []
+        self._step = 0
         self._previous: float | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         self._forget()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the optimizer step that the batch belongs to; several may share one."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remember the loss; look at the remembered ones every few steps."""
-        if outputs is None:
+        if not outputs:
             return
         self._losses.append(outputs["loss"].detach())
-        self._steps.append(trainer.global_step - 1)
+        self._steps.append(self._step)
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        if (batch_idx + 1) % (_CPU_INTERVAL if on_cpu else _ACCELERATOR_INTERVAL) == 0 or trainer.is_last_batch:
+        if (batch_idx + 1) % (_CPU_INTERVAL if on_cpu else _ACCELERATOR_INTERVAL) == 0:
             self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the rest, also where `max_steps` ends an epoch early."""
+        self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
         losses = torch.stack(self._losses).tolist() if self._losses else []
+        # Lightning divides the loss that hooks see by the number of accumulated batches
+        losses = [loss * trainer.accumulate_grad_batches for loss in losses]
         found = first_divergence(self._steps, losses, self._previous)
         self._previous = losses[-1] if losses else self._previous
         self._losses.clear()
@@ -77,7 +90,9 @@ def first_divergence(steps: list[int], losses: list[float], previous: float | No
 
 def _earliest(trainer: Trainer, found: Divergence | None) -> Divergence | None:
     """The earliest divergence on any rank; all ranks call this at the same step."""
-    mine = [math.inf, 0.0, 0.0] if found is None else [found.step, found.loss, found.previous_loss or math.nan]
-    ranks = trainer.strategy.all_gather(torch.tensor(mine, device=trainer.strategy.root_device)).reshape(-1, 3).tolist()
+    previous = math.nan if found is None or found.previous_loss is None else found.previous_loss
+    mine = [math.inf, 0.0, previous] if found is None else [found.step, found.loss, previous]
+    device = trainer.strategy.root_device
+    ranks = gather_ranks(trainer, torch.tensor(mine, dtype=widest(device), device=device)).tolist()
     step, loss, previous = min(ranks, key=lambda rank: rank[0])
     return None if math.isinf(step) else Divergence(int(step), loss, None if math.isnan(previous) else previous)

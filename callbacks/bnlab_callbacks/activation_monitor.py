@@ -24,7 +24,7 @@ from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import clean_name, number
-from bnlab_callbacks.scalars import epoch_tag, log_scalars, pack, publish_epoch
+from bnlab_callbacks.scalars import epoch_tag, gather_ranks, log_scalars, pack, publish_epoch, widest
 from bnlab_callbacks.unit_window import UnitWindow
 
 
@@ -258,12 +258,12 @@ class ActivationMonitor(Monitor):
         if trainer.world_size == 1:
             return _merge(calls, where, vector.cpu().unsqueeze(0))
         if not self._width:  # agreed upon once: an exchange of vectors of different lengths would hang
-            self._width = int(trainer.strategy.all_gather(torch.tensor([vector.numel()], device=vector.device)).max())
+            self._width = int(gather_ranks(trainer, torch.tensor([vector.numel()], device=vector.device)).max())
         message = vector.new_full((self._width + 1,), float(_TOO_LONG))
         if vector.numel() <= self._width:
             message[0] = _FAILED if self._recorder.failure else _layout(calls, where)
             message[1 : vector.numel() + 1] = vector
-        gathered = trainer.strategy.all_gather(message).cpu()
+        gathered = gather_ranks(trainer, message).cpu()
         layouts = gathered[:, 0]
         if bool((layouts == _FAILED).any()):
             self._recorder.failure = self._recorder.failure or "it failed on another rank"
@@ -321,7 +321,7 @@ def _pack_calls(calls: list[tuple[str, _Call]], device: torch.device) -> tuple[T
     """One vector of all calls' sums; for each call, the places of its fields that are not None."""
     tensors = [field for _, call in calls for field in (call.sums or ()) if field is not None]
     if not tensors:
-        return torch.zeros(0, device=device), []
+        return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
     vector, places = pack(tensors)
     position = iter(places)
     return vector, [[next(position) for field in (call.sums or ()) if field is not None] for _, call in calls]

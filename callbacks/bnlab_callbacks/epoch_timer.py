@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step
-from bnlab_callbacks.scalars import publish_epoch, widest
+from bnlab_callbacks.scalars import gather_ranks, publish_epoch, widest
 
 
 class EpochTimer(Callback):
@@ -82,7 +82,7 @@ class EpochTimer(Callback):
         mine = torch.tensor(
             [epoch, self._validation, epoch - self._validation, self._samples], dtype=widest(device), device=device
         )
-        ranks = trainer.strategy.all_gather(mine).reshape(-1, 4).tolist()
+        ranks = gather_ranks(trainer, mine).tolist()
         self.latest = epoch_times(ranks)
         if self._partial:
             self.latest["time/partial_epoch"] = 1.0

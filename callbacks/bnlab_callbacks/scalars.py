@@ -47,6 +47,19 @@ def to_host(tensors: Sequence[Tensor]) -> list[float]:
     return [values[place.start] for place in where]
 
 
+def gather_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """The tensor of every rank, (ranks, *shape), without gradients; all ranks must call it."""
+    if trainer.world_size == 1:
+        return tensor.unsqueeze(0)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        gathered: Tensor = trainer.strategy.all_gather(tensor)  # strategies with collectives of their own (XLA)
+        return gathered
+    # not Lightning's all_gather: it goes through functions that torch 2.15 deprecates
+    parts = [torch.empty_like(tensor) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(parts, tensor)
+    return torch.stack(parts)
+
+
 def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Give `metrics` to every logger of the Trainer, at `step`; ranks other than 0 write nothing, as in Lightning.
 

@@ -1,0 +1,126 @@
+"""Small nets, data and Trainers that the tests of the callbacks share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Module(pl.LightningModule):
+    """Mean squared error of `net`, plain SGD."""
+
+    def __init__(self, net: nn.Module, optimizer: Callable[..., torch.optim.Optimizer] | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = F.mse_loss(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", F.mse_loss(self(x), y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters())
+
+
+class MemoryLogger(Logger):
+    """Keeps what it is given: a list of (step, metrics)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    name = "memory"
+    version = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def series(self, tag: str) -> list[tuple[int | None, float]]:
+        return [(step, metrics[tag]) for step, metrics in self.rows if tag in metrics]
+
+    def steps(self, tag: str) -> list[int | None]:
+        return [step for step, _ in self.series(tag)]
+
+    def tags(self) -> set[str]:
+        return {tag for _, metrics in self.rows for tag in metrics}
+
+
+def mlp(*extra: nn.Module) -> nn.Sequential:
+    """6 → 5 → 4 → 3 units with a ReLU and a sigmoid, always the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = [nn.Linear(6, 5), nn.ReLU(), *extra, nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3)]
+        return nn.Sequential(*layers)
+
+
+def data(samples: int = 24, features: Sequence[int] = (6,), targets: Sequence[int] = (3,)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return (
+        torch.randn(samples, *features, generator=generator),
+        torch.randn(samples, *targets, generator=generator),
+    )
+
+
+def loader(samples: int = 24, batch_size: int = 8, features: Sequence[int] = (6,)) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*data(samples, features)), batch_size=batch_size)
+
+
+def trainer(*callbacks: Any, **options: Any) -> pl.Trainer:
+    """A quiet Trainer on the CPU that logs every step into memory."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": MemoryLogger(),
+        "max_epochs": 1,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "callbacks": list(callbacks),
+    }
+    return pl.Trainer(**(defaults | options))
+
+
+def memory(run: pl.Trainer) -> MemoryLogger:
+    logger = run.logger
+    assert isinstance(logger, MemoryLogger)
+    return logger
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    return [
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+
+
+class Each(pl.Callback):
+    """Keeps a copy of a callback's `latest` after each batch in which it changed; add it behind that callback."""
+
+    def __init__(self, watched: Any) -> None:
+        self.watched = watched
+        self.records: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.watched.latest and (not self.records or self.watched.latest is not self.records_last):
+            self.records_last = self.watched.latest
+            self.records.append(dict(self.watched.latest))

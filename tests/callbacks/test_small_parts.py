@@ -1,0 +1,187 @@
+"""Packing, names, the order of execution, the schedule of records."""
+
+import copy
+import math
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab_callbacks.forward_order import ForwardOrder
+from bnlab_callbacks.naming import clean_name, layer_filter, number
+from bnlab_callbacks.scalars import EpochMeans, epoch_tag, pack, to_host
+from bnlab_callbacks.schedule import RecordSchedule
+
+
+def test_packing_keeps_order_and_values_over_mixed_dtypes() -> None:
+    tensors = [
+        torch.tensor(2**40 + 1),
+        torch.tensor(0.1),
+        torch.tensor(True),
+        torch.tensor(0.1, dtype=torch.float64),
+        torch.tensor(-3, dtype=torch.int32),
+        torch.tensor(0.5, dtype=torch.bfloat16),
+        torch.tensor(math.nan),
+        torch.tensor(0.2),
+    ]
+    values = to_host(tensors)
+    assert values[:6] == [2.0**40 + 1, float(torch.tensor(0.1)), 1.0, 0.1, -3.0, 0.5]
+    assert math.isnan(values[6])
+    assert values[7] == float(torch.tensor(0.2))
+
+
+def test_packing_of_several_shapes_says_where_each_lies() -> None:
+    tensors = [torch.arange(3.0), torch.tensor([[True, False]]), torch.tensor(7), torch.arange(2.0) + 5]
+    vector, where = pack(tensors)
+    assert vector.dtype == torch.float64
+    assert [vector[place].tolist() for place in where] == [[0, 1, 2], [1, 0], [7], [5, 6]]
+
+
+def test_packing_nothing_gives_nothing() -> None:
+    assert to_host([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("_orig_mod.net.fc1", "net.fc1"),
+        ("net._orig_mod.0", "net.0"),
+        ("net.0._checkpoint_wrapped_module", "net.0"),
+        ("_fsdp_wrapped_module._orig_mod.fc", "fc"),
+        ("_orig_mod", ""),
+        ("my_orig_mod.fc", "my_orig_mod.fc"),
+        ("net.fc1", "net.fc1"),
+    ],
+)
+def test_wrappers_prefixes_are_stripped(name: str, clean: str) -> None:
+    assert clean_name(name) == clean
+
+
+def test_numbers_are_padded_to_two_digits_or_more() -> None:
+    assert number(["b", "a"]) == {"b": "00_b", "a": "01_a"}
+    assert list(number([f"l{i}" for i in range(100)]).values())[::99] == ["00_l0", "99_l99"]
+    assert list(number([f"l{i}" for i in range(101)]).values())[::100] == ["000_l0", "100_l100"]
+
+
+def test_a_bad_filter_is_refused_with_an_example() -> None:
+    with pytest.raises(ValueError, match=r"layers='\('.*conv\|fc1"):
+        layer_filter("(")
+    assert layer_filter(None).search("anything")
+
+
+def test_epoch_means_leave_out_what_is_not_finite() -> None:
+    means = EpochMeans()
+    means.add({"a/x": 1.0, "b/x": math.nan})
+    means.add({"a/x": 3.0, "c/x": -math.inf})
+    means.add({"a/x": math.inf, "c/x": -2.0})
+    assert means.pop() == {"a_epoch/x": 2.0, "c_epoch/x": -2.0}
+    assert means.pop() == {}
+    assert epoch_tag("grad_rms/00_a/b") == "grad_rms_epoch/00_a/b"
+
+
+class Crossed(nn.Module):
+    """Defined in another order than it runs; `spare` never runs; `held` runs inside attention only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x, _ = self.attention(x, x, x)
+        out: Tensor = self.last(self.last(x))
+        return out
+
+
+def watched(net: nn.Module) -> tuple[ForwardOrder, list[tuple[str, str]]]:
+    layers = [
+        (name, name) for name, module in net.named_modules() if next(module.parameters(recurse=False), None) is not None
+    ]
+    order = ForwardOrder((n, m) for n, m in net.named_modules() if n in dict(layers))
+    return order, layers
+
+
+def test_layers_sort_by_execution_and_uncalled_ones_with_their_parents() -> None:
+    net = Crossed()
+    order, layers = watched(net)
+    order.gate.open = True
+    net(torch.randn(3, 2, 4))
+    assert order.sort(layers) == ["first", "attention", "attention.out_proj", "last", "spare"]
+    order.remove()
+    order.remove()
+    assert all(not module._forward_pre_hooks for module in net.modules())
+
+
+def test_nothing_is_seen_through_a_shut_gate() -> None:
+    net = Crossed()
+    order, layers = watched(net)
+    net(torch.randn(3, 2, 4))
+    assert order.sort(layers) == [name for name, _ in layers]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_of_a_watched_net_record_nothing(duplicate: Any) -> None:
+    """Trap 11."""
+    net = Crossed()
+    order, _ = watched(net)
+    order.gate.open = True
+    duplicate(net)(torch.randn(3, 2, 4))
+    assert order._seen == []
+
+
+def at(step: int, epoch: int = 0, log_every_n_steps: int = 50) -> Any:
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=step))
+    return SimpleNamespace(current_epoch=epoch, log_every_n_steps=log_every_n_steps, fit_loop=loop)
+
+
+def recorded(schedule: RecordSchedule, steps_per_epoch: int, epochs: int, every: int = 50) -> list[int]:
+    steps = []
+    for step in range(steps_per_epoch * epochs):
+        now = at(step, step // steps_per_epoch, every)
+        if schedule.due(now):
+            schedule.mark(now)
+            steps.append(step)
+    return steps
+
+
+def test_every_nth_step_and_the_first_of_each_epoch_are_recorded() -> None:
+    assert recorded(RecordSchedule(4), 10, 2) == [0, 4, 8, 10, 12, 16]
+    assert recorded(RecordSchedule(4), 3, 3) == [0, 3, 4, 6, 8]
+    assert recorded(RecordSchedule(1), 2, 2) == [0, 1, 2, 3]
+    assert recorded(RecordSchedule(1000), 5, 3) == [0, 5, 10]
+
+
+def test_by_default_the_trainers_interval_counts() -> None:
+    assert recorded(RecordSchedule(), 10, 1, every=5) == [0, 5]
+    assert recorded(RecordSchedule(), 10, 1, every=0) == []
+
+
+def test_streams_have_slots_of_their_own() -> None:
+    schedule = RecordSchedule(5)
+    schedule.mark(at(0), "g")
+    assert not schedule.due(at(1), "g")
+    assert schedule.due(at(1), "d")
+
+
+def test_a_schedules_state_goes_on_where_it_stopped_and_restarts() -> None:
+    schedule, other = RecordSchedule(5), RecordSchedule(5)
+    schedule.mark(at(0))
+    state = schedule.state_dict()
+    other.load_state_dict(state)
+    assert not other.due(at(4))
+    assert other.due(at(5))
+    other.mark(at(5))
+    assert state == {"recorded": {"": [0, 0]}}  # not shared
+    other.restart()
+    assert other.due(at(5))
+
+
+def test_an_interval_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="every_n_steps=0 is below 1"):
+        RecordSchedule(0)

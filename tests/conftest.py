@@ -1,0 +1,48 @@
+"""What every test must leave as it found it: environment variables, threads, torch's random state."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+# Lightning's and torch's own marks, set for their subprocesses: taken back here, no test's fault
+SET_BY_LIBRARIES = {
+    *("PYTEST_CURRENT_TEST", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "TORCHINDUCTOR_CACHE_DIR"),
+    *("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"),  # importing scikit-learn
+}
+GRACE_S = 2.0  # for threads that were told to end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let through what Lightning says of any small run; all other warnings are errors."""
+    for message in (
+        "ignore:.*does not have many workers",  # in-process loading is right for a few tensors
+        r"ignore:The number of training batches \(\d+\) is smaller than the logging interval",
+        "ignore:You defined a `validation_step` but have no `val_dataloader`",
+        "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",  # Lightning 2.6 with torch 2.15
+    ):
+        config.addinivalue_line("filterwarnings", message)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves environment variables or threads behind; give torch's random state back."""
+    variables, threads, random_state = dict(os.environ), set(threading.enumerate()), torch.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(random_state)
+    now = dict(os.environ)
+    changed = {name for name in variables.keys() | now.keys() if variables.get(name) != now.get(name)}
+    for name in changed:
+        if name in variables:
+            os.environ[name] = variables[name]
+        else:
+            del os.environ[name]
+    deadline = time.monotonic() + GRACE_S
+    while (left := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not changed - SET_BY_LIBRARIES, f"environment variables were left changed: {changed}"
+    assert not left, f"threads were left running: {[thread.name for thread in left]}"
