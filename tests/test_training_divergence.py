@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,15 @@ from bnlab.training import DivergenceStop
 from bnlab.training.divergence import Divergence, _earliest, first_divergence
 
 BATCHES = 12  # an epoch; the losses are looked at after the tenth and at the end
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from more, and lose much beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def batches() -> DataLoader[Any]:

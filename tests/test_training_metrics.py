@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnlab import Classifier
 from bnlab.data import IGNORED
 from bnlab.training.epoch_totals import EpochTotals
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from more, and lose much beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def trainer_in(folder: Path, **options: Any) -> Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from bnlab import Classifier
 from bnlab.training.penalty import parameter_groups, penalty
 
 STRENGTH = 0.05  # far more than the thesis's 0.0005, so that a wrong factor shows
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from more, and lose much beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small(**options: Any) -> Classifier:

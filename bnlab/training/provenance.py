@@ -26,13 +26,17 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that bnlab's code lies in, and whether it has changes; None for an installed package."""
+    """Commit of the checkout that bnlab's code lies in, and whether it has changes, None where git cannot say.
+
+    None for an installed package.
+    """
     folder = Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
     tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
     if commit is None or tracked is None:
         return None
-    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

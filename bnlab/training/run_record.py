@@ -126,7 +126,8 @@ def outcome_of(trainer: Trainer) -> dict[str, Any]:
             evidence = {"loss": found.loss, "previous_loss": found.previous_loss}
             return {"status": "diverged", "step": found.step, "evidence": evidence, "epochs": epochs, "steps": steps}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+        # a resumed run has the `stopped_epoch` of its checkpoint
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch and trainer.should_stop:
             reason = f"{callback.patience} epochs without improvement of {callback.monitor}"
             return {"status": "early", "epochs": epochs, "steps": steps, "reason": reason}
     return {"status": "finished", "epochs": epochs, "steps": steps}

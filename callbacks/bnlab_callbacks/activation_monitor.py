@@ -301,7 +301,7 @@ _TOO_LONG, _FAILED = -1, -2
 
 def _layout(calls: list[tuple[str, _Call]], where: list[list[slice]]) -> int:
     """A check sum of what lies where in a rank's message, small enough to be exact in float32."""
-    described = [(key, call.numel, places) for (key, call), places in zip(calls, where, strict=True)]
+    described = [(key, places) for (key, _), places in zip(calls, where, strict=True)]
     return zlib.crc32(repr(described).encode()) % 2**23
 
 
@@ -318,13 +318,16 @@ class _Merged(NamedTuple):
 
 
 def _pack_calls(calls: list[tuple[str, _Call]], device: torch.device) -> tuple[Tensor, list[list[slice]]]:
-    """One vector of all calls' sums; for each call, the places of its fields that are not None."""
-    tensors = [field for _, call in calls for field in (call.sums or ()) if field is not None]
-    if not tensors:
+    """One vector of all calls' sums and sizes; for each call, the places of its fields, the sizes last."""
+    if not calls:
         return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
-    vector, places = pack(tensors)
+    sizes = torch.tensor([[call.samples, call.numel] for _, call in calls], dtype=torch.int64).to(device)
+    fields = [
+        [*(field for field in (call.sums or ()) if field is not None), sizes[i]] for i, (_, call) in enumerate(calls)
+    ]
+    vector, places = pack([tensor for one in fields for tensor in one])
     position = iter(places)
-    return vector, [[next(position) for field in (call.sums or ()) if field is not None] for _, call in calls]
+    return vector, [[next(position) for _ in one] for one in fields]
 
 
 def _merge(calls: list[tuple[str, _Call]], where: list[list[slice]], ranks: Tensor) -> dict[str, _Merged]:
@@ -341,13 +344,14 @@ def _unpack(call: _Call, places: list[slice], row: Tensor) -> _Merged:
     assert call.sums is not None
     fields = dict.fromkeys(ActivationSums._fields)
     present = (name for name, field in zip(ActivationSums._fields, call.sums, strict=True) if field is not None)
-    values = {name: row[place] for name, place in zip(present, places, strict=True)}
+    values = {name: row[place] for name, place in zip(present, places[:-1], strict=True)}
+    samples, numel = row[places[-1]].tolist()
     active = values.pop("active", None)
     numbers: dict[str, float | None] = {**fields, **{name: float(value) for name, value in values.items()}}
     mean, rest, spread, absmax = (float(values[name]) for name in ("mean", "rest", "spread", "absmax"))
     return _Merged(
-        samples=call.samples,
-        moments=Moments(call.numel, mean + rest, spread * spread),
+        samples=samples,
+        moments=Moments(numel, mean + rest, spread * spread),
         absmax=absmax,
         low=numbers["low"],
         high=numbers["high"],

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.chunks import Scratch, flat, pieces, total, wide_dtype
+from bnlab_callbacks.chunks import Scratch, flat, pieces, total, total_count, wide_dtype
 
 # share of the largest slope below which a unit counts as saturated
 SLOPE = 0.05
@@ -121,20 +121,20 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
         squares.append(torch.dot(centred, centred))
         rests.append(centred.sum())
         if bounds.low is not None:
-            low.append(torch.count_nonzero(below(compared, bounds.low, out=scratch.mask(piece))))
+            low.append(below(compared, bounds.low, out=scratch.flags(piece)).sum())
         if bounds.high is not None:
-            high.append(torch.count_nonzero(above(compared, bounds.high, out=scratch.mask(piece))))
+            high.append(above(compared, bounds.high, out=scratch.flags(piece)).sum())
         if active is not None:
-            zeros.append(torch.count_nonzero(torch.eq(piece, 0, out=scratch.mask(piece))))
+            zeros.append(torch.eq(piece, 0, out=scratch.flags(piece)).sum())
     rest = total(rests)
     return ActivationSums(
         mean=mean,
         rest=scale * (rest / values.numel()),
         spread=scale * (total(squares) - rest * rest / values.numel()).clamp_min(0).sqrt(),
         absmax=absmax,
-        low=total(low) if low else None,
-        high=total(high) if high else None,
-        zeros=total(zeros) if zeros else None,
+        low=total_count(low) if low else None,
+        high=total_count(high) if high else None,
+        zeros=total_count(zeros) if zeros else None,
         active=None if active is None else active > 0,
     )
 

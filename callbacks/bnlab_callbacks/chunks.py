@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# elements a piece: 1 MiB of float32, within a core's L2 cache; accelerators want long kernels instead
+# elements a piece: 1 MiB of float32, within a core's L2 cache; accelerators want long kernels instead. Not above 2^24:
+# counts within a piece are summed in float32
 _CPU_CHUNK = 1 << 18
 _ACCELERATOR_CHUNK = 1 << 24
 
@@ -30,26 +31,25 @@ def pieces(x: Tensor) -> tuple[Tensor, ...]:
 
 
 class Scratch:
-    """Two reusable buffers per device and dtype: one for values, one for truth values, at most a piece long."""
+    """Two reusable buffers per device and dtype, for values and for comparisons, at most a piece long."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def get(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """An uninitialised vector as long as `like`, on its device; valid until the next call."""
-        key = (like.device, dtype)
+    def _get(self, use: str, like: Tensor) -> Tensor:
+        key = (use, like.device, wide_dtype(like))
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < like.numel():
-            buffer = self._buffers[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
+            buffer = self._buffers[key] = torch.empty(like.numel(), dtype=wide_dtype(like), device=like.device)
         return buffer if buffer.numel() == like.numel() else buffer[: like.numel()]
 
     def values(self, like: Tensor) -> Tensor:
-        """A buffer for values in the dtype of statistics."""
-        return self.get(like, wide_dtype(like))
+        """An uninitialised vector as long as `like`, on its device, in the dtype of statistics; until the next call."""
+        return self._get("values", like)
 
-    def mask(self, like: Tensor) -> Tensor:
-        """A buffer for truth values."""
-        return self.get(like, torch.bool)
+    def flags(self, like: Tensor) -> Tensor:
+        """A second one, for comparisons: 1.0 and 0.0, since on CPUs truth values take twice as long."""
+        return self._get("flags", like)
 
     def clear(self) -> None:
         """Give the memory back."""
@@ -59,3 +59,8 @@ class Scratch:
 def total(parts: list[Tensor]) -> Tensor:
     """Sum of 0-dimensional tensors, one per piece."""
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def total_count(parts: list[Tensor]) -> Tensor:
+    """Sum of whole numbers, one per piece, as an integer: a piece's own is exact in float32, the sum might not be."""
+    return parts[0].to(torch.int64) if len(parts) == 1 else torch.stack(parts).sum(dtype=torch.int64)

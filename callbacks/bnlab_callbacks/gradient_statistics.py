@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.chunks import Scratch, flat, pieces, total, wide_dtype
+from bnlab_callbacks.chunks import Scratch, flat, pieces, total, total_count, wide_dtype
 
 
 class GradientSums(NamedTuple):
@@ -47,8 +47,8 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
         magnitude = torch.abs(piece, out=scratch.values(piece))
         absolute.append(magnitude.sum())
         signed.append(piece.sum())
-        zeros.append(torch.count_nonzero(torch.eq(piece, 0, out=scratch.mask(piece))))
-        finite.append(torch.count_nonzero(torch.lt(magnitude, math.inf, out=scratch.mask(piece))))
+        zeros.append(torch.eq(piece, 0, out=scratch.flags(piece)).sum())
+        finite.append(torch.lt(magnitude, math.inf, out=scratch.flags(piece)).sum())
     magnitude_sum = total(absolute)
     # not below the smallest normal number, so that an all-zero gradient has norm 0 and not 0/0
     scale = (magnitude_sum / values.numel()).clamp_min(torch.finfo(wide).tiny)
@@ -56,7 +56,8 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     for piece in pieces(values):
         scaled = torch.div(piece.to(wide), scale, out=scratch.values(piece))
         squares.append(torch.dot(scaled, scaled))
-    return GradientSums(magnitude_sum, total(signed), scale * total(squares).sqrt(), total(zeros), total(finite))
+    norm = scale * total(squares).sqrt()
+    return GradientSums(magnitude_sum, total(signed), norm, total_count(zeros), total_count(finite))
 
 
 def gradient_statistics(sums: tuple[float, ...], stored: int, numel: int, scale: float = 1.0) -> dict[str, float]:
