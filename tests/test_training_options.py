@@ -92,7 +92,9 @@ def test_compile_goes_through_torch_compile(tmp_path: Path, monkeypatch: pytest.
 def test_a_compiled_net_trains_as_an_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's own backend, Inductor, to rounding."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")  # Inductor sets it; so it is taken back
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes that outlives the test
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # nor a thread, of Inductor's progress bar
     compiled, eager = fit_compiled_and_eager(tmp_path)
     for name, value in compiled.net.state_dict().items():
         torch.testing.assert_close(value, eager.net.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)

@@ -98,7 +98,7 @@ class BnlabCLI(LightningCLI):
         """Take the model's arguments from the checkpoint; a flag that says something else is an error (PL#21455)."""
         config = self.config[self.config["subcommand"]]
         path = config.get("ckpt_path")
-        if not path or path in ("best", "last", "hpc", "registry"):
+        if not path:
             return
         model = config["model"]
         explicit = given_names(self._words, "model")

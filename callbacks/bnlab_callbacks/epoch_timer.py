@@ -46,14 +46,20 @@ class EpochTimer(Callback):
         self._samples = 0
         self._partial = partial
 
+    def _synchronize(self, trainer: Trainer) -> None:
+        """Wait for the device: what it has queued belongs to the time before."""
+        device = trainer.strategy.root_device
+        if self.enabled and device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock: a run that is resumed within an epoch sees no start of that epoch."""
-        _synchronize(trainer.strategy.root_device)
+        self._synchronize(trainer)
         self._begin(partial=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock at the edge of an epoch."""
-        _synchronize(trainer.strategy.root_device)
+        self._synchronize(trainer)
         self._begin(partial=False)
 
     def on_train_batch_end(
@@ -64,20 +70,20 @@ class EpochTimer(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop counting training time."""
-        _synchronize(trainer.strategy.root_device)
+        self._synchronize(trainer)
         self._validation_start = perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on counting training time. The sanity check comes before the first epoch and is forgotten there."""
-        _synchronize(trainer.strategy.root_device)
+        self._synchronize(trainer)
         self._validation += perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish the epoch's times. All ranks take part: the exchange is a collective."""
-        device = trainer.strategy.root_device
-        _synchronize(device)
         if not self.enabled:
             return
+        self._synchronize(trainer)
+        device = trainer.strategy.root_device
         epoch = perf_counter() - self._start
         mine = torch.tensor(
             [epoch, self._validation, epoch - self._validation, self._samples], dtype=widest(device), device=device
@@ -109,8 +115,3 @@ def batch_length(batch: Any) -> int:
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         return next((length for item in batch if (length := batch_length(item))), 0)
     return 0
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
