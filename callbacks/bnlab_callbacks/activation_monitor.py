@@ -2,104 +2,24 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from bnlab_callbacks.activation_statistics import (
-    ACTIVATIONS,
-    ActivationSums,
-    Moments,
-    activation_sums,
-    is_rectifier,
-    saturation,
-)
-from bnlab_callbacks.chunks import Scratch
-from bnlab_callbacks.forward_order import Gate
+from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
+from bnlab_callbacks.activation_merge import Merged, layout, merge, pack_calls
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
-from bnlab_callbacks.naming import clean_name, number
-from bnlab_callbacks.scalars import epoch_tag, gather_ranks, log_scalars, pack, publish_epoch, widest
+from bnlab_callbacks.naming import number
+from bnlab_callbacks.scalars import epoch_tag, gather_ranks, log_scalars, publish_epoch
 from bnlab_callbacks.unit_window import UnitWindow
 
-
-class _Call(NamedTuple):
-    """One firing of a hook; `sums` is None for a layer that the filter keeps out and that is only counted."""
-
-    layer: str
-    samples: int
-    numel: int
-    sums: ActivationSums | None
-
-
-class _Inert:
-    """What a hook becomes in a copy of its module (an EMA, a pickle): it does nothing."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        pass
-
-
-class _Hook:
-    """A forward hook and what it must know of its module; an object, since closures cannot be pickled."""
-
-    def __init__(self, layer: str, module: nn.Module, unit_dim: int | None, wanted: bool, into: _Recorder) -> None:
-        self.layer = layer
-        self.bounds = saturation(module)
-        self.rectifier = is_rectifier(module)
-        self.unit_dim = unit_dim
-        self.wanted = wanted
-        self.into = into
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.into.gate.open or not module.training:
-            return
-        if torch.compiler.is_compiling():
-            self.record(output)
-            return
-        try:
-            self.record(output)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
-            self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
-
-    def record(self, output: Any) -> None:
-        if not _is_dense_float(output):
-            return
-        sums = None
-        if self.wanted:
-            unit_dim = units_of(output.ndim, self.unit_dim) if self.rectifier else None
-            sums = activation_sums(output.detach(), self.bounds, unit_dim, self.into.scratch)
-        self.into.calls.append(_Call(self.layer, output.shape[0] if output.ndim else 1, output.numel(), sums))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
-        return _Inert()
-
-    def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
-        return _Inert, ()
-
-
-class _Recorder:
-    """What all hooks of one monitor share: the switch, the buffers, and the list of calls, in order of execution."""
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.scratch = Scratch()
-        self.calls: list[_Call] = []
-        self.failure: str | None = None
-
-
-def _is_dense_float(output: Any) -> bool:
-    return (
-        isinstance(output, Tensor)
-        and output.is_floating_point()
-        and not output.is_nested
-        and output.layout == torch.strided
-        and output.numel() > 0
-    )
+# what a rank sends in place of its layout when it has nothing to compare
+_TOO_LONG, _FAILED = -1, -2
 
 
 class ActivationMonitor(Monitor):
@@ -153,9 +73,9 @@ class ActivationMonitor(Monitor):
         self._forget()
 
     def _forget(self) -> None:
-        self._recorder = _Recorder()
+        self._recorder = Recorder()
         self._numbered: dict[str, str] = {}
-        self._pending: list[tuple[str, _Call]] = []
+        self._pending: list[tuple[str, Call]] = []
         self._windows: dict[str, UnitWindow] = {}
         self._absmax: dict[str, float] = defaultdict(float)
         self._step_before = -1
@@ -180,7 +100,7 @@ class ActivationMonitor(Monitor):
             self.give_up(_nothing_to_see(self.layers, [layer for layer, _, _ in found]))
             return
         for layer, module, unit_dim in found:
-            hook = _Hook(layer, module, unit_dim, self.wants(layer), self._recorder)
+            hook = Hook(layer, module, unit_dim, self.wants(layer), self._recorder)
             self._handles.append(module.register_forward_hook(hook))
 
     @never_break_training
@@ -240,28 +160,28 @@ class ActivationMonitor(Monitor):
             metrics[f"dead_samples_epoch/{name}"] = float(dead.samples)
         publish_epoch(trainer, metrics, logged_step(trainer) - 1)
 
-    def _number(self, pending: list[tuple[str, _Call]]) -> None:
+    def _number(self, pending: list[tuple[str, Call]]) -> None:
         """Fix the numbers at the first record; what turns up later gets the next ones: no tag ever changes its name."""
         if not self._numbered:
             self._numbered = number(dict.fromkeys(key for key, _ in pending))
         for key, _ in pending:
             self._numbered.setdefault(key, f"{len(self._numbered):02d}_{key}")
 
-    def _exchange(self, trainer: Trainer, calls: list[tuple[str, _Call]]) -> dict[str, _Merged] | None:
+    def _exchange(self, trainer: Trainer, calls: list[tuple[str, Call]]) -> dict[str, Merged] | None:
         """Statistics of the step's calls over all ranks, through one copy off the device and one collective.
 
         None where ranks saw different layers in this step; every rank then skips it, so that none waits for another.
         """
         if trainer.world_size == 1 and not calls:
             return {}
-        vector, where = _pack_calls(calls, trainer.strategy.root_device)
+        vector, where = pack_calls(calls, trainer.strategy.root_device)
         if trainer.world_size == 1:
-            return _merge(calls, where, vector.cpu().unsqueeze(0))
+            return merge(calls, where, vector.cpu().unsqueeze(0))
         if not self._width:  # agreed upon once: an exchange of vectors of different lengths would hang
             self._width = int(gather_ranks(trainer, torch.tensor([vector.numel()], device=vector.device)).max())
         message = vector.new_full((self._width + 1,), float(_TOO_LONG))
         if vector.numel() <= self._width:
-            message[0] = _FAILED if self._recorder.failure else _layout(calls, where)
+            message[0] = _FAILED if self._recorder.failure else layout(calls, where)
             message[1 : vector.numel() + 1] = vector
         gathered = gather_ranks(trainer, message).cpu()
         layouts = gathered[:, 0]
@@ -270,9 +190,9 @@ class ActivationMonitor(Monitor):
         if bool((layouts != layouts[0]).any()) or layouts[0] < 0:
             rank_zero_warn("ActivationMonitor: ranks ran different layers in a recorded step; such steps are left out.")
             return None
-        return _merge(calls, where, gathered[:, 1 : vector.numel() + 1])
+        return merge(calls, where, gathered[:, 1 : vector.numel() + 1])
 
-    def _statistics(self, key: str, merged: _Merged) -> Iterator[tuple[str, float]]:
+    def _statistics(self, key: str, merged: Merged) -> Iterator[tuple[str, float]]:
         """Tags and values of one call's statistics."""
         name, count = self._numbered[key], merged.moments.n
         yield f"act_mean/{name}", merged.moments.mean
@@ -293,109 +213,6 @@ class ActivationMonitor(Monitor):
             dead = window.window()
             yield f"dead_frac/{name}", dead.fraction
             yield f"dead_samples/{name}", float(dead.samples)
-
-
-# what a rank sends in place of its layout when it has nothing to compare
-_TOO_LONG, _FAILED = -1, -2
-
-
-def _layout(calls: list[tuple[str, _Call]], where: list[list[slice]]) -> int:
-    """A check sum of what lies where in a rank's message, small enough to be exact in float32."""
-    described = [(key, places) for (key, _), places in zip(calls, where, strict=True)]
-    return zlib.crc32(repr(described).encode()) % 2**23
-
-
-class _Merged(NamedTuple):
-    """One layer's sums over calls and ranks, on the host."""
-
-    samples: float
-    moments: Moments
-    absmax: float
-    low: float | None
-    high: float | None
-    zeros: float | None
-    active: Tensor | None
-
-
-def _pack_calls(calls: list[tuple[str, _Call]], device: torch.device) -> tuple[Tensor, list[list[slice]]]:
-    """One vector of all calls' sums and sizes; for each call, the places of its fields, the sizes last."""
-    if not calls:
-        return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
-    sizes = torch.tensor([[call.samples, call.numel] for _, call in calls], dtype=torch.int64).to(device)
-    fields = [
-        [*(field for field in (call.sums or ()) if field is not None), sizes[i]] for i, (_, call) in enumerate(calls)
-    ]
-    vector, places = pack([tensor for one in fields for tensor in one])
-    position = iter(places)
-    return vector, [[next(position) for _ in one] for one in fields]
-
-
-def _merge(calls: list[tuple[str, _Call]], where: list[list[slice]], ranks: Tensor) -> dict[str, _Merged]:
-    """Join sums of the same layer over accumulated batches and over the rows of `ranks` (world_size, width)."""
-    merged: dict[str, _Merged] = {}
-    for (key, call), places in zip(calls, where, strict=True):
-        for row in ranks:
-            one = _unpack(call, places, row)
-            merged[key] = _join(merged[key], one) if key in merged else one
-    return merged
-
-
-def _unpack(call: _Call, places: list[slice], row: Tensor) -> _Merged:
-    assert call.sums is not None
-    fields = dict.fromkeys(ActivationSums._fields)
-    present = (name for name, field in zip(ActivationSums._fields, call.sums, strict=True) if field is not None)
-    values = {name: row[place] for name, place in zip(present, places[:-1], strict=True)}
-    samples, numel = row[places[-1]].tolist()
-    active = values.pop("active", None)
-    numbers: dict[str, float | None] = {**fields, **{name: float(value) for name, value in values.items()}}
-    mean, rest, spread, absmax = (float(values[name]) for name in ("mean", "rest", "spread", "absmax"))
-    return _Merged(
-        samples=samples,
-        moments=Moments(numel, mean + rest, spread * spread),
-        absmax=absmax,
-        low=numbers["low"],
-        high=numbers["high"],
-        zeros=numbers["zeros"],
-        active=None if active is None else active > 0,
-    )
-
-
-def _join(a: _Merged, b: _Merged) -> _Merged:
-    def add(x: float | None, y: float | None) -> float | None:
-        return None if x is None or y is None else x + y
-
-    return _Merged(
-        samples=a.samples + b.samples,
-        moments=a.moments.merge(b.moments),
-        absmax=max(a.absmax, b.absmax),
-        low=add(a.low, b.low),
-        high=add(a.high, b.high),
-        zeros=add(a.zeros, b.zeros),
-        active=None if a.active is None or b.active is None else a.active | b.active,
-    )
-
-
-def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, int | None]]:
-    """Activation modules in order of definition: layer name, module, dimension of its units if the model tells it.
-
-    Units lie in the last dimension behind a linear layer and in dimension 1 behind a convolution, and the layer that
-    was defined last before the activation decides.
-    """
-    unit_dim: int | None = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            unit_dim = -1
-        elif isinstance(module, nn.modules.conv._ConvNd):  # transposed ones too
-            unit_dim = 1
-        elif isinstance(module, ACTIVATIONS):
-            yield clean_name(name), module, unit_dim
-
-
-def units_of(ndim: int, known: int | None) -> int:
-    """Dimension of the units of an output with `ndim` dimensions: as known, else the last of (N, T, F), else 1."""
-    if known is None:
-        known = -1 if ndim == 3 else 1
-    return min(known, ndim - 1) if ndim > 1 else 0
 
 
 def _nothing_to_see(pattern: str | None, layers: list[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.activation_monitor import find_activations, units_of
+from bnlab_callbacks.activation_hooks import find_activations, units_of
 from bnlab_callbacks.activation_statistics import (
     ACTIVATIONS,
     ActivationSums,

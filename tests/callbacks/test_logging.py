@@ -189,14 +189,14 @@ def test_a_record_of_gradients_is_one_copy_to_the_host(depth: int, monkeypatch: 
 def test_a_record_of_activations_is_one_copy_to_the_host(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 14: nothing is read before all layers' sums lie in one vector."""
     copies, reads = [], Reads()
-    pack = activation_module._pack_calls
+    pack = activation_module.pack_calls
 
     def counted(*args: Any) -> Any:
         packed = pack(*args)
         copies.append(reads.count)
         return packed
 
-    monkeypatch.setattr(activation_module, "_pack_calls", counted)
+    monkeypatch.setattr(activation_module, "pack_calls", counted)
     to_host: list[int] = []
     cpu = torch.Tensor.cpu
 

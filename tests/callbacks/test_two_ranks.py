@@ -116,8 +116,8 @@ def test_batches_of_other_sizes_on_ranks_weigh_by_their_samples(ranks: Ranks) ->
     x = data(16)[0]
     relu = mlp()[:2](torch.cat([x[:4], x[8:12]])).detach()
     assert first[0]["act_mean/00_net.1"] == pytest.approx(float(relu.double().mean()), rel=1e-6)
-    if len(first) == 2:  # else the step was left out, and said so
-        assert first[1]["dead_samples/00_net.1"] == 8 + 5
+    assert len(first) == 2
+    assert first[1]["dead_samples/00_net.1"] == 8 + 5
 
 
 def test_ranks_with_other_layers_leave_the_step_out_and_do_not_hang(ranks: Ranks) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks import activation_monitor as activation_module
+from bnlab_callbacks import activation_hooks as activation_module
 from tests.callbacks.small_runs import Each, MemoryLogger, Module, data, mlp, trainer
 
 RANK = int(os.environ["LOCAL_RANK"])

@@ -1,0 +1,111 @@
+"""Hooks on activation modules: which modules, which of their dimensions are units, and what each call leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bnlab_callbacks.activation_statistics import ACTIVATIONS, ActivationSums, activation_sums, is_rectifier, saturation
+from bnlab_callbacks.chunks import Scratch
+from bnlab_callbacks.forward_order import Gate
+from bnlab_callbacks.naming import clean_name
+
+
+class Call(NamedTuple):
+    """One firing of a hook; `sums` is None for a layer that the filter keeps out and that is only counted."""
+
+    layer: str
+    samples: int
+    numel: int
+    sums: ActivationSums | None
+
+
+class _Inert:
+    """What a hook becomes in a copy of its module (an EMA, a pickle): it does nothing."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pass
+
+
+class Hook:
+    """A forward hook and what it must know of its module; an object, since closures cannot be pickled."""
+
+    def __init__(self, layer: str, module: nn.Module, unit_dim: int | None, wanted: bool, into: Recorder) -> None:
+        self.layer = layer
+        self.bounds = saturation(module)
+        self.rectifier = is_rectifier(module)
+        self.unit_dim = unit_dim
+        self.wanted = wanted
+        self.into = into
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.into.gate.open or not module.training:
+            return
+        if torch.compiler.is_compiling():
+            self.record(output)
+            return
+        try:
+            self.record(output)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
+
+    def record(self, output: Any) -> None:
+        if not is_dense_float(output):
+            return
+        sums = None
+        if self.wanted:
+            unit_dim = units_of(output.ndim, self.unit_dim) if self.rectifier else None
+            sums = activation_sums(output.detach(), self.bounds, unit_dim, self.into.scratch)
+        self.into.calls.append(Call(self.layer, output.shape[0] if output.ndim else 1, output.numel(), sums))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
+        return _Inert()
+
+    def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
+        return _Inert, ()
+
+
+class Recorder:
+    """What all hooks of one monitor share: the switch, the buffers, and the list of calls, in order of execution."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.scratch = Scratch()
+        self.calls: list[Call] = []
+        self.failure: str | None = None
+
+
+def is_dense_float(output: Any) -> bool:
+    return (
+        isinstance(output, Tensor)
+        and output.is_floating_point()
+        and not output.is_nested
+        and output.layout == torch.strided
+        and output.numel() > 0
+    )
+
+
+def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, int | None]]:
+    """Activation modules in order of definition: layer name, module, dimension of its units if the model tells it.
+
+    Units lie in the last dimension behind a linear layer and in dimension 1 behind a convolution, and the layer that
+    was defined last before the activation decides.
+    """
+    unit_dim: int | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            unit_dim = -1
+        elif isinstance(module, nn.modules.conv._ConvNd):  # transposed ones too
+            unit_dim = 1
+        elif isinstance(module, ACTIVATIONS):
+            yield clean_name(name), module, unit_dim
+
+
+def units_of(ndim: int, known: int | None) -> int:
+    """Dimension of the units of an output with `ndim` dimensions: as known, else the last of (N, T, F), else 1."""
+    if known is None:
+        known = -1 if ndim == 3 else 1
+    return min(known, ndim - 1) if ndim > 1 else 0
