@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
         r"ignore:The number of training batches \(\d+\) is smaller than the logging interval",
         "ignore:You defined a `validation_step` but have no `val_dataloader`",
         "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",  # Lightning 2.6 with torch 2.15
+        "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # torch 2.11's own inductor
     ):
         config.addinivalue_line("filterwarnings", message)
 

@@ -11,13 +11,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from data_files import npz_arrays, random_images, write_cifar10, write_mnist, write_npz
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 import bnlab.data.module
 from bnlab.data import IGNORED, PADDING, EpochSampler, ImageDataModule, TensorImages, identity_collate
 from bnlab.errors import InputError
+from tests.data_files import npz_arrays, random_images, write_cifar10, write_mnist, write_npz
 
 
 @pytest.fixture(autouse=True)

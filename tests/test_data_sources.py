@@ -13,7 +13,13 @@ import pytest
 import scipy.io
 import torch
 import torchvision
-from data_files import (
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, SVHN
+
+import bnlab.data.files
+from bnlab.data import DATASETS, ImageSet, describe, fetch, load
+from bnlab.errors import InputError
+from tests.data_files import (
     class_numbers,
     md5,
     npz_arrays,
@@ -25,12 +31,6 @@ from data_files import (
     write_npz,
     write_svhn,
 )
-from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, SVHN
-
-import bnlab.data.files
-from bnlab.data import DATASETS, ImageSet, describe, fetch, load
-from bnlab.errors import InputError
 
 
 def equal(tensor: torch.Tensor, array: Any) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from data_files import random_images
 
 from bnlab.data import pixel_statistics, split_indices
 from bnlab.errors import InputError
+from tests.data_files import random_images
 
 
 @pytest.mark.parametrize(

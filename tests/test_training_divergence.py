@@ -99,6 +99,14 @@ def test_the_first_of_several_counts(tmp_path: Path) -> None:
     assert stop.divergence == Divergence(4, math.inf, model.losses[3])
 
 
+def test_the_first_counts_where_min_epochs_keeps_the_run_going(tmp_path: Path) -> None:
+    stop = DivergenceStop()
+    model = scripted({4: math.inf, BATCHES + 3: math.nan})
+    trainer = fit(tmp_path, model, stop, min_epochs=2)
+    assert trainer.global_step >= BATCHES + 4
+    assert stop.divergence == Divergence(4, math.inf, model.losses[3])
+
+
 def test_a_rate_far_too_high_diverges_where_a_plain_loop_does(tmp_path: Path) -> None:
     model = scripted({}, lr=1e8)
     plain = copy.deepcopy(model.net)

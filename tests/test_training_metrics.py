@@ -166,7 +166,7 @@ class Frozen(Classifier):
         optimizer_closure()
 
 
-class Losses(Callback):
+class Losses:
     """Notes the loss of every training step, as `training_step` returns it."""
 
     def __init__(self, module: Classifier) -> None:
@@ -278,6 +278,19 @@ def test_a_diverged_net_has_the_accuracy_of_class_0_and_no_loss(tmp_path: Path) 
     nn.init.constant_(next(model.net.parameters()), torch.nan)
     (found,) = trainer_in(tmp_path).validate(model, loader(images, labels, 4), verbose=False)
     assert found["val_acc"] == pytest.approx((labels == 0).double().mean().item(), rel=1e-6)
+    assert np.isnan(found["val_loss"])
+
+
+def test_one_loss_that_is_no_number_is_not_left_out_of_the_average(tmp_path: Path) -> None:
+    images, labels = samples(13, 3)
+    model = tiny()
+    with torch.no_grad():
+        guesses = model(images).argmax(1)
+    images[6] = torch.nan
+    labels[6] = 0  # what NaN logits guess
+    guesses[6] = 0
+    (found,) = trainer_in(tmp_path).validate(model, loader(images, labels, 4), verbose=False)
+    assert found["val_acc"] == pytest.approx((guesses == labels).double().mean().item(), rel=1e-6)
     assert np.isnan(found["val_loss"])
 
 

@@ -42,7 +42,7 @@ def given_names(words: list[str], section: str) -> set[str]:
     for position, word in enumerate(words):
         file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
         if file and Path(file).is_file():
-            content = yaml.safe_load(Path(file).read_text())
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
             names |= set((content or {}).get(section) or {})
     return names
 

@@ -169,7 +169,7 @@ class BnlabCLI(LightningCLI):
     def _write_config(self, path: Path) -> None:
         config = self.config["fit"].clone()
         config.pop("config", None)
-        path.write_text(self._parser("fit").dump(config, skip_validation=True))
+        path.write_text(self._parser("fit").dump(config, skip_validation=True), encoding="utf-8")
 
     def before_validate(self) -> None:
         """Check the input."""

@@ -20,7 +20,7 @@ def experiment_name(configs: Sequence[Path], fallback: str) -> str:
 def _stem(config: Path) -> str:
     record = config.parent / "run.yaml"
     if config.name == "config.yaml" and record.is_file():
-        return str(yaml.safe_load(record.read_text())["experiment"])
+        return str(yaml.safe_load(record.read_text(encoding="utf-8"))["experiment"])
     return config.stem
 
 

@@ -150,7 +150,7 @@ def describe(outcome: dict[str, Any]) -> str:
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(temporary, path)
 
 
