@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "ignore:You defined a `validation_step` but have no `val_dataloader`",
         "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",  # Lightning 2.6 with torch 2.15
         "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # torch 2.11's own inductor
+        "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",  # torch.compile on that one release of Python
     ):
         config.addinivalue_line("filterwarnings", message)
 
