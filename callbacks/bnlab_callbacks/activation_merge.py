@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import NamedTuple
 
@@ -81,9 +82,14 @@ def _join(a: Merged, b: Merged) -> Merged:
     return Merged(
         samples=a.samples + b.samples,
         moments=a.moments.merge(b.moments),
-        absmax=max(a.absmax, b.absmax),
+        absmax=larger(a.absmax, b.absmax),
         low=add(a.low, b.low),
         high=add(a.high, b.high),
         zeros=add(a.zeros, b.zeros),
         active=None if a.active is None or b.active is None else a.active | b.active,
     )
+
+
+def larger(a: float, b: float) -> float:
+    """The larger number, and NaN if one is NaN, where `max` would take either."""
+    return a if a >= b or math.isnan(a) else b

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
-from bnlab_callbacks.activation_merge import Merged, layout, merge, pack_calls
+from bnlab_callbacks.activation_merge import Merged, larger, layout, merge, pack_calls
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import number
@@ -199,7 +199,7 @@ class ActivationMonitor(Monitor):
         yield f"act_std/{name}", merged.moments.std
         yield f"act_absmax/{name}", merged.absmax
         tag = f"act_absmax/{name}"
-        self._absmax[tag] = max(self._absmax[tag], merged.absmax)
+        self._absmax[tag] = larger(self._absmax[tag], merged.absmax)
         sides = {"sat_lo": merged.low, "sat_hi": merged.high}
         shares = {side: number / count for side, number in sides.items() if number is not None}
         if shares:

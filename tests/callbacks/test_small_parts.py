@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bnlab_callbacks.activation_merge import larger
 from bnlab_callbacks.forward_order import ForwardOrder
 from bnlab_callbacks.naming import clean_name, layer_filter, number
 from bnlab_callbacks.scalars import EpochMeans, epoch_tag, pack, to_host
@@ -185,3 +186,9 @@ def test_a_schedules_state_goes_on_where_it_stopped_and_restarts() -> None:
 def test_an_interval_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="every_n_steps=0 is below 1"):
         RecordSchedule(0)
+
+
+def test_the_larger_number_does_not_hide_nan() -> None:
+    assert larger(1.0, 2.0) == larger(2.0, 1.0) == 2.0
+    assert math.isnan(larger(math.nan, 1.0))
+    assert math.isnan(larger(1.0, math.nan))
