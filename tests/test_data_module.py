@@ -140,12 +140,12 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
 
 
 def test_batch_larger_than_the_training_part() -> None:
-    with pytest.raises(InputError, match="batch_size 816 is larger than the 815 training images, and"):
-        ready("fit", batch_size=816)
-    with pytest.raises(InputError, match="batch_size 408 is larger than the 407 training images on each of 2 ranks"):
-        ready("fit", ranks=(0, 2), batch_size=408)
-    assert len(ready("fit", batch_size=815).train_dataloader()) == 1
-    assert len(ready("test", batch_size=816).test_dataloader()) == 2
+    with pytest.raises(InputError, match="batch_size 582 is larger than the 581 training images, and"):
+        ready("fit", batch_size=582)
+    with pytest.raises(InputError, match="batch_size 291 is larger than the 290 training images on each of 2 ranks"):
+        ready("fit", ranks=(0, 2), batch_size=291)
+    assert len(ready("fit", batch_size=581).train_dataloader()) == 1
+    assert len(ready("test", batch_size=582).test_dataloader()) == 2
 
 
 def test_loaders_before_setup_say_what_is_missing() -> None:
@@ -183,7 +183,7 @@ def test_shape_is_known_before_setup(tmp_path: Path) -> None:
 
 
 def test_counts_of_the_digits() -> None:
-    assert ready().sample_counts == {"train": 815, "val": 90, "test": 892}
+    assert ready().sample_counts == {"train": 581, "val": 65, "test": 1151}
 
 
 def test_setup_loads_once_over_stages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,8 +303,8 @@ def test_training_loader_drops_the_last_batch_and_evaluation_keeps_it() -> None:
             data.predict_dataloader(),
         )
     )
-    assert [len(labels) for labels in train] == [40] * 20
-    assert [len(labels) for labels in val] == [40, 40, 10]
+    assert [len(labels) for labels in train] == [40] * 14
+    assert [len(labels) for labels in val] == [40, 25]
     assert torch.equal(torch.cat(test), data._loaded().test.labels)
     assert torch.equal(torch.cat(predict), torch.cat(test))
 
@@ -329,7 +329,7 @@ def test_two_ranks_train_on_disjoint_shares_and_evaluate_all() -> None:
         assert torch.equal(whole[0], joined), k
     labels = torch.cat([labels for data in shares for _, labels in data.val_dataloader()])
     assert (labels == IGNORED).sum() == 0
-    assert len(labels) == 90
+    assert len(labels) == 65
 
 
 def test_odd_evaluation_on_two_ranks_has_one_placeholder(tmp_path: Path) -> None:

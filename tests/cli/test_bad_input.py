@@ -22,7 +22,7 @@ CASES = {
     "val_fraction": (["fit", "--data.val_fraction", "1"], "between 0 and 1"),
     "empty validation": (["fit", "--data.val_fraction", "0.0001"], "--data.val_fraction"),
     "batch size 0": (["fit", "--data.batch_size", "0"], "batch_size"),
-    "batch beyond the data": (["fit", "--data.batch_size", "816"], "815 training images"),
+    "batch beyond the data": (["fit", "--data.batch_size", "582"], "581 training images"),
     "batch norm of one": (
         ["fit", "--model.batch_norm", "true", "--data.batch_size", "1"],
         "one sample has no variance",
