@@ -48,30 +48,32 @@ def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Ten
 def merge(calls: list[tuple[str, Call]], where: list[list[slice]], ranks: Tensor) -> dict[str, Merged]:
     """Join sums of the same layer over accumulated batches and over the rows of `ranks` (world_size, width)."""
     merged: dict[str, Merged] = {}
-    for (key, call), places in zip(calls, where, strict=True):
-        for row in ranks:
-            one = _unpack(call, places, row)
+    for row, values in zip(ranks > 0, ranks.tolist(), strict=True):
+        for (key, call), places in zip(calls, where, strict=True):
+            one = _unpack(call, places, values, row)
             merged[key] = _join(merged[key], one) if key in merged else one
     return merged
 
 
-def _unpack(call: Call, places: list[slice], row: Tensor) -> Merged:
+def _unpack(call: Call, places: list[slice], values: list[float], positive: Tensor) -> Merged:
+    """One call's sums out of a rank's message: `values`, and which of them are `positive`."""
     assert call.sums is not None
-    fields = dict.fromkeys(ActivationSums._fields)
-    present = (name for name, field in zip(ActivationSums._fields, call.sums, strict=True) if field is not None)
-    values = {name: row[place] for name, place in zip(present, places[:-1], strict=True)}
-    samples, numel = row[places[-1]].tolist()
-    active = values.pop("active", None)
-    numbers: dict[str, float | None] = {**fields, **{name: float(value) for name, value in values.items()}}
-    mean, rest, spread, absmax = (float(values[name]) for name in ("mean", "rest", "spread", "absmax"))
+    fields = [name for name, field in zip(ActivationSums._fields, call.sums, strict=True) if field is not None]
+    at = dict(zip(fields, places[:-1], strict=True))
+
+    def number(name: str) -> float | None:
+        return values[at[name].start] if name in at else None
+
+    samples, numel = values[places[-1]]
+    mean, rest, spread, absmax = (values[at[name].start] for name in ("mean", "rest", "spread", "absmax"))
     return Merged(
         samples=samples,
         moments=Moments(numel, mean + rest, spread * spread),
         absmax=absmax,
-        low=numbers["low"],
-        high=numbers["high"],
-        zeros=numbers["zeros"],
-        active=None if active is None else active > 0,
+        low=number("low"),
+        high=number("high"),
+        zeros=number("zeros"),
+        active=positive[at["active"]] if "active" in at else None,
     )
 
 

@@ -31,6 +31,8 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.Softplus, nn.Sigmoid, nn.Tanh, nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softsign),
     *(nn.Threshold, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink),
 )
+# elements up to which one pass in float64 is faster than several over pieces (CPU)
+_SMALL = 1 << 14
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)  # ReLU6 is also a Hardtanh
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
@@ -103,6 +105,8 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     if torch.compiler.is_compiling():
         return _sums_for_compiler(output, bounds, unit_dim)
     values = flat(output)
+    if values.device.type == "cpu" and values.numel() <= _SMALL:
+        return _sums_of_few(output, values, bounds, unit_dim)
     wide = wide_dtype(values)
     active = None if unit_dim is None else unit_maximum(output, unit_dim)
     if active is None:
@@ -135,6 +139,25 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
         low=total_count(low) if low else None,
         high=total_count(high) if high else None,
         zeros=total_count(zeros) if zeros else None,
+        active=None if active is None else active > 0,
+    )
+
+
+def _sums_of_few(output: Tensor, values: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
+    """The same sums in float64, where nothing cancels or underflows: few launches are what counts for a small layer."""
+    wide = values.double()
+    variance, mean = torch.var_mean(wide, correction=0)
+    active = None if unit_dim is None else unit_maximum(output, unit_dim)
+    below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
+    compared = values if bounds.clipped else wide
+    return ActivationSums(
+        mean=mean,
+        rest=mean.new_zeros(()),
+        spread=(variance * values.numel()).sqrt(),
+        absmax=wide.abs().amax() if active is None else active.amax(),
+        low=None if bounds.low is None else torch.count_nonzero(below(compared, bounds.low)),
+        high=None if bounds.high is None else torch.count_nonzero(above(compared, bounds.high)),
+        zeros=None if active is None else torch.count_nonzero(values == 0),
         active=None if active is None else active > 0,
     )
 

@@ -27,7 +27,8 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 def pieces(x: Tensor) -> tuple[Tensor, ...]:
     """The flat tensor `x` in pieces of cache size."""
-    return torch.split(x, _CPU_CHUNK if x.device.type == "cpu" else _ACCELERATOR_CHUNK)
+    size = _CPU_CHUNK if x.device.type == "cpu" else _ACCELERATOR_CHUNK
+    return (x,) if x.numel() <= size else torch.split(x, size)
 
 
 class Scratch:

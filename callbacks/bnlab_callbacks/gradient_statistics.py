@@ -43,7 +43,7 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     absolute, signed, zeros, finite = [], [], [], []
     wide = wide_dtype(values)
     for piece in pieces(values):
-        piece = piece.to(wide)
+        piece = piece if piece.dtype == wide else piece.to(wide)
         magnitude = torch.abs(piece, out=scratch.values(piece))
         absolute.append(magnitude.sum())
         signed.append(piece.sum())
@@ -54,7 +54,8 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     scale = (magnitude_sum / values.numel()).clamp_min(torch.finfo(wide).tiny)
     squares = []
     for piece in pieces(values):
-        scaled = torch.div(piece.to(wide), scale, out=scratch.values(piece))
+        piece = piece if piece.dtype == wide else piece.to(wide)
+        scaled = torch.div(piece, scale, out=scratch.values(piece))
         squares.append(torch.dot(scaled, scaled))
     norm = scale * total(squares).sqrt()
     return GradientSums(magnitude_sum, total(signed), norm, total_count(zeros), total_count(finite))

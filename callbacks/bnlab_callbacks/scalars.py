@@ -29,13 +29,21 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[slice]]:
     for index, tensor in enumerate(tensors):
         groups[tensor.dtype].append(index)
     # one join and one conversion per dtype, not per tensor: launches are what a small net's record costs
-    joined = [torch.cat([tensors[i].to(device).reshape(-1) for i in group]) for group in groups.values()]
+    joined = [_join([tensors[i] for i in group], device) for group in groups.values()]
     where: dict[int, slice] = {}
     start = 0
     for index in (index for group in groups.values() for index in group):
         where[index] = slice(start, start + tensors[index].numel())
         start = where[index].stop
     return torch.cat([part.to(widest(device)) for part in joined]), [where[index] for index in range(len(tensors))]
+
+
+def _join(tensors: list[Tensor], device: torch.device) -> Tensor:
+    if any(tensor.device != device for tensor in tensors):  # a model over several devices
+        tensors = [tensor.to(device) for tensor in tensors]
+    if all(tensor.ndim == 0 for tensor in tensors):
+        return torch.stack(tensors)
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[float]:
