@@ -35,9 +35,10 @@ def draw(runs: dict[str, Scalars], path: str) -> None:
             label = tag.split("/")[1] if position in (0, len(layers) - 1) else None
             gradients.plot(*zip(*scalars[tag], strict=True), color=colour, label=label, linewidth=1.2)
         gradients.set(yscale="log", title=title)
-        gradients.legend(loc="center right", fontsize=8)
+        if column:
+            gradients.legend(loc="lower right", fontsize=9)
         accuracy.plot(*zip(*scalars["val_acc"], strict=True), color="tab:blue" if column == 0 else "tab:green")
-        accuracy.set(ylim=(0, 1), xlabel="optimizer step")
+        accuracy.set(ylim=(0, 1.05), xlabel="optimizer step")
         for axis in (gradients, accuracy):
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("mean |gradient| per layer\nfirst (dark) to last (light)")
