@@ -48,3 +48,12 @@ def nothing_left_behind() -> Iterator[None]:
         time.sleep(0.01)
     assert not changed - SET_BY_LIBRARIES, f"environment variables were left changed: {changed}"
     assert not left, f"threads were left running: {[thread.name for thread in left]}"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from more, and lose much beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +22,7 @@ from bnlab.training.divergence import Divergence, _earliest, first_divergence
 BATCHES = 12  # an epoch; the losses are looked at after the tenth and at the end
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets this small gain nothing from more, and lose much beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batches() -> DataLoader[Any]:

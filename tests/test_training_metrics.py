@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnlab import Classifier
 from bnlab.data import IGNORED
 from bnlab.training.epoch_totals import EpochTotals
+from tests.silent_trainer import trainer_in
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets this small gain nothing from more, and lose much beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def trainer_in(folder: Path, **options: Any) -> Trainer:
-    """Return a silent Trainer that writes nothing but what `options` asks for."""
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "default_root_dir": folder,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "logger": False,
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(**(defaults | options))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def samples(n: int, classes: int, placeholders: int = 0) -> tuple[Tensor, Tensor]:

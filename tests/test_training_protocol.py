@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import Classifier, ImageDataModule
+from tests.silent_trainer import trainer_in
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets this small gain nothing from more, and lose much beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def seed_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shuffle with seed 0, whatever another test seeded."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-
-
-def trainer_in(folder: Path, **options: Any) -> Trainer:
-    """Return a silent Trainer that writes nothing but what `options` asks for."""
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "default_root_dir": folder,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "logger": False,
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(**(defaults | options))
 
 
 def batches(n: int = 6, batch_size: int = 3) -> DataLoader[Any]:

@@ -53,6 +53,7 @@ class Hook:
             self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
 
     def record(self, output: Any) -> None:
+        """Leave one call's sums with the recorder."""
         if not is_dense_float(output):
             return
         sums = None
@@ -79,6 +80,7 @@ class Recorder:
 
 
 def is_dense_float(output: Any) -> bool:
+    """Whether the statistics are defined for `output`; tuples, nested and sparse tensors are passed over."""
     return (
         isinstance(output, Tensor)
         and output.is_floating_point()

@@ -25,10 +25,12 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[slice]]:
         the vector, and where in it each tensor's elements lie.
     """
     device = tensors[0].device
-    groups: dict[torch.dtype, list[int]] = defaultdict(list)
+    # floats and whole numbers apart, so that counts stay exact; not by dtype: ranks whose batches differ in size may
+    # compute in float32 and in float64, and their vectors must be laid out alike
+    groups: dict[bool, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
-        groups[tensor.dtype].append(index)
-    # one join and one conversion per dtype, not per tensor: launches are what a small net's record costs
+        groups[tensor.is_floating_point()].append(index)
+    # one join and one conversion per group, not per tensor: launches are what a small net's record costs
     joined = [_join([tensors[i] for i in group], device) for group in groups.values()]
     where: dict[int, slice] = {}
     start = 0

@@ -192,3 +192,21 @@ def test_the_larger_number_does_not_hide_nan() -> None:
     assert larger(1.0, 2.0) == larger(2.0, 1.0) == 2.0
     assert math.isnan(larger(math.nan, 1.0))
     assert math.isnan(larger(1.0, math.nan))
+
+
+def test_a_packed_vector_is_laid_out_alike_in_float32_and_float64() -> None:
+    """Ranks with batches of different sizes may compute the same fields in different dtypes."""
+
+    def packed(dtype: torch.dtype) -> tuple[Tensor, list[slice]]:
+        fields = [
+            torch.tensor(0.5, dtype=dtype),
+            torch.tensor(2**24 + 1),
+            torch.tensor([True, False]),
+            torch.tensor(0.25),
+        ]
+        return pack(fields)
+
+    (narrow, places), (wide, same_places) = packed(torch.float32), packed(torch.float64)
+    assert places == same_places
+    assert torch.equal(narrow, wide)
+    assert [narrow[place].tolist() for place in places] == [[0.5], [2**24 + 1], [1, 0], [0.25]]
