@@ -24,14 +24,26 @@ from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
 from bnlab.training import Classifier, DivergenceStop
 from bnlab.training.run_record import RunRecord
-from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
+from bnlab_callbacks import (
+    ActivationMonitor,
+    BatchNormMonitor,
+    ChartLayout,
+    EpochTimer,
+    GradientMonitor,
+    LayerHeatmap,
+    RecordFile,
+)
 
 # the thesis's protocol (section 6.2), and what every run shares
 _TRAINER = {"max_epochs": 100, "enable_model_summary": False}
 _SECTIONS = {
     "gradients": GradientMonitor,
     "activations": ActivationMonitor,
+    "batch_norm": BatchNormMonitor,
     "timing": EpochTimer,
+    "heatmaps": LayerHeatmap,
+    "charts": ChartLayout,
+    "records": RecordFile,
     "early_stopping": EarlyStopping,
     "checkpoint": ModelCheckpoint,
 }
@@ -128,9 +140,21 @@ class BnlabCLI(LightningCLI):
             callbacks[callbacks.index(bars[0])] = TimedProgressBar()  # Lightning's default, not one of the user's
         if self.subcommand == "fit":
             callbacks.insert(0, DivergenceStop())
+            self._drop_idle(trainer)
         else:
             trainer.loggers = []
         return trainer
+
+    def _drop_idle(self, trainer: Trainer) -> None:
+        """Leave out diagnostics that this run has nothing for; they would say so in a warning."""
+        vanilla = not self.config["fit"]["model"]["batch_norm"]
+        for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
+            idle = isinstance(callback, BatchNormMonitor) and vanilla and not callback.smoothness_every_n_steps
+            tensorboard = self.config["fit"]["trainer"]["logger"] in (None, True) or any(
+                isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
+            )
+            if idle or (isinstance(callback, ChartLayout) and not tensorboard):
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:
         """Check the input while nothing is written yet, then claim the run's folder."""
@@ -154,6 +178,9 @@ class BnlabCLI(LightningCLI):
             self.trainer.loggers = [
                 TensorBoardLogger(self.folder, name=None, version="", default_hp_metric=False)  # into the folder itself
             ]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LayerHeatmap | RecordFile) and callback.folder is None:
+                callback.folder = str(self.folder)
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder / "checkpoints")

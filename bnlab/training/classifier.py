@@ -18,8 +18,7 @@ from bnlab.errors import InputError
 from bnlab.nets import ActivationName, Architecture, InitScheme, NormPosition, build_net, initialize
 from bnlab.training.epoch_totals import EpochTotals
 from bnlab.training.penalty import parameter_groups, penalty
-from bnlab_callbacks.lightning_api import logged_step
-from bnlab_callbacks.scalars import log_scalars
+from bnlab_callbacks.records import publish, stamp
 from bnlab_callbacks.schedule import RecordSchedule
 
 # the accuracy of the best five guesses means something where there are many classes (CIFAR-100)
@@ -129,7 +128,7 @@ class Classifier(LightningModule):
             loss = self.trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
             # Lightning divides the loss that hooks see by the number of accumulated batches
             whole = float(loss) * self.trainer.accumulate_grad_batches
-            log_scalars(self.trainer, {"train_loss_step": whole}, logged_step(self.trainer))
+            publish(self.trainer, [stamp(self.trainer, {"train_loss_step": whole})])
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's averages and the learning rate that it was trained with."""

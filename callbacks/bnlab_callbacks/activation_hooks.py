@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.activation_statistics import ACTIVATIONS, ActivationSums, activation_sums, is_rectifier, saturation
+from bnlab_callbacks.activation_statistics import (
+    ACTIVATIONS,
+    ActivationSums,
+    activation_sums,
+    is_rectifier,
+    saturation,
+    unit_maximum,
+)
 from bnlab_callbacks.chunks import Scratch
 from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.naming import clean_name
 
 
 class Call(NamedTuple):
-    """One firing of a hook; `sums` is None for a layer that the filter keeps out and that is only counted."""
+    """One firing of a hook."""
 
     layer: str
     samples: int
     numel: int
-    sums: ActivationSums | None
+    sums: ActivationSums | None  # None for a layer that the filter keeps out, and in steps that are not recorded
+    unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
+
+
+def name_calls(calls: list[Call]) -> list[tuple[str, Call]]:
+    """The calls of one batch with their names: the layer's own, then `<layer>#2`, …, whatever the number of calls."""
+    repeats: Counter[str] = Counter()
+    named = []
+    for call in calls:
+        repeats[call.layer] += 1
+        again = repeats[call.layer]
+        named.append((call.layer if again == 1 else f"{call.layer}#{again}", call))
+    return named
 
 
 class _Inert:
@@ -42,25 +63,31 @@ class Hook:
         self.into = into
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.into.gate.open or not module.training:
+        if not (self.into.gate.open or self.into.every_step.open) or not module.training:
             return
         if torch.compiler.is_compiling():
             self.record(output)
             return
+        start = perf_counter()
         try:
             self.record(output)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
+        self.into.spent += perf_counter() - start
 
     def record(self, output: Any) -> None:
-        """Leave one call's sums with the recorder."""
+        """Leave one call's sums with the recorder; only its units' maxima in a step that is not recorded."""
         if not is_dense_float(output):
             return
-        sums = None
-        if self.wanted:
-            unit_dim = units_of(output.ndim, self.unit_dim) if self.rectifier else None
+        sums = unit_max = None
+        unit_dim = units_of(output.ndim, self.unit_dim) if self.rectifier and self.wanted else None
+        if self.into.gate.open and self.wanted:
             sums = activation_sums(output.detach(), self.bounds, unit_dim, self.into.scratch)
-        self.into.calls.append(Call(self.layer, output.shape[0] if output.ndim else 1, output.numel(), sums))
+            unit_max = sums.unit_max
+        elif unit_dim is not None:
+            unit_max = unit_maximum(output.detach(), unit_dim)
+        samples = output.shape[0] if output.ndim else 1
+        self.into.calls.append(Call(self.layer, samples, output.numel(), sums, unit_max))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
         return _Inert()
@@ -73,7 +100,9 @@ class Recorder:
     """What all hooks of one monitor share: the switch, the buffers, and the list of calls, in order of execution."""
 
     def __init__(self) -> None:
-        self.gate = Gate()
+        self.gate = Gate()  # open in steps that are recorded
+        self.every_step = Gate()  # open in all steps, for rectifiers' units
+        self.spent = 0.0  # seconds
         self.scratch = Scratch()
         self.calls: list[Call] = []
         self.failure: str | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab_callbacks.activation_hooks import Call
-from bnlab_callbacks.activation_statistics import ActivationSums, Moments
+from bnlab_callbacks.activation_statistics import Moments
 from bnlab_callbacks.scalars import pack, widest
 
 
@@ -29,28 +29,46 @@ class Merged(NamedTuple):
     low: float | None
     high: float | None
     zeros: float | None
-    active: Tensor | None
+    active: Tensor | None  # (units,): the unit was positive somewhere
 
 
 def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Tensor, list[list[slice]]]:
     """One vector of all calls' sums and sizes; for each call, the places of its fields, the sizes last."""
     if not calls:
         return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
-    sizes = torch.tensor([[call.samples, call.numel] for _, call in calls], dtype=torch.int64).to(device)
-    fields = [
-        [*(field for field in (call.sums or ()) if field is not None), sizes[i]] for i, (_, call) in enumerate(calls)
+    sizes = torch.tensor([n for _, call in calls for n in (call.samples, call.numel)], dtype=torch.int64)
+    fields = [[field for field in (call.sums or ()) if field is not None] for _, call in calls]
+    vector, places = pack([*(tensor for one in fields for tensor in one), sizes.to(device)])
+    first, position = places.pop().start, iter(places)
+    return vector, [
+        [*(next(position) for _ in one), slice(first + 2 * i, first + 2 * i + 2)] for i, one in enumerate(fields)
     ]
-    vector, places = pack([tensor for one in fields for tensor in one])
-    position = iter(places)
-    return vector, [[next(position) for _ in one] for one in fields]
 
 
-def merge(calls: list[tuple[str, Call]], where: list[list[slice]], ranks: Tensor) -> dict[str, Merged]:
-    """Join sums of the same layer over accumulated batches and over the rows of `ranks` (world_size, width)."""
+def split_ranks(ranks: Tensor) -> list[tuple[list[float], Tensor]]:
+    """For each row of `ranks` (world_size, width), on the host, its values and which of them are positive."""
+    return list(zip(ranks.tolist(), ranks > 0, strict=True))
+
+
+def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
+    """Each step's calls joined by layer, without other ranks, through one copy off the device for all steps."""
+    calls = [call for step in steps for call in step]
+    if not calls:
+        return [{} for _ in steps]
+    assert calls[0][1].sums is not None
+    vector, where = pack_calls(calls, calls[0][1].sums.mean.device)
+    ranks, place = split_ranks(vector.cpu().unsqueeze(0)), iter(where)
+    return [merge(step, [next(place) for _ in step], ranks) for step in steps]
+
+
+def merge(
+    calls: list[tuple[str, Call]], where: list[list[slice]], ranks: list[tuple[list[float], Tensor]]
+) -> dict[str, Merged]:
+    """Join sums of the same layer over accumulated batches and over `ranks`, as `split_ranks` gives them."""
     merged: dict[str, Merged] = {}
-    for row, values in zip(ranks > 0, ranks.tolist(), strict=True):
+    for values, positive in ranks:
         for (key, call), places in zip(calls, where, strict=True):
-            one = _unpack(call, places, values, row)
+            one = _unpack(call, places, values, positive)
             merged[key] = _join(merged[key], one) if key in merged else one
     return merged
 
@@ -58,22 +76,22 @@ def merge(calls: list[tuple[str, Call]], where: list[list[slice]], ranks: Tensor
 def _unpack(call: Call, places: list[slice], values: list[float], positive: Tensor) -> Merged:
     """One call's sums out of a rank's message: `values`, and which of them are `positive`."""
     assert call.sums is not None
-    fields = [name for name, field in zip(ActivationSums._fields, call.sums, strict=True) if field is not None]
-    at = dict(zip(fields, places[:-1], strict=True))
-
-    def number(name: str) -> float | None:
-        return values[at[name].start] if name in at else None
-
+    place = iter(places)
+    at = [None if field is None else next(place) for field in call.sums]
+    mean, rest, std, absmax, low, high, nonzero = (None if a is None else values[a.start] for a in at[:-1])
+    assert mean is not None
+    assert rest is not None
+    assert std is not None
+    units = at[-1]
     samples, numel = values[places[-1]]
-    mean, rest, spread, absmax = (values[at[name].start] for name in ("mean", "rest", "spread", "absmax"))
     return Merged(
         samples=samples,
-        moments=Moments(numel, mean + rest, spread * spread),
-        absmax=absmax,
-        low=number("low"),
-        high=number("high"),
-        zeros=number("zeros"),
-        active=positive[at["active"]] if "active" in at else None,
+        moments=Moments(numel, mean + rest, numel * std * std),
+        absmax=absmax if absmax is not None else largest(values[units]),  # type: ignore[index]
+        low=low,
+        high=high,
+        zeros=None if nonzero is None else numel - nonzero,
+        active=None if units is None else positive[units],
     )
 
 
@@ -90,6 +108,11 @@ def _join(a: Merged, b: Merged) -> Merged:
         zeros=add(a.zeros, b.zeros),
         active=None if a.active is None or b.active is None else a.active | b.active,
     )
+
+
+def largest(numbers: list[float]) -> float:
+    """The largest number, and NaN if any is NaN, where `max` would take either."""
+    return math.nan if math.isnan(sum(numbers)) else max(numbers)
 
 
 def larger(a: float, b: float) -> float:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
-from bnlab_callbacks.activation_merge import Merged, larger, layout, merge, pack_calls
+from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations, name_calls
+from bnlab_callbacks.activation_merge import Merged, larger, layout, merge, merge_steps, pack_calls, split_ranks
+from bnlab_callbacks.dead_units import DeadUnit, EpochUnits, UnitLedger
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import number
-from bnlab_callbacks.scalars import epoch_tag, gather_ranks, log_scalars, publish_epoch
-from bnlab_callbacks.unit_window import UnitWindow
+from bnlab_callbacks.scalars import epoch_tag, gather_ranks
 
 # what a rank sends in place of its layout when it has nothing to compare
 _TOO_LONG, _FAILED = -1, -2
+
+
+class _Step(NamedTuple):
+    """What a recorded step left: its calls by name and, with several ranks, what these sent and what lies where."""
+
+    step: int
+    calls: list[tuple[str, Call]]
+    ranks: tuple[Tensor, list[list[slice]]] | None
 
 
 class ActivationMonitor(Monitor):
@@ -44,18 +52,25 @@ class ActivationMonitor(Monitor):
     - `dead_samples/…`: number of samples that those records saw
 
     and at the end of each epoch `<quantity>_epoch/<NN>_<layer>`: the means over its records; `act_absmax_epoch` the
-    maximum; `dead_frac_epoch` and `dead_samples_epoch` over all its records. The epoch values are in
+    maximum; `dead_frac_epoch` and `dead_samples_epoch` over all its records (with `exact_dead` over all its steps);
+    `dead_revived_epoch`, how often a unit that had counted as dead was positive again. The epoch values are in
     `trainer.callback_metrics` too, the last record in the attribute `latest`.
+
+    Which units are dead, since which step and over how many samples, and which came back is in the attribute `ledger`,
+    a list of `DeadUnit`, brought up to date at the end of each epoch; checkpoints hold what it is made of.
 
     Args:
         every_n_steps: optimizer steps between two records; None for the Trainer's `log_every_n_steps`. The first
             step of the run and of every epoch is always recorded.
         layers: regular expression searched in layer names, for example `act1|act_fc`; None for all layers.
         dead_window: records over which a unit must be silent to count as dead.
+        exact_dead: whether to look at rectifiers' units in every step, so that `dead_frac_epoch` covers all samples.
         enabled: False switches the callback off.
+        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+            less often than `every_n_steps` says; None for no limit.
 
     Raises:
-        ValueError: `every_n_steps` or `dead_window` below 1, or `layers` no regular expression.
+        ValueError: `every_n_steps` or `dead_window` below 1, `budget` not above 0, or `layers` no regular expression.
     """
 
     def __init__(
@@ -63,12 +78,16 @@ class ActivationMonitor(Monitor):
         every_n_steps: int | None = None,
         layers: str | None = None,
         dead_window: int = 10,
+        exact_dead: bool = False,
         enabled: bool = True,
+        budget: float | None = None,
     ) -> None:
-        super().__init__(every_n_steps, layers, enabled)
+        super().__init__(every_n_steps, layers, enabled, budget)
         if dead_window < 1:
             raise ValueError(f"dead_window={dead_window} is below 1: give the number of records that it spans.")
         self.dead_window = dead_window
+        self.exact_dead = exact_dead
+        self.ledger: list[DeadUnit] = []
         self._handles: list[RemovableHandle] = []
         self._forget()
 
@@ -76,15 +95,17 @@ class ActivationMonitor(Monitor):
         self._recorder = Recorder()
         self._numbered: dict[str, str] = {}
         self._pending: list[tuple[str, Call]] = []
-        self._windows: dict[str, UnitWindow] = {}
+        self._ledgers: dict[str, UnitLedger] = {}
+        self._every_step = EpochUnits()
         self._absmax: dict[str, float] = defaultdict(float)
         self._step_before = -1
         self._width = 0
+        self._failure: str | None = None  # that all ranks know of: none may stop alone, the others would wait for it
 
     def stop(self) -> None:
         """Remove hooks, free buffers."""
         super().stop()
-        self._recorder.gate.open = False
+        self._open(False)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -93,72 +114,109 @@ class ActivationMonitor(Monitor):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook every activation module, once and before anything is compiled; shut hooks cost next to nothing."""
         self.stop()
+        self.ledger = []
         if not self.start(trainer):
             return
         found = list(find_activations(pl_module))
         if not any(self.wants(layer) for layer, _, _ in found):
             self.give_up(_nothing_to_see(self.layers, [layer for layer, _, _ in found]))
             return
+        self._resume(self._loaded, trainer.strategy.root_device)
         for layer, module, unit_dim in found:
             hook = Hook(layer, module, unit_dim, self.wants(layer), self._recorder)
             self._handles.append(module.register_forward_hook(hook))
 
+    def _open(self, recorded: bool, every_step: bool = False) -> None:
+        self._recorder.gate.open = recorded
+        self._recorder.every_step.open = every_step
+
     @never_break_training
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def before_batch(self, trainer: Trainer) -> None:
         """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
-        if self._pending or self.schedule.due(trainer):
-            if not self._pending:
-                self._step_before = trainer.global_step
-            self._recorder.gate.open = True
+        due = self._pending != [] or self.schedule.due(trainer)
+        if due and not self._pending:
+            self._step_before = trainer.global_step
+        self._open(due, self.exact_dead)
 
     @never_break_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        self._recorder.gate.open = False
+        self._open(False)
 
     @never_break_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open them again: with manual optimization, more forward passes may follow in this step."""
-        self._recorder.gate.open = self._pending != [] or self.schedule.due(trainer)
+        self._open(self._step_before >= 0, self.exact_dead)
 
     @never_break_training
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Name this batch's calls; when they end in an optimizer step, publish the step's statistics."""
+    def after_batch(self, trainer: Trainer) -> None:
+        """Name this batch's calls; when they end in an optimizer step, keep the step's statistics."""
         recorder = self._recorder
-        recorder.gate.open = False
-        repeats: Counter[str] = Counter()
-        for call in recorder.calls:
-            repeats[call.layer] += 1
-            again = repeats[call.layer]
-            self._pending.append((call.layer if again == 1 else f"{call.layer}#{again}", call))
-        recorder.calls.clear()
-        if self._step_before in (-1, trainer.global_step):
+        self._open(False)
+        self.overhead.add(recorder.spent)
+        recorder.spent = 0.0
+        calls, recorder.calls = name_calls(recorder.calls), []
+        if self.exact_dead:
+            self._every_step.add(calls)
+        if self._step_before < 0:
+            return
+        self._pending += calls
+        if self._step_before == trainer.global_step:  # accumulating
             return
         self._step_before = -1
         self.schedule.mark(trainer)
         pending, self._pending = self._pending, []
         self._number(pending)
-        merged = self._exchange(trainer, [(key, call) for key, call in pending if call.sums is not None])
-        if merged is not None:
-            self.latest = {tag: value for key, sums in merged.items() for tag, value in self._statistics(key, sums)}
-            self._means.add(self.latest)
-            log_scalars(trainer, self.latest, logged_step(trainer))
-        if recorder.failure:
-            self.give_up(recorder.failure)
+        measured = [(key, call) for key, call in pending if call.sums is not None]
+        if trainer.world_size > 1 or measured:
+            self.keep(trainer, self._exchange(trainer, measured))
+        if trainer.world_size == 1 and recorder.failure:
+            self._failure = recorder.failure
+        self._heed_failure(trainer)
 
-    @never_break_training
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the epoch's means, maxima, and dead units over all its records."""
-        metrics = self._means.pop()
-        metrics |= {epoch_tag(tag): value for tag, value in self._absmax.items()}
+        """Publish what is kept, and the epoch's values."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._heed_failure(trainer)
+
+    def _heed_failure(self, trainer: Trainer) -> None:
+        if self._failure:
+            self.publish_last(trainer)
+            self.give_up(self._failure)
+
+    def epoch_values(self, trainer: Trainer) -> dict[str, float]:
+        """Maxima, and dead units over all records of the epoch, or over all its steps."""
+        values = {epoch_tag(tag): value for tag, value in self._absmax.items()}
         self._absmax.clear()
-        for name, window in self._windows.items():
-            dead = window.pop_epoch()
-            metrics[f"dead_frac_epoch/{name}"] = dead.fraction
-            metrics[f"dead_samples_epoch/{name}"] = float(dead.samples)
-        publish_epoch(trainer, metrics, logged_step(trainer) - 1)
+        for name, ledger in self._ledgers.items():
+            dead = ledger.pop_epoch()
+            values[f"dead_frac_epoch/{name}"] = dead.fraction
+            values[f"dead_samples_epoch/{name}"] = float(dead.samples)
+            values[f"dead_revived_epoch/{name}"] = float(ledger.pop_revived())
+        if self.exact_dead:
+            for key, dead in self._every_step.pop(trainer).items():
+                if key in self._numbered:
+                    values[f"dead_frac_epoch/{self._numbered[key]}"] = dead.fraction
+                    values[f"dead_samples_epoch/{self._numbered[key]}"] = float(dead.samples)
+        self.ledger = [row for name, ledger in self._ledgers.items() for row in ledger.units(name)]
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return super().state_dict() | {
+            "numbered": dict(self._numbered),
+            "ledgers": {name: ledger.state_dict() for name, ledger in self._ledgers.items()},
+            "every_step": self._every_step.state_dict(),
+            "absmax": dict(self._absmax),
+        }
+
+    def _resume(self, state: dict[str, Any], device: torch.device) -> None:
+        self._numbered = dict(state.get("numbered", {}))
+        for name, ledger in state.get("ledgers", {}).items():
+            self._ledgers[name] = UnitLedger(self.dead_window)
+            self._ledgers[name].load_state_dict(ledger)
+        self._every_step.load_state_dict(state.get("every_step", {}), device)
+        self._absmax.update(state.get("absmax", {}))
 
     def _number(self, pending: list[tuple[str, Call]]) -> None:
         """Fix the numbers at the first record; what turns up later gets the next ones: no tag ever changes its name."""
@@ -167,38 +225,65 @@ class ActivationMonitor(Monitor):
         for key, _ in pending:
             self._numbered.setdefault(key, f"{len(self._numbered):02d}_{key}")
 
-    def _exchange(self, trainer: Trainer, calls: list[tuple[str, Call]]) -> dict[str, Merged] | None:
-        """Statistics of the step's calls over all ranks, through one copy off the device and one collective.
-
-        None where ranks saw different layers in this step; every rank then skips it, so that none waits for another.
-        """
-        if trainer.world_size == 1 and not calls:
-            return {}
-        vector, where = pack_calls(calls, trainer.strategy.root_device)
+    def _exchange(self, trainer: Trainer, calls: list[tuple[str, Call]]) -> _Step:
+        """The step's calls and, with several ranks, their sums on all ranks, through one collective."""
+        step = logged_step(trainer)
         if trainer.world_size == 1:
-            return merge(calls, where, vector.cpu().unsqueeze(0))
+            return _Step(step, calls, None)
+        vector, where = pack_calls(calls, trainer.strategy.root_device)
         if not self._width:  # agreed upon once: an exchange of vectors of different lengths would hang
             self._width = int(gather_ranks(trainer, torch.tensor([vector.numel()], device=vector.device)).max())
         message = vector.new_full((self._width + 1,), float(_TOO_LONG))
         if vector.numel() <= self._width:
             message[0] = _FAILED if self._recorder.failure else layout(calls, where)
             message[1 : vector.numel() + 1] = vector
-        gathered = gather_ranks(trainer, message).cpu()
-        layouts = gathered[:, 0]
-        if bool((layouts == _FAILED).any()):
-            self._recorder.failure = self._recorder.failure or "it failed on another rank"
-        if bool((layouts != layouts[0]).any()) or layouts[0] < 0:
-            rank_zero_warn("ActivationMonitor: ranks ran different layers in a recorded step; such steps are left out.")
-            return None
-        return merge(calls, where, gathered[:, 1 : vector.numel() + 1])
+        return _Step(step, calls, (gather_ranks(trainer, message), where))
+
+    def read(self, kept: Sequence[_Step]) -> list[dict[str, float]]:
+        """Tags and values of the recorded steps, through one copy off the device."""
+        merged = self._merge_ranks(kept) if kept[0].ranks else merge_steps([step.calls for step in kept])
+        records = [dict(tags for key, sums in one.items() for tags in self._statistics(key, sums)) for one in merged]
+        histories: dict[str, list[int]] = defaultdict(list)  # which of these steps have which rectifier
+        for index, one in enumerate(merged):
+            for key, sums in one.items():
+                if sums.active is not None:
+                    histories[f"{key} {sums.active.numel()}"].append(index)
+        for history, indices in histories.items():
+            key = history.rpartition(" ")[0]
+            name = self._numbered[key]
+            ledger = self._ledgers.setdefault(name, UnitLedger(self.dead_window))
+            active = torch.stack([merged[index][key].active for index in indices])  # type: ignore[misc]
+            samples = [int(merged[index][key].samples) for index in indices]
+            for index, dead in zip(indices, ledger.add(active, samples, [kept[i].step for i in indices]), strict=True):
+                records[index] |= {f"dead_frac/{name}": dead.fraction, f"dead_samples/{name}": float(dead.samples)}
+        return records
+
+    def _merge_ranks(self, kept: Sequence[_Step]) -> list[dict[str, Merged]]:
+        """Statistics of each step over all ranks; none where ranks saw different layers: then no rank has any."""
+        merged: list[dict[str, Merged]] = []
+        gathered = torch.stack([step.ranks[0] for step in kept if step.ranks]).cpu()
+        for step, ranks in zip(kept, gathered, strict=True):
+            assert step.ranks
+            layouts, where = ranks[:, 0], step.ranks[1]
+            if bool((layouts == _FAILED).any()):
+                self._failure = self._recorder.failure or "it failed on another rank"
+            if bool((layouts != layouts[0]).any()) or layouts[0] < 0:
+                rank_zero_warn(
+                    "ActivationMonitor: ranks ran different layers in a recorded step; such steps are left out."
+                )
+                merged.append({})
+            else:
+                width = where[-1][-1].stop if where else 0
+                merged.append(merge(step.calls, where, split_ranks(ranks[:, 1 : width + 1])))
+        return merged
 
     def _statistics(self, key: str, merged: Merged) -> Iterator[tuple[str, float]]:
-        """Tags and values of one call's statistics."""
+        """Tags and values of one call's statistics, without those of dead units."""
         name, count = self._numbered[key], merged.moments.n
         yield f"act_mean/{name}", merged.moments.mean
         yield f"act_std/{name}", merged.moments.std
-        yield f"act_absmax/{name}", merged.absmax
         tag = f"act_absmax/{name}"
+        yield tag, merged.absmax
         self._absmax[tag] = larger(self._absmax[tag], merged.absmax)
         sides = {"sat_lo": merged.low, "sat_hi": merged.high}
         shares = {side: number / count for side, number in sides.items() if number is not None}
@@ -206,13 +291,8 @@ class ActivationMonitor(Monitor):
             yield f"sat_frac/{name}", sum(shares.values())
         if len(shares) == 2:
             yield from ((f"{side}/{name}", share) for side, share in shares.items())
-        if merged.zeros is not None and merged.active is not None:
+        if merged.zeros is not None:
             yield f"zero_frac/{name}", merged.zeros / count
-            window = self._windows.setdefault(name, UnitWindow(self.dead_window))
-            window.add(merged.active, int(merged.samples))
-            dead = window.window()
-            yield f"dead_frac/{name}", dead.fraction
-            yield f"dead_samples/{name}", float(dead.samples)
 
 
 def _nothing_to_see(pattern: str | None, layers: list[str]) -> str:

@@ -34,6 +34,7 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 # elements up to which one pass in float64 is faster than several over pieces (CPU)
 _SMALL = 1 << 14
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)  # ReLU6 is also a Hardtanh
+_NOTHING = torch.zeros((), dtype=torch.float64)
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 
@@ -81,18 +82,18 @@ class ActivationSums(NamedTuple):
 
     mean: Tensor  # Σa/n, as far as the dtype holds it
     rest: Tensor  # what its rounding left of Σa/n
-    spread: Tensor  # √Σ(a − mean)²
-    absmax: Tensor  # max|a|
+    std: Tensor  # √(Σ(a − mean)²/n)
+    absmax: Tensor | None  # max|a|; None for rectifiers, whose `unit_max` tells it
     low: Tensor | None  # number of outputs saturated on the low side
     high: Tensor | None  # number saturated on the high side
-    zeros: Tensor | None  # number equal to 0, for rectifiers
-    active: Tensor | None  # (units,): the unit was positive somewhere, for rectifiers
+    nonzero: Tensor | None  # number not equal to 0, for rectifiers
+    unit_max: Tensor | None  # (units,): largest output of the unit, for rectifiers
 
 
 def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, scratch: Scratch) -> ActivationSums:
     """All sums of one call's outputs, in float32 (float64 for float64), whatever their dtype.
 
-    The spread is taken about the mean and relative to the largest magnitude: a deep sigmoid net's outputs lie within
+    The deviation is taken about the mean and relative to the largest magnitude: a deep sigmoid net's outputs lie within
     1e-8 of 0.5, and those of a net with weights of 1e-4 at 1e-28, and both would drown in float32's Σa² − (Σa)²/n.
     Even the mean, rounded to float32, is 1e-8 off there; what that leaves is measured and taken out.
 
@@ -108,15 +109,15 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     if values.device.type == "cpu" and values.numel() <= _SMALL:
         return _sums_of_few(output, values, bounds, unit_dim)
     wide = wide_dtype(values)
-    active = None if unit_dim is None else unit_maximum(output, unit_dim)
-    if active is None:
+    unit_max = None if unit_dim is None else unit_maximum(output, unit_dim)
+    if unit_max is None:
         smallest, largest = torch.aminmax(values)
         absmax = torch.maximum(largest, -smallest).to(wide)
     else:
-        absmax = active.amax().to(wide)
+        absmax = unit_max.amax().to(wide)
     mean, scale = values.mean(dtype=wide), absmax.clamp_min(torch.finfo(wide).tiny)
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
-    squares, rests, low, high, zeros = [], [], [], [], []
+    squares, rests, low, high, nonzero = [], [], [], [], []
     for own in pieces(values):
         piece = own.to(wide)
         # half precision would round the bounds: right only where the function's own clipping rounded them alike
@@ -128,37 +129,37 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
             low.append(below(compared, bounds.low, out=scratch.flags(piece)).sum())
         if bounds.high is not None:
             high.append(above(compared, bounds.high, out=scratch.flags(piece)).sum())
-        if active is not None:
-            zeros.append(torch.eq(piece, 0, out=scratch.flags(piece)).sum())
-    rest = total(rests)
+        if unit_max is not None:
+            nonzero.append(torch.ne(piece, 0, out=scratch.flags(piece)).sum())
+    rest = total(rests) / values.numel()
     return ActivationSums(
         mean=mean,
-        rest=scale * (rest / values.numel()),
-        spread=scale * (total(squares) - rest * rest / values.numel()).clamp_min(0).sqrt(),
-        absmax=absmax,
+        rest=scale * rest,
+        std=scale * (total(squares) / values.numel() - rest * rest).clamp_min(0).sqrt(),
+        absmax=absmax if unit_max is None else None,
         low=total_count(low) if low else None,
         high=total_count(high) if high else None,
-        zeros=total_count(zeros) if zeros else None,
-        active=None if active is None else active > 0,
+        nonzero=total_count(nonzero) if nonzero else None,
+        unit_max=unit_max,
     )
 
 
 def _sums_of_few(output: Tensor, values: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
     """The same sums in float64, where nothing cancels or underflows: few launches are what counts for a small layer."""
     wide = values.double()
-    variance, mean = torch.var_mean(wide, correction=0)
-    active = None if unit_dim is None else unit_maximum(output, unit_dim)
+    mean = wide.mean()
+    centred = wide - mean
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
     compared = values if bounds.clipped else wide
     return ActivationSums(
         mean=mean,
-        rest=mean.new_zeros(()),
-        spread=(variance * values.numel()).sqrt(),
-        absmax=wide.abs().amax() if active is None else active.amax(),
+        rest=_NOTHING,
+        std=torch.linalg.vector_norm(centred) / math.sqrt(values.numel()),
+        absmax=torch.linalg.vector_norm(wide, math.inf) if unit_dim is None else None,
         low=None if bounds.low is None else torch.count_nonzero(below(compared, bounds.low)),
         high=None if bounds.high is None else torch.count_nonzero(above(compared, bounds.high)),
-        zeros=None if active is None else torch.count_nonzero(values == 0),
-        active=None if active is None else active > 0,
+        nonzero=None if unit_dim is None else torch.count_nonzero(values),
+        unit_max=None if unit_dim is None else unit_maximum(output, unit_dim),
     )
 
 
@@ -175,12 +176,12 @@ def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None)
     return ActivationSums(
         mean=mean,
         rest=scale * rest,
-        spread=scale * (centred - rest).square().sum().sqrt(),
-        absmax=absmax,
+        std=scale * (centred - rest).square().mean().sqrt(),
+        absmax=absmax if unit_dim is None else None,
         low=None if bounds.low is None else below(compared, bounds.low).sum(),
         high=None if bounds.high is None else above(compared, bounds.high).sum(),
-        zeros=None if unit_dim is None else (values == 0).sum(),
-        active=None if unit_dim is None else unit_maximum(output, unit_dim) > 0,
+        nonzero=None if unit_dim is None else (values != 0).sum(),
+        unit_max=None if unit_dim is None else unit_maximum(output, unit_dim),
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step
-from bnlab_callbacks.scalars import gather_ranks, publish_epoch, widest
+from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer
+from bnlab_callbacks.records import publish_epoch
+from bnlab_callbacks.scalars import gather_ranks, widest
 
 
 class EpochTimer(Callback):
@@ -92,7 +93,7 @@ class EpochTimer(Callback):
         self.latest = epoch_times(ranks)
         if self._partial:
             self.latest["time/partial_epoch"] = 1.0
-        publish_epoch(trainer, self.latest, logged_step(trainer) - 1)
+        publish_epoch(trainer, self.latest)
 
 
 def epoch_times(ranks: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +17,17 @@ from bnlab_callbacks.chunks import Scratch, flat
 from bnlab_callbacks.forward_order import ForwardOrder
 from bnlab_callbacks.gradient_statistics import (
     GradientSums,
+    depth_slope,
     gradient_statistics,
     gradient_sums,
     stored_values,
     update_norms,
     update_ratio,
 )
-from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
+from bnlab_callbacks.lightning_api import LightningModule, Trainer
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import clean_name, number
-from bnlab_callbacks.scalars import log_scalars, publish_epoch, to_host
+from bnlab_callbacks.scalars import to_host
 
 
 class Weight(NamedTuple):
@@ -38,10 +41,11 @@ class Weight(NamedTuple):
 class _Taken(NamedTuple):
     """What one optimizer step left to be published for one weight."""
 
-    weight: Weight
-    sums: GradientSums
+    layer: str
+    numel: int
     stored: int
     scale: float
+    sums: GradientSums
 
 
 class GradientMonitor(Monitor):
@@ -62,6 +66,11 @@ class GradientMonitor(Monitor):
     - `grad_nonfinite/<NN>_<layer>`: number of NaN and infinite elements
     - `update_ratio/<NN>_<layer>`: log10(‖Δw‖₂/‖w‖₂), from the weights before and after the step; −inf if none moved
 
+    and for all layers together
+
+    - `grad_depth_slope`: least-squares slope of log10 `grad_rms` against depth: 10^slope is the factor from a layer to
+      the next one. Clearly above 0 gradients vanish on their way back to the input, clearly below they explode
+
     and at the end of each epoch the means over its records as `<quantity>_epoch/<NN>_<layer>`, without the records that
     are not finite: these (overflows of a loss scaler, say) are counted in `grad_nonfinite_steps_epoch/<NN>_<layer>`.
     The epoch values are in `trainer.callback_metrics` too, the last record in the attribute `latest`.
@@ -76,9 +85,11 @@ class GradientMonitor(Monitor):
         layers: regular expression searched in layer names, for example `conv|fc1`; None for all layers.
         update_ratio: whether to record the update ratio.
         enabled: False switches the callback off.
+        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+            less often than `every_n_steps` says; None for no limit.
 
     Raises:
-        ValueError: `every_n_steps` below 1 or `layers` no regular expression.
+        ValueError: `every_n_steps` below 1, `budget` not above 0, or `layers` no regular expression.
     """
 
     def __init__(
@@ -87,8 +98,9 @@ class GradientMonitor(Monitor):
         layers: str | None = None,
         update_ratio: bool = True,
         enabled: bool = True,
+        budget: float | None = None,
     ) -> None:
-        super().__init__(every_n_steps, layers, enabled)
+        super().__init__(every_n_steps, layers, enabled, budget)
         self.update_ratio = update_ratio
         self._scratch = Scratch()
         self._forget()
@@ -97,7 +109,7 @@ class GradientMonitor(Monitor):
         self._weights: list[Weight] = []
         self._order: ForwardOrder | None = None
         self._numbered: dict[str, str] = {}
-        self._taken: list[_Taken] = []
+        self._taken: list[tuple[Weight, _Taken]] = []
         self._before: dict[str, Tensor] = {}
         self._nonfinite_steps: dict[str, int] = defaultdict(int)
         self._scratch.clear()
@@ -113,12 +125,13 @@ class GradientMonitor(Monitor):
         """Find the weights and start to watch the order in which their modules run."""
         self.stop()
         if self.start(trainer):
+            self._nonfinite_steps.update(self._loaded.get("nonfinite_steps", {}))
             self._weights = list(find_weights(pl_module))
             holders = {weight.module for weight in self._weights}
             self._order = ForwardOrder((n, m) for n, m in pl_module.named_modules() if n in holders)
 
     @never_break_training
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def before_batch(self, trainer: Trainer) -> None:
         """Watch the order of execution until it is known."""
         if self._order is not None:
             self._order.gate.open = True
@@ -139,35 +152,34 @@ class GradientMonitor(Monitor):
                 grad = weight.parameter.grad
                 if id(weight.parameter) in owned and grad is not None and grad.numel():
                     values = stored_values(grad)
-                    self._taken.append(_Taken(weight, gradient_sums(values, self._scratch), values.numel(), scale))
+                    numel = weight.parameter.numel() * (2 if weight.parameter.is_complex() else 1)
+                    sums = gradient_sums(values, self._scratch)
+                    self._taken.append((weight, _Taken(weight.layer, numel, values.numel(), scale, sums)))
                     self._remember(weight)
 
     @never_break_training
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Publish what the steps of this batch left."""
+    def after_batch(self, trainer: Trainer) -> None:
+        """Keep what the steps of this batch left."""
         if not self._taken:
             return
-        with torch.no_grad():
-            tensors = [tensor for taken in self._taken for tensor in taken.sums]
-            if self.update_ratio:
-                for taken in self._taken:
-                    before, after = self._before[taken.weight.layer], flat(_real(taken.weight.parameter.detach()))
-                    tensors += update_norms(before, after, self._scratch)
-            values = to_host(tensors)
-        self.latest = self._statistics(values)
-        self._taken.clear()
-        self._means.add(self.latest)
-        log_scalars(trainer, self.latest, logged_step(trainer))
+        taken, self._taken = self._taken, []
+        updates: list[Tensor | float] = []
+        if self.update_ratio:
+            with torch.no_grad():
+                for weight, _ in taken:
+                    before, after = self._before[weight.layer], flat(_real(weight.parameter.detach()))
+                    updates += update_norms(before, after, self._scratch)
+        self.keep(trainer, ([one for _, one in taken], updates))
 
-    @never_break_training
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the epoch's means."""
-        metrics = self._means.pop()
-        metrics |= {f"grad_nonfinite_steps_epoch/{name}": float(n) for name, n in self._nonfinite_steps.items()}
-        self._nonfinite_steps = dict.fromkeys(self._nonfinite_steps, 0)
-        publish_epoch(trainer, metrics, logged_step(trainer) - 1)
+    def epoch_values(self, trainer: Trainer) -> dict[str, float]:
+        """The number of steps whose gradient was not finite."""
+        values = {f"grad_nonfinite_steps_epoch/{name}": float(n) for name, n in self._nonfinite_steps.items()}
+        self._nonfinite_steps = defaultdict(int, dict.fromkeys(self._nonfinite_steps, 0))
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return super().state_dict() | {"nonfinite_steps": dict(self._nonfinite_steps)}
 
     def _number_layers(self, order: ForwardOrder) -> None:
         """Fix the layers' numbers, once: a tag must not change its name during a run."""
@@ -186,20 +198,25 @@ class GradientMonitor(Monitor):
             else:
                 self._before[weight.layer] = now.clone()
 
-    def _statistics(self, values: list[float]) -> dict[str, float]:
-        """Tags and values of the layers that were taken; `values` as packed in `on_train_batch_end`."""
+    def read(self, kept: Sequence[tuple[list[_Taken], list[Tensor | float]]]) -> list[dict[str, float]]:
+        """Tags and values of the recorded steps, through one copy off the device."""
+        tensors = [tensor for taken, updates in kept for tensor in (*(t for one in taken for t in one.sums), *updates)]
+        values = iter(to_host(tensors))
+        return [self._statistics(taken, values, bool(updates)) for taken, updates in kept]
+
+    def _statistics(self, taken: list[_Taken], values: Iterator[float], updated: bool) -> dict[str, float]:
+        """Tags and values of one step's layers; takes its share of `values`, which lie as `read` packed them."""
         metrics: dict[str, float] = {}
-        width = len(GradientSums._fields)
-        updates = values[width * len(self._taken) :]
-        for index, (weight, _, stored, scale) in enumerate(self._taken):
-            name = self._numbered[weight.layer]
-            sums = tuple(values[width * index : width * (index + 1)])
-            numel = weight.parameter.numel() * (2 if weight.parameter.is_complex() else 1)
-            statistics = gradient_statistics(sums, stored, numel, scale)
-            if self.update_ratio:
-                statistics["update_ratio"] = update_ratio(updates[2 * index], updates[2 * index + 1])
+        for layer, numel, stored, scale, sums in taken:
+            name = self._numbered[layer]
+            statistics = gradient_statistics(tuple(islice(values, len(sums))), stored, numel, scale)
             metrics |= {f"{quantity}/{name}": value for quantity, value in statistics.items()}
             self._nonfinite_steps[name] += statistics["grad_nonfinite"] > 0
+        rms = {layer: metrics[f"grad_rms/{self._numbered[layer]}"] for layer, *_ in taken}
+        if len(self._weights) > 1:
+            metrics["grad_depth_slope"] = depth_slope([rms.get(layer, math.nan) for layer in self._numbered])
+        for one in taken if updated else ():
+            metrics[f"update_ratio/{self._numbered[one.layer]}"] = update_ratio(next(values), next(values))
         return metrics
 
 

@@ -7,6 +7,8 @@ Definitions, for a gradient g with n elements: `grad_mean_abs` = ‖g‖₁/n (t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import linear_regression
 from typing import NamedTuple
 
 import torch
@@ -14,15 +16,20 @@ from torch import Tensor
 
 from bnlab_callbacks.chunks import Scratch, flat, pieces, total, total_count, wide_dtype
 
+# elements up to which the launches cost more than the arithmetic (CPU)
+_SMALL = 1 << 18
+# mean squares that float32 holds with elements of any size around the mean: no square that matters is 0 or infinite
+_SQUARES = 1e-30, 1e30
+
 
 class GradientSums(NamedTuple):
-    """Sums over one gradient, as 0-dimensional tensors on its device."""
+    """Sums over one gradient, as 0-dimensional tensors on its device or, of a small one on a CPU, as numbers."""
 
-    absolute: Tensor  # ‖g‖₁
-    signed: Tensor  # Σg
-    norm: Tensor  # ‖g‖₂
-    zeros: Tensor  # number of stored elements equal to 0, integer
-    finite: Tensor  # number of stored elements that are finite, integer
+    absolute: Tensor | float  # ‖g‖₁
+    signed: Tensor | float  # Σg
+    norm: Tensor | float  # ‖g‖₂
+    zeros: Tensor | float  # number of stored elements equal to 0
+    finite: Tensor | float  # number of stored elements that are finite
 
 
 def stored_values(grad: Tensor) -> Tensor:
@@ -40,6 +47,10 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     The 2-norm is taken of values divided by their mean magnitude: squares of gradients of 1e-34 (N(0, 1e-4²) weights in
     a deep net) would all be 0 in float32.
     """
+    if values.device.type == "cpu" and values.numel() <= _SMALL:
+        few = _sums_of_few(values, scratch)
+        if few is not None:
+            return few
     absolute, signed, zeros, finite = [], [], [], []
     wide = wide_dtype(values)
     for piece in pieces(values):
@@ -59,6 +70,17 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
         squares.append(torch.dot(scaled, scaled))
     norm = scale * total(squares).sqrt()
     return GradientSums(magnitude_sum, total(signed), norm, total_count(zeros), total_count(finite))
+
+
+def _sums_of_few(values: Tensor, scratch: Scratch) -> GradientSums | None:
+    """The same sums with few launches, which are what a small layer costs; None where that would not be exact."""
+    wide = values.to(wide_dtype(values))
+    absolute = torch.abs(wide, out=scratch.values(wide)).sum().item()
+    square = torch.dot(wide, wide).item()
+    if not math.isfinite(absolute) or not (_SQUARES[0] < square / wide.numel() < _SQUARES[1] or absolute == 0):
+        return None
+    zeros = wide.numel() - torch.count_nonzero(wide).item()
+    return GradientSums(absolute, wide.sum().item(), math.sqrt(square), zeros, wide.numel())
 
 
 def gradient_statistics(sums: tuple[float, ...], stored: int, numel: int, scale: float = 1.0) -> dict[str, float]:
@@ -83,7 +105,20 @@ def gradient_statistics(sums: tuple[float, ...], stored: int, numel: int, scale:
     }
 
 
-def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+def depth_slope(rms: Sequence[float]) -> float:
+    """Least-squares slope of log10 of the layers' `grad_rms` against depth 0, 1, 2, … in order of execution.
+
+    10^slope is the factor by which the gradient grows from a layer to the next one, and shrinks on its way back:
+    vanishing nets have slopes well above 0, exploding ones below. Layers without a gradient that is positive and
+    finite are left out; NaN where fewer than two are left.
+    """
+    points = [(depth, math.log10(value)) for depth, value in enumerate(rms) if 0 < value < math.inf]
+    if len(points) < 2:
+        return math.nan
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
+def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tensor | float, Tensor | float]:
     """(‖after − before‖₂², ‖before‖₂²) of two flat tensors of one shape, each in float32 (float64 for float64)."""
     changes, sizes = [], []
     wide = wide_dtype(before)

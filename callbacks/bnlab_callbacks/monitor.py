@@ -1,31 +1,41 @@
-"""What the monitors share: they tell once what they cannot do, and never break the run that they watch."""
+"""What the monitors share: when they record and publish, what they cost, and that they never break a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import torch
 
 from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, rank_zero_warn, sharding_strategy
 from bnlab_callbacks.naming import layer_filter
-from bnlab_callbacks.scalars import EpochMeans
+from bnlab_callbacks.overhead import Overhead
+from bnlab_callbacks.records import Record, publish, publish_epoch, stamp
+from bnlab_callbacks.scalars import EpochMeans, gather_ranks
 from bnlab_callbacks.schedule import RecordSchedule
 
 P = ParamSpec("P")
 M = TypeVar("M", bound="Monitor")
 
+# records of consecutive steps that are read and published together: one copy off the device for all of them
+_TOGETHER = 16
+
 
 def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
-    """Make a hook a no-op while its monitor is off, and turn an error in it into one warning that switches it off."""
+    """Make a hook a no-op while its monitor is off, turn an error in it into one warning, and measure its time."""
 
     @wraps(method)
     def guarded(self: M, *args: P.args, **kwargs: P.kwargs) -> None:
         if not self.active:
             return
+        start = perf_counter()
         try:
             method(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             self.give_up(f"{type(error).__name__}: {error}")
+        self.overhead.add(perf_counter() - start)
 
     return cast(Callable[Concatenate[M, P], None], guarded)
 
@@ -33,25 +43,59 @@ def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[
 class Monitor(Callback):
     """A callback that records per-layer statistics of some optimizer steps.
 
+    Records of consecutive steps (`every_n_steps=1`) are published up to 16 at a time, and at the end of each epoch or
+    when the run ends in whatever way; other records at once.
+
     Args:
         every_n_steps: optimizer steps between two records; None for the Trainer's `log_every_n_steps`.
         layers: regular expression searched in layer names; None for all layers.
         enabled: False switches the callback off.
+        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+            less often than `every_n_steps` says, but still once per epoch; None for no limit.
+
+    Raises:
+        ValueError: `every_n_steps` below 1, `budget` not above 0, or `layers` no regular expression.
     """
 
-    def __init__(self, every_n_steps: int | None = None, layers: str | None = None, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        layers: str | None = None,
+        enabled: bool = True,
+        budget: float | None = None,
+    ) -> None:
+        if budget is not None and not budget > 0:
+            raise ValueError(f"budget={budget} is not above 0: give a share of the training time, 0.01 for 1 %.")
         self.schedule = RecordSchedule(every_n_steps)
         self.layers = layers
         self.enabled = enabled
+        self.budget = budget
         self.active = False
         self.latest: dict[str, float] = {}
+        self.overhead = Overhead()
         self._filter = layer_filter(layers)
         self._means = EpochMeans()
+        self._kept: list[tuple[Record, Any]] = []
+        self._unpublished: list[Record] = []
+        self._loaded: dict[str, Any] = {}
+
+    # what a monitor of one kind adds
+
+    def read(self, kept: Sequence[Any]) -> list[dict[str, float]]:
+        """Tags and values of some recorded steps, from what `keep` was given at each, in order."""
+        raise NotImplementedError
+
+    def epoch_values(self, trainer: Trainer) -> dict[str, float]:
+        """Values that an epoch has beside the means over its records; start the next epoch."""
+        return {}
+
+    # one fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run's records; a checkpoint's are loaded after this."""
         if stage == "fit":
             self.schedule.restart()
+            self._loaded = {}
 
     def start(self, trainer: Trainer) -> bool:
         """Begin a `fit`: whether anything is to be recorded in it."""
@@ -62,12 +106,15 @@ class Monitor(Callback):
                 "Use the ddp strategy to see them."
             )
         self.active = self.enabled and not sharding
-        self._means = EpochMeans()
+        self.overhead = Overhead()
+        self._means = EpochMeans(self._loaded.get("means"))
         return self.active
 
     def stop(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         self.active = False
+        self._kept.clear()
+        self._unpublished.clear()
 
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is recorded, and let training go on."""
@@ -78,22 +125,102 @@ class Monitor(Callback):
         """Whether the layer filter lets `layer` through."""
         return self._filter.search(layer) is not None
 
+    def keep(self, trainer: Trainer, taken: Any) -> None:
+        """Note that the step that just ended left `taken`, and publish it now or with those of the next steps."""
+        self._kept.append((stamp(trainer, {}), taken))
+        self.overhead.count_record()
+        self._keep_to_budget(trainer)
+        if len(self._kept) >= _TOGETHER or not self.schedule.next_step_is_due(trainer):
+            self.flush(trainer)
+
+    def flush(self, trainer: Trainer) -> None:
+        """Publish what was kept."""
+        self._read_kept()
+        records, self._unpublished = self._unpublished, []
+        publish(trainer, records)
+
+    def _read_kept(self) -> None:
+        kept, self._kept = self._kept, []
+        if not kept:
+            return
+        for (record, _), values in zip(kept, self.read([taken for _, taken in kept]), strict=True):
+            if not values:  # left out
+                continue
+            self.latest = values
+            self._means.add(values)
+            self._unpublished.append(record._replace(values=values))
+
+    def _keep_to_budget(self, trainer: Trainer) -> None:
+        if self.budget is None:
+            return
+        pause = self.overhead.pause(self.budget)
+        if trainer.world_size > 1:  # all ranks must record the same steps
+            mine = torch.tensor([pause], device=trainer.strategy.root_device)
+            pause = int(gather_ranks(trainer, mine).max())
+        self.schedule.wait(trainer, pause)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Prepare for a step."""
+        if self.active:
+            self.overhead.begin_step()
+            self.before_batch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take what the batch left."""
+        if self.active:
+            self.after_batch(trainer)
+            self.overhead.end_step()
+
+    @never_break_training
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Publish what is kept, the epoch's means, and what the monitors cost."""
+        self.flush(trainer)
+        values = self._means.pop() | self.epoch_values(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+        monitors = [callback for callback in callbacks if isinstance(callback, Monitor) and callback.active]
+        if monitors and self is monitors[-1]:
+            values["diagnostics/overhead_frac"] = sum(monitor.overhead.fraction for monitor in monitors)
+        publish_epoch(trainer, values)
+
+    @never_break_training
+    def _settle(self) -> None:
+        self._read_kept()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop."""
+        self.publish_last(trainer)
         self.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop: on an exception Lightning calls no other hook."""
+        """Publish what led up to the exception, and stop: Lightning calls no other hook then."""
+        self.publish_last(trainer)
         self.stop()
+
+    @never_break_training
+    def publish_last(self, trainer: Trainer) -> None:
+        """Publish what is kept, whatever happens next."""
+        self.flush(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop, also where `fit` never began."""
         self.stop()
 
+    def before_batch(self, trainer: Trainer) -> None:
+        """Prepare for a step."""
+
+    def after_batch(self, trainer: Trainer) -> None:
+        """Take what the batch left."""
+
+    # checkpoints
+
     def state_dict(self) -> dict[str, Any]:
-        """Which slots have their record, so that a resumed run records the steps that the undisturbed one would."""
-        return self.schedule.state_dict()
+        """What a resumed run needs to record what the undisturbed one would; primitives and tensors only."""
+        self._settle()
+        return {"schedule": self.schedule.state_dict(), "means": self._means.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self.schedule.load_state_dict(state_dict)
+        self._loaded = state_dict
+        self.schedule.load_state_dict(state_dict["schedule"])

@@ -1,8 +1,9 @@
-"""From 0-dimensional tensors to the Trainer's loggers, with one copy off the device and one write per record."""
+"""From 0-dimensional tensors to the Trainer's loggers, with one copy off the device."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bnlab_callbacks.lightning_api import Trainer
+from bnlab_callbacks.tensorboard_events import write_event, writes_plainly
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -27,34 +29,35 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[slice]]:
     device = tensors[0].device
     # floats and whole numbers apart, so that counts stay exact; not by dtype: ranks whose batches differ in size may
     # compute in float32 and in float64, and their vectors must be laid out alike
-    groups: dict[bool, list[int]] = defaultdict(list)
+    groups: dict[tuple[bool, bool], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
-        groups[tensor.is_floating_point()].append(index)
+        groups[tensor.is_floating_point(), tensor.ndim == 0].append(index)
     # one join and one conversion per group, not per tensor: launches are what a small net's record costs
-    joined = [_join([tensors[i] for i in group], device) for group in groups.values()]
+    joined = [_join([tensors[i] for i in group], device, single) for (_, single), group in groups.items()]
     where: dict[int, slice] = {}
     start = 0
-    for index in (index for group in groups.values() for index in group):
-        where[index] = slice(start, start + tensors[index].numel())
-        start = where[index].stop
+    for (_, single), group in groups.items():
+        for index in group:
+            where[index] = slice(start, start + (1 if single else tensors[index].numel()))
+            start = where[index].stop
     return torch.cat([part.to(widest(device)) for part in joined]), [where[index] for index in range(len(tensors))]
 
 
-def _join(tensors: list[Tensor], device: torch.device) -> Tensor:
+def _join(tensors: list[Tensor], device: torch.device, single: bool) -> Tensor:
     if any(tensor.device != device for tensor in tensors):  # a model over several devices
         tensors = [tensor.to(device) for tensor in tensors]
-    if all(tensor.ndim == 0 for tensor in tensors):
-        return torch.stack(tensors)
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return torch.stack(tensors) if single else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[float]:
-    """Values of 0-dimensional tensors, in their order, through one copy off the device."""
+def to_host(values: Sequence[Tensor | float]) -> list[float]:
+    """Values of 0-dimensional tensors, in their order, through one copy off the device; numbers stay as they are."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:
-        return []
+        return [float(value) for value in values]
     vector, where = pack(tensors)
-    values = vector.tolist()
-    return [values[place.start] for place in where]
+    numbers: list[float] = vector.tolist()
+    read = (numbers[place.start] for place in where)
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 def gather_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
@@ -70,38 +73,18 @@ def gather_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
     """Give `metrics` to every logger of the Trainer, at `step`; ranks other than 0 write nothing, as in Lightning.
 
-    TensorBoard gets one event with all the values: its `add_scalar` makes an event each, 25 times slower at 48 values.
+    TensorBoard gets one event with all the values; `wall_time` (seconds since 1970, None for now) is for it alone.
     """
     if not metrics or not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        write = getattr(logger, "experiment", None) if _is_plain_tensorboard(logger) else None
-        if type(write).__module__ == "torch.utils.tensorboard.writer":
-            _write_one_event(write, logger, metrics, step)
+        if writes_plainly(logger):
+            write_event(logger, metrics, step, time.time() if wall_time is None else wall_time)
         else:
             logger.log_metrics(dict(metrics), step=step)
-
-
-def _is_plain_tensorboard(logger: Any) -> bool:
-    """Lightning's TensorBoardLogger, its `log_metrics` not overridden by a subclass with plans of its own."""
-    return bool(type(logger).log_metrics.__module__.endswith("fabric.loggers.tensorboard"))
-
-
-def _write_one_event(writer: Any, logger: Any, metrics: Mapping[str, float], step: int) -> None:
-    from torch.utils.tensorboard.summary import Summary  # type: ignore[attr-defined]
-
-    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
-    values = [Summary.Value(tag=prefix + tag, simple_value=value) for tag, value in metrics.items()]
-    writer._get_file_writer().add_summary(Summary(value=values), step)
-
-
-def publish_epoch(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Log an epoch's values and put them among `trainer.callback_metrics`, where EarlyStopping and others look."""
-    log_scalars(trainer, metrics, step)
-    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in metrics.items()})
 
 
 class EpochMeans:
@@ -110,9 +93,9 @@ class EpochMeans:
     Tags `<quantity>/<layer>` come out as `<quantity>_epoch/<layer>`.
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self._sums: dict[str, float] = dict(state["sums"]) if state else {}
+        self._counts: dict[str, int] = dict(state["counts"]) if state else {}
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Take in one record."""
@@ -127,8 +110,12 @@ class EpochMeans:
         self._sums, self._counts = {}, {}
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a new one needs to go on."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
 
 def epoch_tag(tag: str) -> str:
-    """`grad_rms/00_fc1` → `grad_rms_epoch/00_fc1`."""
-    quantity, _, layer = tag.partition("/")
-    return f"{quantity}_epoch/{layer}"
+    """`grad_rms/00_fc1` → `grad_rms_epoch/00_fc1`, `grad_depth_slope` → `grad_depth_slope_epoch`."""
+    quantity, slash, layer = tag.partition("/")
+    return f"{quantity}_epoch{slash}{layer}"

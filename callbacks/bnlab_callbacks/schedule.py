@@ -26,32 +26,48 @@ class RecordSchedule:
                 "None for the Trainer's log_every_n_steps; enabled=False switches the callback off."
             )
         self.every_n_steps = every_n_steps
-        self._recorded: dict[str, list[int]] = {}
-
-    def slot(self, trainer: Trainer) -> list[int] | None:
-        """The slot of the coming optimizer step as [epoch, step // n]; None where nothing is recorded."""
-        every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector
-        return [trainer.current_epoch, logged_step(trainer) // every] if every else None
+        self.restart()
 
     def due(self, trainer: Trainer, stream: str = "") -> bool:
         """Whether the coming step is to be recorded; `stream` tells apart things with schedules of their own."""
-        slot = self.slot(trainer)
-        return slot is not None and self._recorded.get(stream) != slot
+        return self._due(trainer, logged_step(trainer), stream)
+
+    def next_step_is_due(self, trainer: Trainer) -> bool:
+        """Whether, a step having just ended, the very next one of this epoch is to be recorded too."""
+        return any(self._due(trainer, logged_step(trainer) + 1, stream) for stream in self._recorded)
+
+    def _due(self, trainer: Trainer, step: int, stream: str) -> bool:
+        every = self._every(trainer)
+        if not every:
+            return False
+        epoch, last = self._recorded.get(stream, (-1, 0))
+        return epoch != trainer.current_epoch or (step // every != last // every and step >= self._not_before)
+
+    def _every(self, trainer: Trainer) -> int:
+        return self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector
 
     def mark(self, trainer: Trainer, stream: str = "") -> None:
-        """Note that this slot has its record."""
-        slot = self.slot(trainer)
-        if slot is not None:
-            self._recorded[stream] = slot
+        """Note that the coming step is recorded."""
+        if self._every(trainer):
+            self._recorded[stream] = (trainer.current_epoch, logged_step(trainer))
+
+    def wait(self, trainer: Trainer, steps: int) -> None:
+        """Record no step of this epoch before `steps` more have passed."""
+        self._not_before = logged_step(trainer) + steps
 
     def restart(self) -> None:
         """Forget what was recorded."""
-        self._recorded = {}
+        self._recorded: dict[str, tuple[int, int]] = {}
+        self._not_before = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Lists and numbers only, so that checkpoints load with `weights_only=True`."""
-        return {"recorded": {stream: list(slot) for stream, slot in self._recorded.items()}}
+        return {
+            "recorded": {stream: list(last) for stream, last in self._recorded.items()},
+            "not_before": self._not_before,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._recorded = {stream: list(slot) for stream, slot in state["recorded"].items()}
+        self._recorded = {stream: (epoch, step) for stream, (epoch, step) in state["recorded"].items()}
+        self._not_before = state["not_before"]

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from bnlab_callbacks.monitor import Monitor
+
 
 class Module(pl.LightningModule):
     """Mean squared error of `net`, plain SGD."""
@@ -114,13 +116,14 @@ def hooks_of(model: nn.Module) -> list[Any]:
 
 
 class Each(pl.Callback):
-    """Keeps a copy of a callback's `latest` after each batch in which it changed; add it behind that callback."""
+    """Keeps every record that a monitor makes, on every rank."""
 
-    def __init__(self, watched: Any) -> None:
-        self.watched = watched
+    def __init__(self, monitor: Monitor) -> None:
         self.records: list[dict[str, float]] = []
+        self.read = monitor.read
+        monitor.read = self.note  # type: ignore[method-assign]
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        if self.watched.latest and (not self.records or self.watched.latest is not self.records_last):
-            self.records_last = self.watched.latest
-            self.records.append(dict(self.watched.latest))
+    def note(self, kept: Any) -> list[dict[str, float]]:
+        records = self.read(kept)
+        self.records += [record for record in records if record]
+        return records

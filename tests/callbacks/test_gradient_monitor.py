@@ -52,13 +52,10 @@ def plain_run(
                 assert p.grad is not None
                 p -= lr * p.grad
         now = dict(net.named_parameters())
-        records.append(
-            {
-                f"{quantity}/{layer}": value
-                for layer, name in LAYERS.items()
-                for quantity, value in by_hand(grads[name], before[name], now[name]).items()
-            }
-        )
+        layers = {layer: by_hand(grads[name], before[name], now[name]) for layer, name in LAYERS.items()}
+        record = {f"{quantity}/{layer}": value for layer, row in layers.items() for quantity, value in row.items()}
+        slope, _ = np.polyfit(range(len(layers)), [np.log10(row["grad_rms"]) for row in layers.values()], 1)
+        records.append(record | {"grad_depth_slope": slope})
     return records
 
 
@@ -125,7 +122,7 @@ def test_fused_optimizers_gradients_are_unscaled(optimizer: Any) -> None:
     for a, b, c in zip(fused, unfused, single.records, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-7)
         for tag, value in c.items():
-            magnitude = abs(c["grad_mean_abs/" + tag.partition("/")[2]])
+            magnitude = abs(c.get("grad_mean_abs/" + tag.partition("/")[2], 1.0))
             assert a[tag] == pytest.approx(value, rel=2e-2, abs=1e-2 * magnitude), tag
 
 
@@ -191,8 +188,8 @@ def test_no_tags_for_frozen_and_unused_layers_biases_and_norms() -> None:
     run = trainer(monitor)
     run.fit(Module(net), loader())
     layers = {tag.partition("/")[2] for tag in monitor.latest}
-    assert layers == {"00_net.conv", "01_net.fc"}
-    assert all(tag.partition("/")[0] in QUANTITIES for tag in monitor.latest)
+    assert layers == {"00_net.conv", "01_net.fc", ""}
+    assert {tag.partition("/")[0] for tag in monitor.latest} == {*QUANTITIES, "grad_depth_slope"}
 
 
 class Tied(nn.Module):
@@ -288,7 +285,7 @@ def test_two_optimizers_gradients_are_those_of_their_own_steps() -> None:
 def test_the_filter_keeps_layers_and_their_numbers() -> None:
     monitor = GradientMonitor(layers=r"net\.[24]$")
     trainer(monitor).fit(Module(mlp()), loader())
-    assert {tag.partition("/")[2] for tag in monitor.latest} == {"01_net.2", "02_net.4"}
+    assert {tag.partition("/")[2] for tag in monitor.latest} == {"01_net.2", "02_net.4", ""}
 
 
 def test_a_filter_without_a_match_says_what_there_is_and_training_goes_on() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnlab_callbacks.chunks import Scratch, flat
 from bnlab_callbacks.gradient_statistics import (
+    depth_slope,
     gradient_statistics,
     gradient_sums,
     stored_values,
@@ -204,3 +205,22 @@ def test_scratch_buffers_are_allocated_once_and_given_back() -> None:
     assert scratch.flags(big).data_ptr() != scratch.values(big).data_ptr()
     scratch.clear()
     assert not scratch._buffers
+
+
+def test_small_gradients_take_the_few_launches_and_extreme_ones_the_exact_way() -> None:
+    ordinary = gradient_sums(torch.randn(100), Scratch())
+    assert all(isinstance(each, int | float) for each in ordinary)
+    for factor in (1e-34, 1e25, math.inf):
+        assert isinstance(gradient_sums(torch.ones(100) * factor, Scratch()).norm, Tensor)
+    grad = torch.randn(100) * 1e-14
+    assert isinstance(gradient_sums(grad, Scratch()).norm, float)
+    assert_equals_reference(computed(grad), grad)
+    assert computed(torch.zeros(5))["grad_rms"] == 0
+
+
+def test_slope_over_depth() -> None:
+    assert depth_slope([1e-6, 1e-4, 1e-2]) == pytest.approx(2, rel=1e-12)
+    assert depth_slope([1.0, 0.0, 0.01, math.nan, math.inf]) == pytest.approx(-1, rel=1e-12)  # depths 0 and 2 count
+    assert math.isnan(depth_slope([1.0, 0.0]))
+    rms = [0.5, 0.3, 0.9, 0.1]
+    assert depth_slope(rms) == pytest.approx(np.polyfit(range(4), np.log10(rms), 1)[0], rel=1e-12)

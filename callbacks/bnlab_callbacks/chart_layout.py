@@ -1,0 +1,115 @@
+"""`ChartLayout`: TensorBoard's Custom Scalars tab, with all layers of a quantity in one chart."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from bnlab_callbacks.lightning_api import Trainer
+from bnlab_callbacks.record_file import split_tag
+from bnlab_callbacks.records import Record
+from bnlab_callbacks.run_output import RunOutput, or_give_up, tensorboard_writers
+
+Layout = dict[str, dict[str, list[object]]]
+
+# by the beginning of a quantity that layers have
+_CATEGORIES = {
+    "Gradients": ("grad_", "update_"),
+    "Activations": ("act_", "sat_", "zero_", "dead_"),
+    "Batch norm": ("bn_", "ics_"),
+    "Other layer values": ("",),
+}
+_WITHOUT_LAYER = "Time & training"
+_OF_THE_WHOLE_NET = {"smoothness/": "Batch norm"}  # what has no layer and yet belongs to another category
+
+_SET = re.compile(r"^(train|val|valid|test)[_/]|_(step|epoch)$")
+_SECONDS = re.compile(r"time/(epoch|train|val)_s$")
+
+
+class ChartLayout(RunOutput):
+    """Lays out TensorBoard's Custom Scalars tab: a chart for each quantity, a line in it for each layer.
+
+    The charts stand in the categories Gradients, Activations, Batch norm, Other layer values, and Time & training,
+    which has what belongs to no layer: `train_loss` and `val_loss` in one chart, and so on. Charts of epoch means
+    follow those of steps.
+
+    Writes for every TensorBoard logger, on rank 0, at the end of the first epoch and of those that brought new
+    quantities, the layout `custom_scalars__config__`. It names quantities, not layers: runs of different nets that are
+    shown together share their charts.
+
+    Args:
+        enabled: False switches the callback off.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        super().__init__(enabled)
+        self._tags: set[str] = set()
+        self._written: Layout = {}
+
+    def begin(self, trainer: Trainer) -> None:
+        """Look for TensorBoard."""
+        self._tags, self._written = set(), {}
+        if not any(True for _ in tensorboard_writers(trainer)):
+            self.give_up("no logger of this run writes for TensorBoard.")
+
+    def take(self, trainer: Trainer, record: Record) -> None:
+        """Note the record's tags."""
+        self._tags |= record.values.keys()
+
+    def epoch_ended(self, trainer: Trainer, step: int, epoch: int) -> None:
+        """Write the layout, if it changed."""
+        logged = trainer.logged_metrics  # on all ranks: Lightning may exchange values for them
+        self._write(trainer, logged)
+
+    @or_give_up
+    def _write(self, trainer: Trainer, logged: Iterable[str]) -> None:
+        self._tags |= set(logged)
+        now = layout(self._tags)
+        if now != self._written:
+            for writer, prefix in tensorboard_writers(trainer):
+                writer.add_custom_scalars(layout(self._tags, prefix))
+            self._written = now
+
+    def finish(self, trainer: Trainer) -> None:
+        """Write the layout of a run that ended within its first epoch."""
+        if not self._written and self._tags:
+            self._write(trainer, ())
+
+
+def layout(tags: Iterable[str], prefix: str = "") -> Layout:
+    r"""Charts for `tags`, as `SummaryWriter.add_custom_scalars` takes them.
+
+    Args:
+        tags: as recorded, without the logger's prefix.
+        prefix: what the logger puts before each of them.
+
+    Returns:
+        category → chart's title → `["Multiline", [regular expressions that match the chart's tags from their start]]`.
+    """
+    charts: dict[str, dict[str, set[str]]] = {category: defaultdict(set) for category in (*_CATEGORIES, _WITHOUT_LAYER)}
+    start = "^" + re.escape(prefix)
+    for tag in tags:
+        quantity, layer = split_tag(tag)
+        if layer:
+            category = next(name for name, starts in _CATEGORIES.items() if quantity.startswith(starts))
+            charts[category][quantity].add(start + re.escape(quantity) + r"/\d{2,}_")
+        else:
+            category = _OF_THE_WHOLE_NET.get(tag.partition("/")[0] + "/", _WITHOUT_LAYER)
+            charts[category][_title(tag)].add(start + re.escape(tag) + "$")
+    return {
+        category: {title: ["Multiline", sorted(of_category[title])] for title in sorted(of_category, key=_place)}
+        for category, of_category in charts.items()
+        if of_category
+    }
+
+
+def _title(tag: str) -> str:
+    """A chart for what belongs together: the seconds; a metric of training and of validation, its steps and epochs."""
+    if tag.startswith(("time/", "diagnostics/")):
+        return "seconds" if _SECONDS.match(tag) else tag
+    return _SET.sub("", tag) or tag
+
+
+def _place(title: str) -> tuple[bool, str]:
+    return title.endswith("_epoch"), title

@@ -1,0 +1,189 @@
+"""Which units of a rectifier are silent: over a window of records, over the epoch, since when, and which came back."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnlab_callbacks.activation_hooks import Call
+from bnlab_callbacks.lightning_api import Trainer
+from bnlab_callbacks.scalars import gather_ranks, pack
+
+
+class DeadShare(NamedTuple):
+    """Share of units that were not once positive, and over how many samples that was seen."""
+
+    fraction: float
+    samples: int
+
+
+class DeadUnit(NamedTuple):
+    """A unit that counts as dead now: silent over a whole window of records; or one that did and came back."""
+
+    layer: str  # `<NN>_<layer>`
+    unit: int
+    dead: bool  # now
+    since: int  # step of the first record of its present silence; of its return, if it is not dead
+    samples: int  # that it has been silent over, or active again
+    revivals: int  # times that it fired after having counted as dead
+
+
+class UnitLedger:
+    """The history of one layer's units, record by record.
+
+    Args:
+        length: records that the sliding window spans.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._start(0)
+
+    def _start(self, units: int) -> None:
+        self._records = 0  # so far
+        self._seen = 0  # samples in them
+        self._samples: deque[int] = deque(maxlen=self.length)  # of each record in the window
+        self._epoch_start = 0  # record
+        self._epoch_samples = 0
+        self._epoch_revivals = 0
+        # for each unit
+        self._last_active = torch.zeros(units, dtype=torch.int64)  # number of the record, from 1; 0 for none
+        self._seen_then = torch.zeros(units, dtype=torch.int64)  # samples up to that record
+        self._since = torch.full((units,), -1)  # step of its first silent record since; -1 while it is active
+        self._revivals = torch.zeros(units, dtype=torch.int64)
+        self._returned = torch.full((units,), -1)  # step of the last revival
+        self._seen_at_return = torch.zeros(units, dtype=torch.int64)
+
+    def add(self, active: Tensor, samples: Sequence[int], steps: Sequence[int]) -> list[DeadShare]:
+        """Take in K records.
+
+        Args:
+            active: (K, units), whether the unit was positive in any sample of the record.
+            samples: (K), samples of each record.
+            steps: (K), the step of each record.
+
+        Returns:
+            after each of them, the units dead over the last `length` records, or over as many as there are.
+        """
+        if active.shape[1] != self._last_active.numel():  # a layer of another size took the name: start anew
+            self._start(active.shape[1])
+        count = len(samples)
+        numbers = torch.arange(self._records + 1, self._records + count + 1)
+        seen = torch.tensor([self._seen, *samples]).cumsum(0)
+        last = torch.where(active, numbers[:, None], 0).cummax(0).values
+        last = torch.cat([self._last_active[None], torch.maximum(last, self._last_active)])  # before and after each
+        dead = (last[1:] <= (numbers - self.length).clamp_min(0)[:, None]).sum(1).tolist()
+        back = active & (numbers[:, None] - 1 - last[:-1] >= self.length)
+        self._note_returns(back, numbers, torch.tensor(steps), seen)
+        self._note_silence(last[-1], torch.tensor([*steps, -1]), seen)
+        self._records += count
+        self._seen = int(seen[-1])
+        self._epoch_samples += sum(samples)
+        shares = []
+        for number, silent in zip(samples, dead, strict=True):
+            self._samples.append(number)
+            shares.append(DeadShare(silent / max(active.shape[1], 1), sum(self._samples)))
+        return shares
+
+    def _note_returns(self, back: Tensor, numbers: Tensor, steps: Tensor, seen: Tensor) -> None:
+        if not bool(back.any()):
+            return
+        self._revivals += back.sum(0)
+        self._epoch_revivals += int(back.sum())
+        latest = torch.where(back, torch.arange(1, len(numbers) + 1)[:, None], 0).amax(0)
+        returned = latest > 0
+        self._returned[returned] = steps[latest[returned] - 1]
+        self._seen_at_return[returned] = seen[latest[returned] - 1]
+
+    def _note_silence(self, last: Tensor, steps: Tensor, seen: Tensor) -> None:
+        """`steps` (K + 1) and `seen` (K + 1) by record; `last` (units,) the number of the record last active in."""
+        place = last - self._records  # 1…K for a unit that was active in one of these records
+        moved = place > 0
+        self._since = torch.where(moved, steps[place.clamp_min(0)], torch.where(self._since < 0, steps[0], self._since))
+        self._seen_then = torch.where(moved, seen[place.clamp_min(0)], self._seen_then)
+        self._last_active = last
+
+    def pop_epoch(self) -> DeadShare:
+        """Dead over all records since the last call; start the next epoch."""
+        units = max(self._last_active.numel(), 1)
+        dead = DeadShare(int((self._last_active <= self._epoch_start).sum()) / units, self._epoch_samples)
+        self._epoch_start, self._epoch_samples = self._records, 0
+        return dead
+
+    def pop_revived(self) -> int:
+        """How often since the last call a unit that had counted as dead fired."""
+        revived, self._epoch_revivals = self._epoch_revivals, 0
+        return revived
+
+    def units(self, layer: str) -> list[DeadUnit]:
+        """Every unit that is dead now, over a whole window, or was and came back, in order."""
+        dead = self._records - self._last_active >= self.length
+        rows = []
+        for unit in (dead | (self._revivals > 0)).nonzero().flatten().tolist():
+            since, seen = (self._since, self._seen_then) if dead[unit] else (self._returned, self._seen_at_return)
+            numbers = (int(since[unit]), self._seen - int(seen[unit]), int(self._revivals[unit]))
+            rows.append(DeadUnit(layer, unit, bool(dead[unit]), *numbers))
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, lists and tensors."""
+        state = {name.lstrip("_"): v.clone() if isinstance(v, Tensor) else v for name, v in vars(self).items()}
+        return state | {"samples": list(self._samples)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped; a window of another length goes on with what it has."""
+        for name, value in state.items():
+            if name not in ("length", "samples"):
+                setattr(self, f"_{name}", value)
+        self._samples = deque(state["samples"], maxlen=self.length)
+
+
+class EpochUnits:
+    """The largest output of each unit over all steps of an epoch."""
+
+    def __init__(self) -> None:
+        self._maxima: dict[str, Tensor] = {}
+        self._samples: dict[str, int] = {}
+
+    def add(self, calls: Sequence[tuple[str, Call]]) -> None:
+        """Take in one batch's calls, by name."""
+        for key, call in calls:
+            if call.unit_max is not None:
+                before = self._maxima.get(key)
+                if before is None or before.shape != call.unit_max.shape:
+                    self._maxima[key], self._samples[key] = call.unit_max, call.samples
+                else:
+                    self._maxima[key] = torch.maximum(before, call.unit_max)
+                    self._samples[key] += call.samples
+
+    def pop(self, trainer: Trainer) -> dict[str, DeadShare]:
+        """Units that were never positive in the epoch, on any rank; all ranks must call it. Start the next epoch."""
+        maxima, samples = self._maxima, self._samples
+        self._maxima, self._samples = {}, {}
+        described = repr([(key, tuple(tensor.shape)) for key, tensor in maxima.items()])
+        check = torch.tensor([zlib.crc32(described.encode())], device=trainer.strategy.root_device)
+        checks = gather_ranks(trainer, check)
+        if not maxima or bool((checks != checks[0]).any()):
+            return {}  # ranks saw different layers
+        vector, where = pack([*maxima.values(), torch.tensor(list(samples.values()), device=check.device)])
+        ranks = gather_ranks(trainer, vector).cpu()
+        active = (ranks > 0).any(0)
+        seen = ranks[:, where.pop()].sum(0).tolist()
+        return {
+            key: DeadShare(1 - float(active[place].double().mean()), int(count))
+            for key, place, count in zip(maxima, where, seen, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers."""
+        return {"maxima": {key: tensor.cpu() for key, tensor in self._maxima.items()}, "samples": dict(self._samples)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on where the checkpoint stopped."""
+        self._maxima = {key: tensor.to(device) for key, tensor in state.get("maxima", {}).items()}
+        self._samples = dict(state.get("samples", {}))

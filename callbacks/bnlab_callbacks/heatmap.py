@@ -1,0 +1,169 @@
+"""`LayerHeatmap`: what each layer did over the whole run, in one picture for each quantity."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from bnlab_callbacks.heatmap_drawing import draw, pixels
+from bnlab_callbacks.heatmap_grid import Grid
+from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
+from bnlab_callbacks.record_file import split_tag
+from bnlab_callbacks.records import Record
+from bnlab_callbacks.run_output import (
+    RunOutput,
+    or_give_up,
+    publish_kept,
+    replace_file,
+    run_folder,
+    tensorboard_writers,
+)
+
+QUANTITIES = ("grad_rms", "act_std", "sat_frac", "dead_frac", "update_ratio")
+
+_LOGARITHMIC = ("grad_mean_abs", "grad_rms")
+_ALREADY_LOGARITHMIC = {"update_ratio": "log10(‖Δw‖/‖w‖)"}
+
+_SHARE = 50  # drawing takes one part in so many of the time at most
+_FIRST_S = 0.2  # what the first drawing is taken to last
+
+
+class LayerHeatmap(RunOutput):
+    """Draws recorded quantities as colours, layers from top to bottom in order of execution, steps from left to right.
+
+    Writes, for each quantity that was recorded, on rank 0:
+
+    - `heatmaps/<quantity>.png` in the run's folder
+    - the image `heatmap/<quantity>` for every TensorBoard logger, at the step of the last record
+
+    at the end of epochs, once 50 times the duration of the last drawing has passed since, and at the end of the run, in
+    whatever way it ends. So a run of short epochs is drawn after some seconds for the first time.
+
+    `grad_mean_abs` and `grad_rms` are shown as log10, `update_ratio` is one already; all others are linear, shares
+    (`…_frac`) always from 0 to 1. Exact zeros of a logarithm are red; what was not recorded or is not finite is grey.
+    When more than `max_columns` steps were recorded, neighbouring steps are merged: a colour is then the mean of their
+    finite values, of the logarithms where these are shown. Checkpoints hold the values, so that a resumed run's
+    pictures show all of it.
+
+    Args:
+        quantities: which to draw: what stands before the slash of a tag `<quantity>/<NN>_<layer>`.
+        folder: where `heatmaps/` goes; None for the folder of the run's logger. Without either the callback says so and
+            is off; so it is without matplotlib.
+        max_columns: columns of a picture at most.
+        enabled: False switches the callback off.
+
+    Raises:
+        ValueError: `max_columns` below 1.
+    """
+
+    def __init__(
+        self,
+        quantities: Sequence[str] = QUANTITIES,
+        folder: str | None = None,
+        max_columns: int = 400,
+        enabled: bool = True,
+    ) -> None:
+        super().__init__(enabled)
+        if max_columns < 1:
+            raise ValueError(f"max_columns={max_columns} is below 1: give the number of columns of a picture.")
+        self.quantities = tuple(quantities)
+        self.folder = folder
+        self.max_columns = max_columns
+        self._grids: dict[str, Grid] = {}
+        self._folder = Path()
+        self._trainer: Trainer | None = None
+        self._step = 0  # of the last record
+        self._undrawn: set[str] = set()
+        self._drawn_at = 0.0
+        self._drawing_s = _FIRST_S
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin; a Trainer that goes on with what it trained goes on with its pictures."""
+        if stage == "fit" and not logged_step(trainer):
+            self._grids = {}
+        super().setup(trainer, pl_module, stage)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Find out where to draw, and whether it is possible."""
+        import matplotlib.figure  # noqa: F401 - said at the start, not after the first epoch
+
+        self._folder = run_folder(trainer, self.folder) / "heatmaps"
+        self._trainer = trainer
+        self._undrawn = set()
+        self._drawn_at, self._drawing_s = perf_counter(), _FIRST_S
+
+    def take(self, trainer: Trainer, record: Record) -> None:
+        """Add a record's values to the grids."""
+        wanted: dict[str, dict[str, float]] = defaultdict(dict)
+        for tag, value in record.values.items():
+            quantity, layer = split_tag(tag)
+            if layer and quantity in self.quantities:
+                wanted[quantity][layer] = shown_value(quantity, value)
+        for quantity, values in wanted.items():
+            if quantity not in self._grids:
+                self._grids[quantity] = Grid(self.max_columns)
+            self._grids[quantity].add(record.step, values)
+        if wanted:
+            self._undrawn |= wanted.keys()
+            self._step = record.step
+
+    def epoch_ended(self, trainer: Trainer, step: int, epoch: int) -> None:
+        """Draw, if the last drawing was long enough ago."""
+        if perf_counter() - self._drawn_at >= _SHARE * self._drawing_s:
+            self._draw_if_active(trainer)
+
+    @or_give_up
+    def _draw_if_active(self, trainer: Trainer) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        """Draw every quantity that has new values."""
+        start = perf_counter()
+        from matplotlib.image import imsave
+
+        for quantity in (quantity for quantity in self.quantities if quantity in self._undrawn):
+            limits = (0.0, 1.0) if quantity.endswith("_frac") else None
+            image = pixels(draw(*self._grids[quantity].table(), quantity, value_label(quantity), limits))
+            replace_file(self._folder / f"{quantity}.png", lambda path: imsave(path, image, format="png"))  # noqa: B023
+            for writer, prefix in tensorboard_writers(trainer):
+                writer.add_image(f"{prefix}heatmap/{quantity}", image, self._step, dataformats="HWC")
+        self._undrawn = set()
+        self._drawn_at = perf_counter()
+        self._drawing_s = self._drawn_at - start
+
+    def finish(self, trainer: Trainer) -> None:
+        """Draw what was recorded since the last time."""
+        self._trainer = None
+        self._draw(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the pictures are made of; tensors, numbers and lists only."""
+        if self._trainer is not None:
+            publish_kept(self._trainer)
+        return {"grids": {quantity: grid.state_dict() for quantity, grid in self._grids.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self._grids = {}
+        for quantity, state in state_dict["grids"].items():
+            if quantity in self.quantities:
+                self._grids[quantity] = Grid(self.max_columns)
+                self._grids[quantity].load_state_dict(state)
+
+
+def shown_value(quantity: str, value: float) -> float:
+    """What is drawn for a value; −inf for the logarithm of 0, NaN for what is not finite."""
+    if quantity in _LOGARITHMIC:
+        return -math.inf if value == 0 else math.log10(value) if 0 < value < math.inf else math.nan
+    if value == -math.inf and quantity in _ALREADY_LOGARITHMIC:
+        return value
+    return value if math.isfinite(value) else math.nan
+
+
+def value_label(quantity: str) -> str:
+    """What the colour bar says."""
+    return f"log10 {quantity}" if quantity in _LOGARITHMIC else _ALREADY_LOGARITHMIC.get(quantity, quantity)

@@ -1,0 +1,104 @@
+"""`GradientHistograms`: the distribution of each weight's gradient, once in a while, for TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from bnlab_callbacks.forward_order import ForwardOrder
+from bnlab_callbacks.gradient_monitor import Weight, find_weights, remaining_loss_scale
+from bnlab_callbacks.gradient_statistics import stored_values
+from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, sharding_strategy
+from bnlab_callbacks.naming import layer_filter, number
+from bnlab_callbacks.run_output import RunOutput, or_give_up, tensorboard_writers
+
+
+class GradientHistograms(RunOutput):
+    """Gives TensorBoard a histogram of each layer's gradient at the first optimizer step of every n-th epoch.
+
+    The gradient and the layers are those of `GradientMonitor`: the effective gradient of the step, before clipping.
+    Much slower than its statistics, so not for every step.
+
+    Writes for every TensorBoard logger, on rank 0, `grad/<NN>_<layer>`, `NN` being the place in the order of execution.
+    A gradient that is not finite has no histogram (`GradientMonitor` counts such elements).
+
+    Args:
+        every_n_epochs: epochs between two histograms.
+        layers: regular expression searched in layer names; None for all layers.
+        enabled: False switches the callback off.
+
+    Raises:
+        ValueError: `every_n_epochs` below 1, or `layers` no regular expression.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, layers: str | None = None, enabled: bool = True) -> None:
+        super().__init__(enabled)
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs} is below 1: give the epochs between two histograms.")
+        self.every_n_epochs = every_n_epochs
+        self.layers = layers
+        self._filter = layer_filter(layers)
+        self._weights: list[Weight] = []
+        self._numbered: dict[str, str] = {}
+        self._order: ForwardOrder | None = None
+        self._due: set[int] = set()  # parameters, by their identity
+
+    def begin(self, trainer: Trainer) -> None:
+        """Look for TensorBoard."""
+        sharding = sharding_strategy(trainer)
+        if sharding or not any(True for _ in tensorboard_writers(trainer)):
+            self.give_up(
+                f"{sharding} keeps only a part of each layer on a rank." if sharding else "no TensorBoard logger."
+            )
+
+    @or_give_up
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the weights and start to watch the order in which their modules run."""
+        self._weights, self._numbered, self._due = list(find_weights(pl_module)), {}, set()
+        holders = {weight.module for weight in self._weights}
+        self._order = ForwardOrder((name, each) for name, each in pl_module.named_modules() if name in holders)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Watch the order of execution until it is known; every n-th epoch is due from its first batch on."""
+        if self.active and self._order is not None:
+            self._order.gate.open = True
+        if self.active and batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0:
+            self._due = {id(weight.parameter) for weight in self._weights}
+
+    @or_give_up
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Write the histograms of this optimizer's layers, if they are due."""
+        if self._order is not None:
+            self._numbered = number(self._order.sort([(weight.layer, weight.module) for weight in self._weights]))
+            self._stop_watching()
+        if not self._due:
+            return
+        due = self._due & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._due -= due
+        for weight in self._weights:
+            if id(weight.parameter) in due and self._filter.search(weight.layer):
+                self._write(trainer, weight, remaining_loss_scale(trainer, optimizer))
+
+    def _write(self, trainer: Trainer, weight: Weight, scale: float) -> None:
+        if weight.parameter.grad is None:
+            return
+        values = stored_values(weight.parameter.grad).float() / scale
+        if values.numel() and bool(values.isfinite().all()):
+            for writer, prefix in tensorboard_writers(trainer):
+                writer.add_histogram(f"{prefix}grad/{self._numbered[weight.layer]}", values, logged_step(trainer))
+
+    def _stop_watching(self) -> None:
+        if self._order is not None:
+            self._order.remove()
+            self._order = None
+
+    def give_up(self, reason: str) -> None:
+        """Say once why nothing more is written."""
+        self._stop_watching()
+        super().give_up(reason)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Leave no hooks behind."""
+        self._stop_watching()
+        self._weights = []

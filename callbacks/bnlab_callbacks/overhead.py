@@ -1,0 +1,57 @@
+"""What a diagnostic costs, measured by itself, and how far apart its records must lie to keep within a budget."""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+
+class Overhead:
+    """Seconds spent on a diagnostic, and seconds of the training steps that it was part of.
+
+    A training step lasts from the start of its batch to its end, so loading data does not count as training here: the
+    fraction is of the time that the diagnostic can slow down. On accelerators only the host's time is seen.
+    """
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self.total = 0.0
+        self._steps = 0
+        self._records = 0
+        self._began: float | None = None
+
+    def begin_step(self) -> None:
+        """A training step starts."""
+        self._began = perf_counter()
+
+    def end_step(self) -> None:
+        """A training step ends."""
+        if self._began is not None:
+            self.total += perf_counter() - self._began
+            self._steps += 1
+            self._began = None
+
+    def add(self, seconds: float) -> None:
+        """Seconds that went into the diagnostic; between steps (at the end of an epoch) they lengthen training."""
+        self.spent += seconds
+        if self._began is None:
+            self.total += seconds
+
+    def count_record(self) -> None:
+        """One more step was recorded."""
+        self._records += 1
+
+    @property
+    def fraction(self) -> float:
+        """Share of the training steps' time that went into the diagnostic."""
+        return self.spent / self.total if self.total else 0.0
+
+    def pause(self, budget: float) -> int:
+        """Steps to wait before the next record, so that with it the fraction is at most `budget`."""
+        now = 0.0 if self._began is None else perf_counter() - self._began
+        steps, total = self._steps + (self._began is not None), self.total + now
+        if not self._records or not steps:
+            return 1
+        plain_step = max(total - self.spent, 1e-9) / steps
+        with_next = self.spent * (1 + 1 / self._records)
+        return max(1, math.ceil((with_next / budget - total) / plain_step))

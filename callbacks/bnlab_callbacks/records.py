@@ -1,0 +1,54 @@
+"""Records: the values of one optimizer step or of one epoch, and where they go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from bnlab_callbacks.lightning_api import Callback, Trainer, logged_step
+from bnlab_callbacks.scalars import log_scalars
+
+
+class Record(NamedTuple):
+    """What was recorded at one moment."""
+
+    step: int  # on the axis that `self.log` uses
+    epoch: int
+    wall_time: float  # seconds since 1970
+    values: dict[str, float]  # tag (`<quantity>/<NN>_<layer>`, or without a layer `<quantity>`) to value
+
+
+class RecordListener(Callback):
+    """A callback that is given every record of the run, on rank 0, after the loggers have it."""
+
+    def on_record(self, trainer: Trainer, record: Record) -> None:
+        """Take in one record."""
+        raise NotImplementedError
+
+
+def stamp(trainer: Trainer, values: dict[str, float], step: int | None = None) -> Record:
+    """A record of `values` as of now; `step` is the present one where it is None."""
+    return Record(logged_step(trainer) if step is None else step, trainer.current_epoch, time.time(), values)
+
+
+def publish(trainer: Trainer, records: Sequence[Record]) -> None:
+    """Give records to every logger and every `RecordListener` of the Trainer; ranks other than 0 write nothing."""
+    if not trainer.is_global_zero:
+        return
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+    listeners = [callback for callback in callbacks if isinstance(callback, RecordListener)]
+    for record in records:
+        log_scalars(trainer, record.values, record.step, record.wall_time)
+        for listener in listeners:
+            listener.on_record(trainer, record)
+
+
+def publish_epoch(trainer: Trainer, values: dict[str, float]) -> None:
+    """Publish an epoch's values at its last step, and put them where EarlyStopping and others look."""
+    if not values:
+        return
+    publish(trainer, [stamp(trainer, values, logged_step(trainer) - 1)])
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
