@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from bnlab_callbacks.activation_statistics import (
     ACTIVATIONS,
     ActivationSums,
+    Saturation,
     activation_sums,
     is_rectifier,
+    is_small,
     saturation,
     unit_maximum,
 )
@@ -23,13 +25,27 @@ from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.naming import clean_name
 
 
+# elements of small outputs that are kept at most: 8 MiB of float32
+_KEPT = 1 << 21
+
+
+class Outputs(NamedTuple):
+    """A copy of a small output, whose sums are computed together with those of the next steps'."""
+
+    values: Tensor  # (N, …)
+    bounds: Saturation
+    unit_dim: int | None
+
+
 class Call(NamedTuple):
     """One firing of a hook."""
 
     layer: str
     samples: int
     numel: int
-    sums: ActivationSums | None  # None for a layer that the filter keeps out, and in steps that are not recorded
+    sums: (
+        ActivationSums | Outputs | None
+    )  # None for a layer that the filter keeps out, and in steps that are not recorded
     unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
 
 
@@ -79,11 +95,15 @@ class Hook:
         """Leave one call's sums with the recorder; only its units' maxima in a step that is not recorded."""
         if not is_dense_float(output):
             return
-        sums = unit_max = None
+        sums: ActivationSums | Outputs | None = None
+        unit_max = None
         unit_dim = units_of(output.ndim, self.unit_dim) if self.rectifier and self.wanted else None
         if self.into.gate.open and self.wanted:
-            sums = activation_sums(output.detach(), self.bounds, unit_dim, self.into.scratch)
-            unit_max = sums.unit_max
+            if self.into.may_keep(output):
+                sums = Outputs(output.detach().clone(), self.bounds, unit_dim)
+            else:
+                sums = activation_sums(output.detach(), self.bounds, unit_dim, self.into.scratch)
+                unit_max = sums.unit_max
         elif unit_dim is not None:
             unit_max = unit_maximum(output.detach(), unit_dim)
         samples = output.shape[0] if output.ndim else 1
@@ -106,6 +126,15 @@ class Recorder:
         self.scratch = Scratch()
         self.calls: list[Call] = []
         self.failure: str | None = None
+        self.keep_small = False  # whether small outputs may be kept as they are, until the next publication
+        self.kept = 0  # elements
+
+    def may_keep(self, output: Tensor) -> bool:
+        """Whether to keep a copy of `output` rather than to compute its sums now."""
+        if not self.keep_small or torch.compiler.is_compiling() or not is_small(output) or self.kept > _KEPT:
+            return False
+        self.kept += output.numel()
+        return True
 
 
 def is_dense_float(output: Any) -> bool:

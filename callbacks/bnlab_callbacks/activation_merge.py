@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import defaultdict
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.activation_hooks import Call
-from bnlab_callbacks.activation_statistics import Moments
+from bnlab_callbacks.activation_hooks import Call, Outputs
+from bnlab_callbacks.activation_statistics import ActivationSums, Moments, sums_of_rows
 from bnlab_callbacks.scalars import pack, widest
 
 
@@ -37,7 +38,10 @@ def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Ten
     if not calls:
         return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
     sizes = torch.tensor([n for _, call in calls for n in (call.samples, call.numel)], dtype=torch.int64)
-    fields = [[field for field in (call.sums or ()) if field is not None] for _, call in calls]
+    fields = [
+        [field for field in call.sums if field is not None] if isinstance(call.sums, ActivationSums) else []
+        for _, call in calls
+    ]
     vector, places = pack([*(tensor for one in fields for tensor in one), sizes.to(device)])
     first, position = places.pop().start, iter(places)
     return vector, [
@@ -55,10 +59,32 @@ def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
     calls = [call for step in steps for call in step]
     if not calls:
         return [{} for _ in steps]
-    assert calls[0][1].sums is not None
+    calls = with_sums(calls)
+    assert isinstance(calls[0][1].sums, ActivationSums)
     vector, where = pack_calls(calls, calls[0][1].sums.mean.device)
-    ranks, place = split_ranks(vector.cpu().unsqueeze(0)), iter(where)
-    return [merge(step, [next(place) for _ in step], ranks) for step in steps]
+    ranks, packed = split_ranks(vector.cpu().unsqueeze(0)), iter(zip(calls, where, strict=True))
+    merged = []
+    for step in steps:
+        own = [next(packed) for _ in step]
+        merged.append(merge([call for call, _ in own], [places for _, places in own], ranks))
+    return merged
+
+
+def with_sums(calls: list[tuple[str, Call]]) -> list[tuple[str, Call]]:
+    """The calls with their sums, where a copy of the output was kept: computed for all of a layer in one pass."""
+    groups: dict[tuple[str, torch.Size, torch.dtype], list[int]] = defaultdict(list)
+    for index, (key, call) in enumerate(calls):
+        if isinstance(call.sums, Outputs):
+            groups[key, call.sums.values.shape, call.sums.values.dtype].append(index)
+    done = list(calls)
+    for (key, _, _), indices in groups.items():
+        kept = [calls[index][1] for index in indices]
+        one = kept[0].sums
+        assert isinstance(one, Outputs)
+        rows = sums_of_rows(torch.stack([c.sums.values for c in kept]), one.bounds, one.unit_dim)  # type: ignore[union-attr]
+        for index, call, sums in zip(indices, kept, rows, strict=True):
+            done[index] = (key, call._replace(sums=sums))
+    return done
 
 
 def merge(
@@ -75,7 +101,7 @@ def merge(
 
 def _unpack(call: Call, places: list[slice], values: list[float], positive: Tensor) -> Merged:
     """One call's sums out of a rank's message: `values`, and which of them are `positive`."""
-    assert call.sums is not None
+    assert isinstance(call.sums, ActivationSums)
     place = iter(places)
     at = [None if field is None else next(place) for field in call.sums]
     mean, rest, std, absmax, low, high, nonzero = (None if a is None else values[a.start] for a in at[:-1])

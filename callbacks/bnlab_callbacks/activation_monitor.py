@@ -121,6 +121,8 @@ class ActivationMonitor(Monitor):
         if not any(self.wants(layer) for layer, _, _ in found):
             self.give_up(_nothing_to_see(self.layers, [layer for layer, _, _ in found]))
             return
+        # other ranks need each step's sums at once; exact dead units need its units
+        self._recorder.keep_small = trainer.world_size == 1 and not self.exact_dead
         self._resume(self._loaded, trainer.strategy.root_device)
         for layer, module, unit_dim in found:
             hook = Hook(layer, module, unit_dim, self.wants(layer), self._recorder)
@@ -241,6 +243,7 @@ class ActivationMonitor(Monitor):
 
     def read(self, kept: Sequence[_Step]) -> list[dict[str, float]]:
         """Tags and values of the recorded steps, through one copy off the device."""
+        self._recorder.kept = 0
         merged = self._merge_ranks(kept) if kept[0].ranks else merge_steps([step.calls for step in kept])
         records = [dict(tags for key, sums in one.items() for tags in self._statistics(key, sums)) for one in merged]
         histories: dict[str, list[int]] = defaultdict(list)  # which of these steps have which rectifier

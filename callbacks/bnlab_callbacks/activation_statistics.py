@@ -34,7 +34,6 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 # elements up to which one pass in float64 is faster than several over pieces (CPU)
 _SMALL = 1 << 14
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)  # ReLU6 is also a Hardtanh
-_NOTHING = torch.zeros((), dtype=torch.float64)
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 
@@ -105,9 +104,9 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     """
     if torch.compiler.is_compiling():
         return _sums_for_compiler(output, bounds, unit_dim)
+    if is_small(output):
+        return sums_of_rows(output.unsqueeze(0), bounds, unit_dim)[0]
     values = flat(output)
-    if values.device.type == "cpu" and values.numel() <= _SMALL:
-        return _sums_of_few(output, values, bounds, unit_dim)
     wide = wide_dtype(values)
     unit_max = None if unit_dim is None else unit_maximum(output, unit_dim)
     if unit_max is None:
@@ -144,23 +143,38 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     )
 
 
-def _sums_of_few(output: Tensor, values: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
-    """The same sums in float64, where nothing cancels or underflows: few launches are what counts for a small layer."""
+def is_small(output: Tensor) -> bool:
+    """Whether launches cost more than arithmetic, so that `sums_of_rows` is the way."""
+    return output.device.type == "cpu" and output.numel() <= _SMALL
+
+
+def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> list[ActivationSums]:
+    """The same sums for K calls at once, in float64, where nothing cancels or underflows.
+
+    Args:
+        outputs: (K, N, …), the outputs of K calls.
+        bounds: where the function saturates.
+        unit_dim: dimension of the units in one call's output (N, …) for a rectifier, None for other functions.
+    """
+    values = outputs.flatten(1)
     wide = values.double()
-    mean = wide.mean()
-    centred = wide - mean
+    mean = wide.mean(1)
+    centred = wide - mean[:, None]
+    std = (centred.square_().sum(1) / values.shape[1]).sqrt()
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
     compared = values if bounds.clipped else wide
-    return ActivationSums(
-        mean=mean,
-        rest=_NOTHING,
-        std=torch.linalg.vector_norm(centred) / math.sqrt(values.numel()),
-        absmax=torch.linalg.vector_norm(wide, math.inf) if unit_dim is None else None,
-        low=None if bounds.low is None else torch.count_nonzero(below(compared, bounds.low)),
-        high=None if bounds.high is None else torch.count_nonzero(above(compared, bounds.high)),
-        nonzero=None if unit_dim is None else torch.count_nonzero(values),
-        unit_max=None if unit_dim is None else unit_maximum(output, unit_dim),
-    )
+    fields: list[Tensor | None] = [
+        mean,
+        torch.zeros_like(mean),
+        std,
+        wide.abs().amax(1) if unit_dim is None else None,
+        None if bounds.low is None else torch.count_nonzero(below(compared, bounds.low), 1),
+        None if bounds.high is None else torch.count_nonzero(above(compared, bounds.high), 1),
+        None if unit_dim is None else torch.count_nonzero(values, 1),
+        None if unit_dim is None else torch.stack([unit_maximum(output, unit_dim) for output in outputs]),
+    ]
+    rows = [[None] * len(outputs) if field is None else list(field.unbind()) for field in fields]
+    return [ActivationSums(*row) for row in zip(*rows, strict=True)]
 
 
 def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:

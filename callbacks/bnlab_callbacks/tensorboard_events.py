@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,13 +28,21 @@ def writes_plainly(logger: Any) -> bool:
 
 def write_event(logger: Any, metrics: Mapping[str, float], step: int, wall_time: float) -> None:
     """Write `metrics` as one event, with the tags that `logger.log_metrics` would give them."""
-    from torch.utils.tensorboard.summary import Summary  # type: ignore[attr-defined]
-
     prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
-    values = [Summary.Value(tag=prefix + tag, simple_value=value) for tag, value in metrics.items()]
+    summary = _empty_summary(prefix, tuple(metrics))
+    for entry, value in zip(summary.value, metrics.values(), strict=True):
+        entry.simple_value = value
     writer = logger.experiment._get_file_writer()
     _speed_up_checksums(writer)
-    writer.add_summary(Summary(value=values), step, wall_time)
+    writer.add_summary(summary, step, wall_time)  # which copies it
+
+
+@lru_cache(maxsize=16)
+def _empty_summary(prefix: str, tags: tuple[str, ...]) -> Any:
+    """A summary to fill in: a record has the same tags as the one before it."""
+    from torch.utils.tensorboard.summary import Summary  # type: ignore[attr-defined]
+
+    return Summary(value=[Summary.Value(tag=prefix + tag) for tag in tags])
 
 
 def _speed_up_checksums(writer: Any) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor
 from bnlab_callbacks import activation_hooks as module_under_test
+from bnlab_callbacks import activation_statistics
 from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
 
 
@@ -322,16 +323,25 @@ def test_filtered_layers_keep_their_numbers() -> None:
     assert {tag.partition("/")[2] for tag in monitor.latest} == {"01_net.3"}
 
 
-def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("function", "where"), [("activation_sums", r"ArithmeticError at net\.\d"), ("unit_maximum", "ArithmeticError")]
+)
+def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(
+    function: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a hook, or when the outputs that were kept are looked at."""
     untouched = Module(mlp())
     trainer().fit(untouched, loader())
 
     def broken(*args: Any) -> None:
         raise ArithmeticError("boom")
 
-    monkeypatch.setattr(module_under_test, "activation_sums", broken)
+    monkeypatch.setattr(activation_statistics, function, broken)
+    if function == "activation_sums":
+        monkeypatch.setattr(module_under_test, function, broken)
+        monkeypatch.setattr(activation_statistics, "_SMALL", 0)
     model = Module(mlp())
-    with pytest.warns(UserWarning, match=r"ActivationMonitor is off.*ArithmeticError at net\.\d: boom") as caught:
+    with pytest.warns(UserWarning, match=f"ActivationMonitor is off.*{where}: boom") as caught:
         trainer(ActivationMonitor()).fit(model, loader())
     assert len([each for each in caught if "is off" in str(each.message)]) == 1
     assert hooks_of(model) == []
