@@ -7,14 +7,18 @@ The package needs torch and Lightning only, as `lightning` or as `pytorch_lightn
 files pyarrow.
 """
 
-from bnlab_callbacks.activation_monitor import ActivationMonitor
-from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
-from bnlab_callbacks.chart_layout import ChartLayout
-from bnlab_callbacks.epoch_timer import EpochTimer
-from bnlab_callbacks.gradient_monitor import GradientMonitor
-from bnlab_callbacks.heatmap import LayerHeatmap
-from bnlab_callbacks.histograms import GradientHistograms
-from bnlab_callbacks.record_file import RecordFile, read_records
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnlab_callbacks.activation_monitor import ActivationMonitor
+    from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
+    from bnlab_callbacks.chart_layout import ChartLayout
+    from bnlab_callbacks.epoch_timer import EpochTimer
+    from bnlab_callbacks.gradient_monitor import GradientMonitor
+    from bnlab_callbacks.heatmap import LayerHeatmap
+    from bnlab_callbacks.histograms import GradientHistograms
+    from bnlab_callbacks.record_file import RecordFile, read_records
 
 __all__ = [
     "ActivationMonitor",
@@ -27,3 +31,26 @@ __all__ = [
     "RecordFile",
     "read_records",
 ]
+
+# imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
+_MODULES = {
+    "ActivationMonitor": "activation_monitor",
+    "BatchNormMonitor": "batch_norm_monitor",
+    "ChartLayout": "chart_layout",
+    "EpochTimer": "epoch_timer",
+    "GradientHistograms": "histograms",
+    "GradientMonitor": "gradient_monitor",
+    "LayerHeatmap": "heatmap",
+    "RecordFile": "record_file",
+    "read_records": "record_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

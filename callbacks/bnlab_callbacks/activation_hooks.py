@@ -24,7 +24,6 @@ from bnlab_callbacks.chunks import Scratch
 from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.naming import clean_name
 
-
 # elements of small outputs that are kept at most: 8 MiB of float32
 _KEPT = 1 << 21
 

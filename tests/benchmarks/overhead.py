@@ -1,0 +1,190 @@
+"""What the callbacks cost in a Lightning run, beside the usual hand-written recipe and wandb.watch.
+
+    python tests/benchmarks/overhead.py [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn]
+
+Every contender is the same run (batch 64, images 1x32x32, one epoch, TensorBoard, no progress bar, no checkpoints) plus
+something. All run in turn in every round, and only ratios within a round are compared, so a machine whose speed drifts
+does no harm. The null control is the run without anything against itself: what it shows is noise. The clock runs from
+the start of the epoch until the last callback has ended it, so what is put off to the end of the epoch counts; what is
+written after the epoch (pictures, a table's last lines) does not. Without --root, random images in MNIST's file format
+stand in for MNIST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from bnlab import ImageDataModule
+from bnlab_callbacks import ActivationMonitor, ChartLayout, EpochTimer, GradientMonitor, LayerHeatmap, RecordFile
+
+sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
+
+from tests.benchmarks.train_speed import Contender, Plain, StepClock, compare, lightning  # noqa: E402
+from tests.data_files import write_mnist  # noqa: E402
+
+BASE = "run without callbacks"
+SATURATED = 0.05  # distance from 0 and 1 below which the recipe calls an output saturated
+
+MakeCallbacks = Callable[[], list[Callback]]
+
+
+class EpochClock(StepClock):
+    """Seconds from the start of the epoch until this callback, which is the last, is told of its end."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Go on: the epoch's end counts, too."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self._start
+
+
+class HandWritten(Callback):
+    """The recipe that people write: a hook on each activation, `.item()` for each value, `add_scalar` for each."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook the activations."""
+        self._writer: Any = trainer.loggers[0].experiment  # type: ignore[attr-defined]
+        self._step = 0
+        self._handles = [
+            module.register_forward_hook(partial(self._watch, name))
+            for name, module in pl_module.named_modules()
+            if isinstance(module, nn.ReLU | nn.Sigmoid | nn.Tanh | nn.ELU)
+        ]
+
+    def _add(self, tag: str, value: Tensor) -> None:
+        self._writer.add_scalar(tag, value.item(), self._step)
+
+    def _watch(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        output = output.detach()
+        self._add(f"{name}/mean", output.mean())
+        self._add(f"{name}/std", output.std())
+        self._add(f"{name}/zeros", (output == 0).float().mean())
+        self._add(f"{name}/saturated", ((output < SATURATED) | (output > 1 - SATURATED)).float().mean())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Record every gradient, and keep the weights."""
+        self._before = {name: parameter.detach().clone() for name, parameter in pl_module.named_parameters()}
+        for name, parameter in pl_module.named_parameters():
+            if parameter.grad is not None:
+                self._add(f"{name}/grad_mean_abs", parameter.grad.abs().mean())
+                self._add(f"{name}/grad_norm", parameter.grad.norm())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Record how far the weights moved."""
+        for name, parameter in pl_module.named_parameters():
+            self._add(f"{name}/update_norm", (parameter.detach() - self._before[name]).norm())
+        self._step += 1
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class WandbWatch(Callback):
+    """`wandb.watch` of gradients and parameters at every step, offline; a log call each step, or it writes nothing."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a run in the Trainer's folder."""
+        import wandb  # type: ignore[import-not-found, unused-ignore]
+
+        self._run: Any = wandb.init(mode="offline", dir=trainer.loggers[0].save_dir)
+        self._run.watch(pl_module, log="all", log_freq=1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Log the loss: the histograms go with it."""
+        self._run.log({"train_loss": outputs["loss"].item()})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run, beside the clock."""
+        self._run.unwatch()
+        self._run.finish()
+
+
+def monitors(every: int | None = None, budget: float | None = None) -> list[Callback]:
+    """The three that `bnlab fit` has, too."""
+    return [GradientMonitor(every, budget=budget), ActivationMonitor(every, budget=budget), EpochTimer()]
+
+
+def contenders(architecture: str, data: ImageDataModule, steps: int) -> dict[str, Contender]:
+    """Rows of a table."""
+    added: dict[str, MakeCallbacks] = {
+        BASE: list,
+        f"{BASE} again (null control)": list,
+        "monitors, default interval (50)": monitors,
+        "monitors, every step": lambda: monitors(1),
+        "the same, with file, heatmap and charts": lambda: [*monitors(1), RecordFile(), LayerHeatmap(), ChartLayout()],
+        "monitors, every step, budget 1 % each": lambda: monitors(1, budget=0.01),
+        "hand-written recipe, every step": lambda: [HandWritten()],
+    }
+    if importlib.util.find_spec("wandb"):
+        added["wandb.watch(all, log_freq=1), offline"] = lambda: [WandbWatch()]
+    return {name: fit(architecture, data, steps, callbacks) for name, callbacks in added.items()}
+
+
+def fit(architecture: str, data: ImageDataModule, steps: int, callbacks: MakeCallbacks) -> Contender:
+    """The run that all contenders share, with these callbacks."""
+    clock = EpochClock()
+    train = lightning(
+        lambda: Plain(architecture, log=True),
+        data,
+        steps,
+        callbacks=lambda folder: [*callbacks(), clock],
+        logger=lambda folder: TensorBoardLogger(folder),
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+    )
+
+    def run() -> float:
+        train()  # its own clock stops at the last step
+        return clock.seconds
+
+    return run
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder that holds MNIST/raw; random images without it")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--mlp_steps", type=int, default=400)
+    parser.add_argument("--cnn_steps", type=int, default=12)
+    parser.add_argument("--only", choices=("mlp", "cnn"))
+    options = parser.parse_args(list(arguments) if arguments is not None else None)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}")
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.root:
+            write_mnist(Path(folder), n_train=60_000, n_test=1_000)
+        data = ImageDataModule("mnist", root=options.root or folder, download=False)
+        data.setup("fit")
+        for architecture, steps in (("mlp", options.mlp_steps), ("cnn", options.cnn_steps)):
+            if options.only in (None, architecture):
+                rows = contenders(architecture, data, steps)
+                compare(architecture.upper(), BASE, rows, options.rounds, steps)
+    if not importlib.util.find_spec("wandb"):
+        print("\nwandb.watch: wandb is not installed")
+
+
+if __name__ == "__main__":
+    main()
