@@ -111,6 +111,7 @@ class GradientMonitor(Monitor):
         self._numbered: dict[str, str] = {}
         self._taken: list[tuple[Weight, _Taken]] = []
         self._before: dict[str, Tensor] = {}
+        self._updates: dict[str, tuple[Tensor | float, Tensor | float]] = {}
         self._nonfinite_steps: dict[str, int] = defaultdict(int)
         self._scratch.clear()
 
@@ -142,10 +143,14 @@ class GradientMonitor(Monitor):
         if self._order is not None:
             self._number_layers(self._order)
         stream = _optimizer_name(trainer, optimizer)
-        if not self.schedule.due(trainer, stream):
+        due = self.schedule.due(trainer, stream)
+        if not due and not self._taken:
+            return
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
+        if not due:
             return
         self.schedule.mark(trainer, stream)
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         scale = remaining_loss_scale(trainer, optimizer)
         with torch.no_grad():
             for weight in self._weights:
@@ -162,14 +167,20 @@ class GradientMonitor(Monitor):
         """Keep what the steps of this batch left."""
         if not self._taken:
             return
-        taken, self._taken = self._taken, []
-        updates: list[Tensor | float] = []
-        if self.update_ratio:
-            with torch.no_grad():
-                for weight, _ in taken:
-                    before, after = self._before[weight.layer], flat(_real(weight.parameter.detach()))
-                    updates += update_norms(before, after, self._scratch)
-        self.keep(trainer, ([one for _, one in taken], updates))
+        self._measure_updates(None)
+        taken, self._taken = [one for _, one in self._taken], []
+        updates, self._updates = self._updates, {}
+        self.keep(trainer, (taken, [norm for one in taken for norm in updates.get(one.layer, ())]))
+
+    def _measure_updates(self, owned: set[int] | None) -> None:
+        """Measure what the recorded steps did to the weights; `owned` are an optimizer's parameters, None for all."""
+        if not self.update_ratio:
+            return
+        with torch.no_grad():
+            for weight, _ in self._taken:
+                if weight.layer not in self._updates and (owned is None or id(weight.parameter) in owned):
+                    after = flat(_real(weight.parameter.detach()))
+                    self._updates[weight.layer] = update_norms(self._before[weight.layer], after, self._scratch)
 
     def epoch_values(self, trainer: Trainer) -> dict[str, float]:
         """The number of steps whose gradient was not finite."""

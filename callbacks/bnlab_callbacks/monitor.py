@@ -78,6 +78,7 @@ class Monitor(Callback):
         self._kept: list[tuple[Record, Any]] = []
         self._unpublished: list[Record] = []
         self._loaded: dict[str, Any] = {}
+        self._epoch = 0  # of the last record
 
     # what a monitor of one kind adds
 
@@ -108,6 +109,7 @@ class Monitor(Callback):
         self.active = self.enabled and not sharding
         self.overhead = Overhead()
         self._means = EpochMeans(self._loaded.get("means"))
+        self._epoch = self._loaded.get("epoch", 0)
         return self.active
 
     def stop(self) -> None:
@@ -128,6 +130,7 @@ class Monitor(Callback):
     def keep(self, trainer: Trainer, taken: Any) -> None:
         """Note that the step that just ended left `taken`, and publish it now or with those of the next steps."""
         self._kept.append((stamp(trainer, {}), taken))
+        self._epoch = trainer.current_epoch
         self.overhead.count_record()
         self._keep_to_budget(trainer)
         if len(self._kept) >= _TOGETHER or not self.schedule.next_step_is_due(trainer):
@@ -162,6 +165,8 @@ class Monitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prepare for a step."""
         if self.active:
+            if self._means and self._epoch != trainer.current_epoch:
+                self._end_epoch_before(trainer)
             self.overhead.begin_step()
             self.before_batch(trainer)
 
@@ -172,6 +177,11 @@ class Monitor(Callback):
         if self.active:
             self.after_batch(trainer)
             self.overhead.end_step()
+
+    @never_break_training
+    def _end_epoch_before(self, trainer: Trainer) -> None:
+        """Publish an epoch that a checkpoint cut off after its last batch: resumed, Lightning does not end it."""
+        publish_epoch(trainer, self._means.pop() | self.epoch_values(trainer), self._epoch)
 
     @never_break_training
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,7 +228,7 @@ class Monitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to record what the undisturbed one would; primitives and tensors only."""
         self._settle()
-        return {"schedule": self.schedule.state_dict(), "means": self._means.state_dict()}
+        return {"schedule": self.schedule.state_dict(), "means": self._means.state_dict(), "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""

@@ -46,9 +46,13 @@ def publish(trainer: Trainer, records: Sequence[Record]) -> None:
             listener.on_record(trainer, record)
 
 
-def publish_epoch(trainer: Trainer, values: dict[str, float]) -> None:
-    """Publish an epoch's values at its last step, and put them where EarlyStopping and others look."""
+def publish_epoch(trainer: Trainer, values: dict[str, float], epoch: int | None = None) -> None:
+    """Publish an epoch's values at its last step, and put them where EarlyStopping and others look.
+
+    `epoch` is the present one where it is None.
+    """
     if not values:
         return
-    publish(trainer, [stamp(trainer, values, logged_step(trainer) - 1)])
+    record = stamp(trainer, values, logged_step(trainer) - 1)
+    publish(trainer, [record if epoch is None else record._replace(epoch=epoch)])
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})

@@ -104,6 +104,9 @@ class EpochMeans:
                 self._sums[tag] = self._sums.get(tag, 0.0) + value
                 self._counts[tag] = self._counts.get(tag, 0) + 1
 
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
     def pop(self) -> dict[str, float]:
         """The epoch's means; start the next epoch."""
         means = {epoch_tag(tag): total / self._counts[tag] for tag, total in self._sums.items()}

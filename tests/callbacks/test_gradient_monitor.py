@@ -417,3 +417,31 @@ def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(monkeypatch
     assert len([each for each in caught if "is off" in str(each.message)]) == 1
     assert next(calls) == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+
+
+class StepsAgain(Module):
+    """Makes several optimizer steps on one batch."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(nn.Linear(6, 3))
+        self.automatic_optimization = False
+        self.steps = steps
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            self.manual_backward(F.mse_loss(self(batch[0]), batch[1]))
+            optimizer.step()
+
+
+def test_of_several_steps_on_one_batch_the_first_ones_update_is_measured() -> None:
+    ratios = []
+    for steps in (1, 2, 5):
+        run = trainer(GradientMonitor())
+        run.fit(StepsAgain(steps), loader(8))
+        ratios += [value for _, value in memory(run).series("update_ratio/00_net")]
+    assert ratios == [ratios[0]] * 3
+    assert -3 < ratios[0] < 0

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
+from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, gradient_statistics
 from bnlab_callbacks import activation_merge as merge_module
 from bnlab_callbacks import gradient_monitor as gradient_module
-from bnlab_callbacks import gradient_statistics
 from bnlab_callbacks.scalars import log_scalars
 from tests.callbacks.small_runs import MemoryLogger, Module, hooks_of, loader, memory, mlp, trainer
 
@@ -357,3 +357,14 @@ def test_validating_testing_and_a_second_fit_go_well_and_count_nothing_twice() -
         assert memory(run).steps(tag) == list(range(6))
     assert memory(run).steps("time/epoch_s") == [2, 5]
     assert hooks_of(model) == []
+
+
+def test_an_epoch_that_a_checkpoint_cut_off_after_its_last_batch_is_ended_by_the_resumed_run(tmp_path: Path) -> None:
+    """Lightning starts such a run with the next epoch, and calls neither that one's start nor the old one's end."""
+    whole = fit_with_checkpoints(tmp_path / "whole", 2, every=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rest = fit_with_checkpoints(tmp_path / "rest", 2, tmp_path / "whole" / "step=5.ckpt", every=1)
+    for tag in ("grad_rms_epoch/00_net.0", "act_absmax_epoch/00_net.1", "dead_samples_epoch/00_net.1"):
+        assert rest.series(tag) == whole.series(tag)
+        assert rest.steps(tag) == [4, 9]
