@@ -28,7 +28,11 @@ def logged_step(trainer: Trainer) -> int:
 
 
 def sharding_strategy(trainer: Trainer) -> str | None:
-    """Name of a strategy that shards parameters over ranks, so that a rank holds only a part of a layer; else None."""
+    """Name of what shards parameters over ranks, so that a rank holds only a part of a layer; else None."""
     name = type(trainer.strategy).__name__
     sharded = ("DeepSpeed", "FSDP", "ModelParallel", "XLAFSDP")
-    return name if name.startswith(sharded) else None
+    if name.startswith(sharded):
+        return name
+    # FSDP2 and tensor parallelism by the user's own hand, under any strategy
+    kinds = {type(parameter).__name__ for parameter in trainer.lightning_module.parameters()}
+    return "DTensor" if "DTensor" in kinds else None

@@ -135,3 +135,7 @@ def test_a_diagnostic_that_fails_on_one_rank_stops_on_all_and_training_goes_on(r
         assert rank["failure_on_one"]["records"] == 1
         assert rank["failure_on_one"]["active"] is False
     assert len(ranks[0]["failure_on_one"]["told"]) == 1
+
+
+def test_parameters_that_are_sharded_by_hand_are_refused_by_name(ranks: Ranks) -> None:
+    assert [rank["sharded_by_hand"] for rank in ranks] == ["DTensor", "DTensor"]

@@ -8,15 +8,19 @@ import os
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks import activation_hooks as activation_module
+from bnlab_callbacks.lightning_api import sharding_strategy
 from tests.callbacks.small_runs import Each, MemoryLogger, Module, data, mlp, trainer
 
 RANK = int(os.environ["LOCAL_RANK"])
@@ -119,9 +123,17 @@ def failure_on_one() -> dict[str, Any]:
     return {"records": len(each.records), "steps": run.global_step, "told": told, "active": monitor.active}
 
 
+def sharded_by_hand() -> str | None:
+    """A weight whose rows lie on two ranks, as FSDP2 has them."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = nn.Linear(4, 4)
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+    return sharding_strategy(SimpleNamespace(strategy=object(), lightning_module=model))  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {run.__name__: run() for run in (statistics, uneven, other_layers, failure_on_one)}
+    results = {run.__name__: run() for run in (statistics, uneven, other_layers, failure_on_one, sharded_by_hand)}
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(results, file)
     torch.distributed.barrier()  # gloo aborts a process whose peers have already gone
