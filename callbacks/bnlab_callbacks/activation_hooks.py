@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -46,17 +45,6 @@ class Call(NamedTuple):
         ActivationSums | Outputs | None
     )  # None for a layer that the filter keeps out, and in steps that are not recorded
     unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
-
-
-def name_calls(calls: list[Call]) -> list[tuple[str, Call]]:
-    """The calls of one batch with their names: the layer's own, then `<layer>#2`, …, whatever the number of calls."""
-    repeats: Counter[str] = Counter()
-    named = []
-    for call in calls:
-        repeats[call.layer] += 1
-        again = repeats[call.layer]
-        named.append((call.layer if again == 1 else f"{call.layer}#{again}", call))
-    return named
 
 
 class _Inert:

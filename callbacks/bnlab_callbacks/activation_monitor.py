@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations, name_calls
+from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
 from bnlab_callbacks.activation_merge import Merged, larger, layout, merge, merge_steps, pack_calls, split_ranks
 from bnlab_callbacks.dead_units import DeadUnit, EpochUnits, UnitLedger
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
-from bnlab_callbacks.naming import number
+from bnlab_callbacks.naming import name_calls, number
 from bnlab_callbacks.scalars import epoch_tag, gather_ranks
 
 # what a rank sends in place of its layout when it has nothing to compare
@@ -157,7 +157,8 @@ class ActivationMonitor(Monitor):
         self._open(False)
         self.overhead.add(recorder.spent)
         recorder.spent = 0.0
-        calls, recorder.calls = name_calls(recorder.calls), []
+        calls = list(zip(name_calls(call.layer for call in recorder.calls), recorder.calls, strict=True))
+        recorder.calls = []
         if self.exact_dead:
             self._every_step.add(calls)
         if self._step_before < 0:

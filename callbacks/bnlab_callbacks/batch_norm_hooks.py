@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab_callbacks.activation_hooks import is_dense_float
 from bnlab_callbacks.batch_norm_statistics import affine_statistics, running_gap, values_a_channel
 from bnlab_callbacks.forward_order import Gate
-from bnlab_callbacks.naming import clean_name
+from bnlab_callbacks.naming import clean_name, name_calls
 
 
 class BatchNormCall(NamedTuple):
@@ -93,13 +92,10 @@ def find_batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def name_values(calls: list[BatchNormCall]) -> list[tuple[str, dict[str, Tensor]]]:
     """The values of one batch's calls by name: the layer's own, then `<layer>#2`, …; γ and β at the first call only."""
-    repeats: Counter[str] = Counter()
-    named = []
-    for layer, gap, affine in calls:
-        repeats[layer] += 1
-        again = repeats[layer]
-        named.append((layer, gap | affine) if again == 1 else (f"{layer}#{again}", gap))
-    return named
+    names = name_calls(layer for layer, _, _ in calls)
+    return [
+        (name, gap | affine if name == layer else gap) for name, (layer, gap, affine) in zip(names, calls, strict=True)
+    ]
 
 
 def tag_values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 # what wrappers put into a module's path: torch.compile, FSDP, activation checkpointing
@@ -19,6 +20,16 @@ def number(layers: Iterable[str]) -> dict[str, str]:
     names = list(layers)
     width = max(2, len(str(len(names) - 1)))
     return {name: f"{position:0{width}d}_{name}" for position, name in enumerate(names)}
+
+
+def name_calls(layers: Iterable[str]) -> list[str]:
+    """Names of one batch's calls, given by layer in order: the layer's own for its first call, then `<layer>#2`, …."""
+    repeats: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        repeats[layer] += 1
+        names.append(layer if repeats[layer] == 1 else f"{layer}#{repeats[layer]}")
+    return names
 
 
 def layer_filter(pattern: str | None) -> re.Pattern[str]:
