@@ -1,73 +1,24 @@
 """BatchNormMonitor in two processes under DDP on the CPU, against a loop that plays both ranks."""
 
 import copy
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import bnlab_callbacks
+from tests.callbacks.launch_ranks import Ranks, same, two_ranks
 from tests.callbacks.small_runs import data
 from tests.callbacks.test_batch_norm_monitor import by_hand, normalised
 from tests.callbacks.test_smoothness import Reference
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120
-
-Ranks = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What each of the two ranks wrote."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(bnlab_callbacks.__file__).parents[1])]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    started = []
-    try:
-        for rank in range(2):
-            with (folder / f"{rank}.log").open("w") as log:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "tests.callbacks.two_ranks_batch_norm", str(folder / f"{rank}.json")],
-                        env={**common, "LOCAL_RANK": str(rank)},
-                        cwd=folder,
-                        stdout=log,
-                        stderr=log,
-                    )
-                )
-        codes = [process.wait(TIMEOUT_S) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(2))
-    assert codes == [0, 0], logs
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit: JSON writes floats so that they read back exactly, and NaN as such."""
-    return json.dumps(a) == json.dumps(b)
+    return two_ranks("tests.callbacks.two_ranks_batch_norm", tmp_path_factory.mktemp("ranks"))
 
 
 def both_ranks_by_hand(steps: int = 3) -> list[dict[str, float]]:
