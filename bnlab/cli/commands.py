@@ -147,13 +147,16 @@ class BnlabCLI(LightningCLI):
 
     def _drop_idle(self, trainer: Trainer) -> None:
         """Leave out diagnostics that this run has nothing for; they would say so in a warning."""
-        vanilla = not self.config["fit"]["model"]["batch_norm"]
+        config = self.config["fit"]
+        tensorboard = config["trainer"]["logger"] in (None, True) or any(
+            isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
+        )
         for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-            idle = isinstance(callback, BatchNormMonitor) and vanilla and not callback.smoothness_every_n_steps
-            tensorboard = self.config["fit"]["trainer"]["logger"] in (None, True) or any(
-                isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
-            )
-            if idle or (isinstance(callback, ChartLayout) and not tensorboard):
+            if isinstance(callback, BatchNormMonitor):
+                idle = not (config["model"]["batch_norm"] or callback.smoothness_every_n_steps)
+            else:
+                idle = isinstance(callback, ChartLayout) and not tensorboard
+            if idle:
                 trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:

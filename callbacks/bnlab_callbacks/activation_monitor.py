@@ -247,13 +247,12 @@ class ActivationMonitor(Monitor):
         self._recorder.kept = 0
         merged = self._merge_ranks(kept) if kept[0].ranks else merge_steps([step.calls for step in kept])
         records = [dict(tags for key, sums in one.items() for tags in self._statistics(key, sums)) for one in merged]
-        histories: dict[str, list[int]] = defaultdict(list)  # which of these steps have which rectifier
+        histories: dict[tuple[str, int], list[int]] = defaultdict(list)  # which of these steps have which rectifier
         for index, one in enumerate(merged):
             for key, sums in one.items():
                 if sums.active is not None:
-                    histories[f"{key} {sums.active.numel()}"].append(index)
-        for history, indices in histories.items():
-            key = history.rpartition(" ")[0]
+                    histories[key, sums.active.numel()].append(index)
+        for (key, _), indices in histories.items():
             name = self._numbered[key]
             ledger = self._ledgers.setdefault(name, UnitLedger(self.dead_window))
             active = torch.stack([merged[index][key].active for index in indices])  # type: ignore[misc]

@@ -21,7 +21,8 @@ _CATEGORIES = {
     "Other layer values": ("",),
 }
 _WITHOUT_LAYER = "Time & training"
-_OF_THE_WHOLE_NET = {"smoothness/": "Batch norm"}  # what has no layer and yet belongs to another category
+# what has no layer and yet belongs to another category, by its beginning
+_OF_THE_WHOLE_NET = {"smoothness": "Batch norm", "grad_": "Gradients"}
 
 _SET = re.compile(r"^(train|val|valid|test)[_/]|_(step|epoch)$")
 _SECONDS = re.compile(r"time/(epoch|train|val)_s$")
@@ -95,7 +96,9 @@ def layout(tags: Iterable[str], prefix: str = "") -> Layout:
             category = next(name for name, starts in _CATEGORIES.items() if quantity.startswith(starts))
             charts[category][quantity].add(start + re.escape(quantity) + r"/\d{2,}_")
         else:
-            category = _OF_THE_WHOLE_NET.get(tag.partition("/")[0] + "/", _WITHOUT_LAYER)
+            category = next(
+                (name for first, name in _OF_THE_WHOLE_NET.items() if tag.startswith(first)), _WITHOUT_LAYER
+            )
             charts[category][_title(tag)].add(start + re.escape(tag) + "$")
     return {
         category: {title: ["Multiline", sorted(of_category[title])] for title in sorted(of_category, key=_place)}

@@ -114,8 +114,11 @@ def test_each_tag_of_a_run_is_in_one_chart_with_its_like(prefix: str, first: boo
     tags = set(events(tmp_path)) - {f"{before}epoch", f"{before}hp_metric"}
     shown = matched(charts, tags)
     assert sorted(tag for title in shown for tag in shown[title]) == sorted(tags)
+    slope = "grad_depth_slope"  # of the whole net
+    assert shown[slope] == {f"{before}{slope}", f"{before}{slope}_epoch"}
+    assert slope in charts["Gradients"]
     for category in ("Gradients", "Activations"):
-        for title in charts[category]:
+        for title in charts[category].keys() - {slope}:
             assert shown[title] == {tag for tag in tags if tag.startswith(f"{before}{title}/")}
             assert shown[title]
     assert shown["loss"] == {f"{before}train_loss", f"{before}val_loss"}
@@ -169,3 +172,8 @@ def test_metrics_alone_have_charts(tmp_path: Path) -> None:
         "acc": {"train_acc_step", "train_acc_epoch"},
         "loss": {"train_loss", "val_loss"},
     }
+
+
+def test_values_of_the_whole_net_stand_with_those_of_its_layers() -> None:
+    charts = layout(["grad_depth_slope", "grad_depth_slope_epoch", "smoothness/loss_max", "smoothness_epoch/loss_max"])
+    assert charts.keys() == {"Gradients", "Batch norm"}
