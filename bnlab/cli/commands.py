@@ -59,8 +59,8 @@ _DEFAULTS = {
 _LINKED = ("num_classes", "in_channels", "image_size")
 
 
-def run(words: list[str]) -> None:
-    """Run a command, given as words."""
+def run(words: list[str]) -> BnlabCLI:
+    """Run a command, given as words; returns what ran it, with its Trainer."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # images are in memory: loader processes would only slow it down
@@ -73,7 +73,7 @@ def run(words: list[str]) -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli|jsonargparse")
         # Lightning 2.6 asks torch 2.15 for a class that is on its way out
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
-        BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
+        return BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
 
 
 class BnlabCLI(LightningCLI):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bnlab import __version__
@@ -21,6 +21,8 @@ commands:
   validate    validation accuracy of a checkpoint
   test        test accuracy of a checkpoint
   predict     class probabilities of the test images, written beside the checkpoint's run
+  study       train and test a whole grid of runs, several at once; it survives being killed
+  report      tables and figures of a folder of runs, beside the thesis's
 
   bnlab COMMAND --help     all flags, by section: data, model, gradients, activations, timing, early_stopping,
                            checkpoint, trainer
@@ -29,13 +31,14 @@ examples:
   bnlab fit --config configs/cnn_sigmoid.yaml                       embedded digits, offline
   bnlab fit --config configs/mlp_relu.yaml --model.batch_norm true --data.dataset cifar10 --data.root data
   bnlab test --ckpt_path tb_logs/mlp_relu/digits-vanilla-seed0/version_0/checkpoints/last.ckpt
+  bnlab study --configs 'configs/mlp_*.yaml' --datasets mnist --batch_norm both --seeds 0,1,2
   tensorboard --logdir tb_logs
 
 options:
   -h, --help  this text
   --version   the version
 """
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "study", "report")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -61,8 +64,7 @@ def _run(words: list[str]) -> None:
 
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from bnlab.cli.commands import run
-
+    run = _command(words[0])
     try:
         run(words)
     except ArgumentError as error:
@@ -74,6 +76,21 @@ def _run(words: list[str]) -> None:
         if cause is None:
             raise
         _fail(str(cause))
+
+
+def _command(name: str) -> Callable[[list[str]], object]:
+    """The function that runs a command; imported only now, since most need seconds to load."""
+    if name == "study":
+        from bnlab.cli import study
+
+        return study.run
+    if name == "report":
+        from bnlab.cli import report
+
+        return report.run
+    from bnlab.cli import commands
+
+    return commands.run
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

@@ -1,0 +1,1 @@
+"""Studies: a grid of runs, each in a process of its own, that survives being killed."""

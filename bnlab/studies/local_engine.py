@@ -1,0 +1,141 @@
+"""The engine `local`: a process of its own for each run, several at once, with cores and GPUs shared out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bnlab.errors import InputError
+from bnlab.studies.results import LOG
+from bnlab.studies.tasks import command
+
+# what a run needs at most of a GPU's or the machine's memory, with the process around it: the CNN at batch 64 takes
+# about half of that
+_GPU_BYTES_PER_RUN = 3 << 30
+_BYTES_PER_RUN = 3 << 29
+_RUNS_PER_GPU = 4  # more small runs on one GPU do not end sooner
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Ended(NamedTuple):
+    """A run's process has ended: the run's name, its status, negative for a signal, and why if that is known."""
+
+    name: str
+    status: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to share out: cores that this process may use, bytes of memory, bytes free on each GPU."""
+
+    cores: int
+    memory: int
+    gpus: tuple[int, ...] = ()
+
+
+def this_machine(use_gpus: bool) -> Machine:
+    """Look at the machine; `use_gpus` False leaves its GPUs alone."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    gpus: tuple[int, ...] = ()
+    if use_gpus:
+        import torch
+
+        gpus = tuple(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+    return Machine(cores, memory, gpus)
+
+
+def default_jobs(machine: Machine, runs: int) -> int:
+    """How many runs at once: as many as cores (on GPUs: cores, GPU memory and speed) and memory allow, at least 1."""
+    fit = min(machine.cores, machine.memory // _BYTES_PER_RUN, runs)
+    if machine.gpus:
+        fit = min(fit, sum(max(1, min(_RUNS_PER_GPU, free // _GPU_BYTES_PER_RUN)) for free in machine.gpus))
+    return max(1, fit)
+
+
+class LocalEngine:
+    """Starts workers on this machine, at most `jobs` at once.
+
+    A worker ends itself when its standard input ends, which is when this process dies, however it does.
+
+    Args:
+        worker: the module that is the worker.
+        jobs: how many runs at once.
+        machine: what is shared out: each job gets its share of the threads, and the GPU that has the fewest.
+    """
+
+    name = "local"
+
+    def __init__(self, worker: str, jobs: int, machine: Machine) -> None:
+        if jobs < 1:
+            raise InputError(f"--jobs {jobs}: it must be 1 or more.")
+        self.jobs = jobs
+        self.threads = max(1, machine.cores // jobs)
+        self._worker = worker
+        self._gpus = len(machine.gpus)
+        self._processes: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}  # by slot
+
+    @property
+    def free(self) -> bool:
+        """Whether one more run can start."""
+        return len(self._processes) < self.jobs
+
+    def start(self, name: str, task: Mapping[str, Any]) -> None:
+        """Start a worker on a run."""
+        slot = next(slot for slot in range(self.jobs) if slot not in self._processes)
+        folder = Path(task["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG).open("ab") as log:
+            process = subprocess.Popen(
+                command(self._worker, task),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment(slot, self.threads, self._gpus)},
+                start_new_session=True,  # Ctrl-C reaches the study alone, which then ends its runs
+            )
+        self._processes[slot] = (name, process)
+
+    def ended(self) -> list[Ended]:
+        """Runs whose processes have ended since the last call."""
+        found = []
+        for slot, (name, process) in list(self._processes.items()):
+            status = process.poll()
+            if status is not None:
+                self._forget(slot)
+                found.append(Ended(name, status))
+        return found
+
+    def stop(self) -> None:
+        """End all workers at once; their runs go on from their last checkpoints in the next study."""
+        for _, process in self._processes.values():
+            process.kill()
+        for slot, (_, process) in list(self._processes.items()):
+            process.wait()
+            self._forget(slot)
+
+    def _forget(self, slot: int) -> None:
+        _, process = self._processes.pop(slot)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def environment(slot: int, threads: int, gpus: int) -> dict[str, str]:
+    """The environment variables of a job's process: its threads, and its GPU where there are any."""
+    variables = thread_variables(threads)
+    if gpus:
+        visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+        devices = visible or [str(index) for index in range(gpus)]
+        variables["CUDA_VISIBLE_DEVICES"] = devices[slot % gpus]
+    return variables
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment variables that limit torch's and numpy's threads."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads))

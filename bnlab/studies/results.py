@@ -1,0 +1,154 @@
+"""`result.json`: how a run of a study ended; written whole, as the very last thing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnlab_callbacks.record_file import read_records
+
+SCHEMA = 1
+FILE, LOG = "result.json", "log.txt"
+_LOG_LINES, _LOG_BYTES = 20, 8192
+
+# what result.json takes over from the run.yaml of `bnlab fit`
+_FROM_RECORD = ("outcome", "val_acc", "train_loss", "samples", "parameters", "hardware", "precision", "versions", "git")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result in a run's folder; None while there is none, or one that this version cannot read."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
+
+
+def write_result(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a result whole or not at all, as strict JSON."""
+    text = json.dumps(strict({"schema": SCHEMA, **content}), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(folder / FILE, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, on the disk before its name is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def strict(value: Any) -> Any:
+    """A value for strict JSON: NaN and infinities become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value
+
+
+def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, float]) -> dict[str, Any]:
+    """The result of a run that `bnlab fit` ended and `bnlab test` tested.
+
+    Args:
+        folder: the run's, with its run.yaml and records.
+        task: what the study asked for, as `tasks.task` made it.
+        tested: the test's `test_acc` and `test_loss`.
+    """
+    record = read_record(folder)
+    return {
+        **_common(folder, task, record),
+        "test_acc": tested.get("test_acc"),
+        "test_loss": tested.get("test_loss"),
+        "started": record.get("started"),
+        "ended": now(),
+    }
+
+
+def of_failed_run(folder: Path, task: Mapping[str, Any], status: int, reason: str = "") -> dict[str, Any]:
+    """The result of a run whose process ended with a status other than 0; the log tells the reason if nobody does."""
+    record = read_record(folder)
+    known = record.get("outcome") or {}
+    tail = log_tail(folder)
+    outcome = {
+        "status": "failed",
+        "epochs": known.get("epochs"),
+        "steps": known.get("steps"),
+        "error": reason or _error(status, tail),
+        "log_tail": tail,
+    }
+    content = _common(folder, task, {**record, "outcome": outcome})
+    return {**content, "test_acc": None, "test_loss": None, "started": record.get("started"), "ended": now()}
+
+
+def _common(folder: Path, task: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = epoch_seconds(folder)
+    return {
+        **task["identity"],
+        **{name: record.get(name) for name in _FROM_RECORD},
+        "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+        "argv": ["bnlab", *task["words"]],
+        "study": task["study"],
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The run.yaml of a run; empty where there is none."""
+    try:
+        content = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def epoch_seconds(folder: Path) -> list[float]:
+    """`time/epoch_s` of each whole epoch, the last that was recorded where an epoch was trained twice."""
+    path = folder / "records.csv"
+    if not path.is_file():
+        return []
+    seconds: dict[int, float] = {}
+    partial: set[int] = set()
+    for row in read_records(path):
+        if row.quantity == "time/epoch_s":
+            seconds[row.epoch] = row.value
+            partial.discard(row.epoch)
+        elif row.quantity == "time/partial_epoch":
+            partial.add(row.epoch)
+    return [value for epoch, value in sorted(seconds.items()) if epoch not in partial]
+
+
+def log_tail(folder: Path) -> str:
+    """The last lines of a run's log."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-_LOG_LINES:])
+
+
+def _error(status: int, tail: str) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        hint = "; the system does this when memory runs out: try fewer --jobs" if -status == signal.SIGKILL else ""
+        return f"its process was killed by {name}{hint}"
+    last = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
+    return last or f"its process ended with status {status} and no message"
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
