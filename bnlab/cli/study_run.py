@@ -9,9 +9,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bnlab.studies.lock import locked
 from bnlab.studies.results import FILE, of_ended_run, read_result, write_result
@@ -42,15 +40,14 @@ def _end_with_the_study() -> None:
     os._exit(1)
 
 
-def fit_and_test(folder: Path, words: list[str]) -> Mapping[str, Any]:
-    """Train, or go on with training, in the run's folder; returns the test's metrics as numbers."""
+def fit_and_test(folder: Path, words: list[str]) -> dict[str, float]:
+    """Train, or go on with training, in the run's folder; returns the test's metrics."""
     from bnlab.cli.commands import run
 
     sys.argv = ["bnlab", *words]  # what run.yaml calls the command
     quiet = ["--trainer.enable_progress_bar", "false"]
-    run([words[0], *quiet, *words[1:], "--run_folder", str(folder), "--resume", "true"])
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    test = run(["test", "--ckpt_path", str(checkpoint), *quiet])
+    run([words[0], *quiet, *words[1:], "--run_folder", str(folder), "--resume"])
+    test = run(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *quiet])
     return {name: float(value) for name, value in test.trainer.callback_metrics.items()}
 
 

@@ -16,9 +16,23 @@ from bnlab.cli.arguments import flags_after_configs
 from bnlab.cli.commands import BnlabCLI
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
-from bnlab.studies.grid import Experiment, Run, flag_text
+from bnlab.studies.cost import seconds_per_step, training_images
+from bnlab.studies.estimate import START_S, Estimate
+from bnlab.studies.grid import Experiment, Run
+from bnlab.studies.naming import flag_text
+from bnlab.studies.reuse import flat
 from bnlab.training import Classifier
 
+# settings that a study needs as they are, and why
+_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trainer.devices": (("auto", 1, "1"), "each run trains on one device, and --jobs runs several at once"),
+    "trainer.num_nodes": ((1,), "each run trains on one device, and --jobs runs several at once"),
+    "trainer.fast_dev_run": ((False, 0), "such a run leaves no result; --trainer.max_epochs 1 is a short one"),
+    "trainer.enable_checkpointing": ((None, True), "runs are tested, and go on, from their last checkpoints"),
+    "checkpoint.filename": (("last",), "runs are tested, and go on, from their last checkpoints"),
+    "checkpoint.dirpath": ((None,), "runs are tested, and go on, from checkpoints in their own folders"),
+}
+_ENDLESS = 1000  # epochs, Lightning's own limit, for a run without a limit
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
@@ -30,22 +44,27 @@ class _Parsed(BnlabCLI):
 
 
 class Checker:
-    """Parses and checks what runs of a study get, quietly and without writing anything.
+    """Parses and checks what runs of a grid get, quietly and without writing anything.
 
     Args:
-        overrides: flags of `bnlab fit` that all runs get.
+        overrides: flags of `bnlab fit` that all of them get.
     """
 
     def __init__(self, overrides: Mapping[str, Any]) -> None:
-        self._flags = [word for name, value in overrides.items() for word in (f"--{name}", flag_text(value))]
+        self._overrides = overrides
         self._cli: _Parsed | None = None
         self._settings: dict[Path, dict[str, Any]] = {}
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the runs would train on a CUDA device."""
+    def device(self) -> torch.device:
+        """Where the runs would train."""
         assert self._cli is not None
-        return bool(self._cli.trainer.strategy.root_device.type == "cuda")
+        return self._cli.trainer.strategy.root_device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is a CUDA device."""
+        return self.device.type == "cuda"
 
     def settings(self, config: Path) -> dict[str, Any]:
         """All settings that a config and the overrides make, flat: `model.lr` → 0.01.
@@ -54,28 +73,37 @@ class Checker:
             ArgumentError, InputError: one of them cannot be used.
         """
         if config not in self._settings:
-            words = flags_after_configs(["fit", "--config", str(config), *self._flags])
+            flags = [word for name, value in self._overrides.items() for word in (f"--{name}", flag_text(value))]
+            words = flags_after_configs(["fit", "--config", str(config), *flags])
             with _quiet():
                 if self._cli is None:
                     self._cli = _Parsed([*words, "--trainer.devices", "1"])  # a worker sees no more
-                parser = self._cli.parser
-                content = parser.parse_args(words)["fit"]
+                content = self._cli.parser.parse_args(words)["fit"]
                 content.pop("config", None)
                 text = self._cli._parser("fit").dump(content, skip_validation=True)
             self._settings[config] = flat(yaml.safe_load(text))
+            self._check_fixed(self._settings[config])
         return self._settings[config]
+
+    @staticmethod
+    def _check_fixed(settings: Mapping[str, Any]) -> None:
+        for name, (allowed, reason) in _FIXED.items():
+            if name in settings and settings[name] not in allowed:
+                raise InputError(f"--{name} {flag_text(settings[name])} is not for a study: {reason}.")
+
+    def typed_overrides(self) -> dict[str, Any]:
+        """The overrides as the parser understood them, so that 0.10 and 0.1 are the same."""
+        settings = next(iter(self._settings.values()))
+        return {name: settings.get(name, value) for name, value in self._overrides.items()}
 
     def experiment(self, config: Path) -> Experiment:
         """What the grid needs to know of a config."""
         settings = self.settings(config)
-        if settings.get("trainer.devices") not in ("auto", 1, "1") or settings.get("trainer.num_nodes") != 1:
-            raise InputError(
-                f"--trainer.devices {settings.get('trainer.devices')}, --trainer.num_nodes "
-                f"{settings.get('trainer.num_nodes')}: each run of a study trains on one device; --jobs runs several "
-                "at once. Use bnlab fit for a run on several devices."
-            )
+        epochs = settings["trainer.max_epochs"]
         return Experiment(
-            settings["model.architecture"], settings["data.batch_size"], settings["trainer.max_epochs"] or 1000
+            architecture=settings["model.architecture"],
+            batch_size=settings["data.batch_size"],
+            max_epochs=epochs if epochs is not None and epochs >= 0 else _ENDLESS,
         )
 
     def resolved(self, run: Run) -> dict[str, Any]:
@@ -83,53 +111,48 @@ class Checker:
         return {**self.settings(run.config), **run.settings}
 
     def check(self, runs: Sequence[Run]) -> None:
-        """Build each kind of net without memory or numbers, and the data's description: what they refuse, runs would.
+        """Build each kind of net without its numbers, and describe its data: what they refuse, the runs would.
 
         Raises:
             InputError: a run cannot be made.
         """
-        seen = set()
-        for run in runs:
-            kind = (run.config, run.dataset, run.batch_norm, run.batch_size)
-            if kind not in seen:
-                seen.add(kind)
-                self._check(run)
-
-    def _check(self, run: Run) -> None:
-        if run.batch_norm and run.batch_size == 1:
-            raise InputError("--batch_sizes 1 with batch norm: one sample has no variance to normalise by.")
-        settings = self.resolved(run)
-        data = self.data(run)
-        model = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith("model.")}
-        model |= {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.image_size}
-        try:
+        for run in {(run.config, run.dataset, run.batch_norm, run.batch_size): run for run in runs}.values():
+            if run.batch_norm and run.batch_size == 1:
+                raise InputError(f"{run.name}: batch norm needs a batch size of 2 or more to have a variance.")
             with torch.device("meta"):
-                Classifier(**model)
+                self.model(run)
+
+    def model(self, run: Run) -> Classifier:
+        """The run's net, untrained."""
+        data = self.data(run)
+        arguments = _section(self.resolved(run), "model")
+        linked = {name: getattr(data, name) for name in ("num_classes", "in_channels", "image_size")}
+        try:
+            return Classifier(**{**arguments, **linked})
         except InputError as error:
             raise InputError(f"{run.name}: {error}") from error
 
     def data(self, run: Run) -> ImageDataModule:
         """The run's data, not read yet."""
-        settings = self.resolved(run)
-        return ImageDataModule(
-            **{name.partition(".")[2]: value for name, value in settings.items() if name.startswith("data.")}
-        )
+        return ImageDataModule(**_section(self.resolved(run), "data"))
 
     def prepare(self, runs: Sequence[Run]) -> None:
         """Fetch and check each dataset's files once, before several processes would at the same time."""
         for run in {run.dataset: run for run in runs}.values():
             self.data(run).prepare_data()
 
+    def measured(self, run: Run, threads: int) -> Estimate:
+        """How long all epochs of a run would take, from a few training steps here."""
+        data = self.data(run)
+        images = training_images(data.dataset, data.root, data.val_fraction)
+        step = seconds_per_step(self.model(run), run.batch_size, self.device, threads)
+        seconds = START_S + run.max_epochs * (images // run.batch_size) * step
+        return Estimate(seconds, f"at most: {run.max_epochs} epochs at the pace of a few steps, measured here")
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names; lists stay as they are."""
-    settings: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            settings |= flat(value, f"{prefix}{name}.")
-        else:
-            settings[f"{prefix}{name}"] = value
-    return settings
+
+def _section(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
-"""How long runs take: as long as others of their kind did, or what a few steps cost here."""
+"""How long runs take: as long as others of their kind did."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bnlab.studies.grid import Run
+from bnlab.studies.progress import epochs_begun
+from bnlab.studies.state import Running, State
 
 # from the most to the least alike; a run is compared with the first kind that has results
 _KINDS: tuple[tuple[str, ...], ...] = (
@@ -14,6 +17,8 @@ _KINDS: tuple[tuple[str, ...], ...] = (
     ("architecture", "dataset", "batch_size", "overrides"),
     ("architecture", "dataset", "overrides"),
 )
+# what a run takes beside its epochs: starting Python and torch, reading the images, the test
+START_S = 8.0
 
 
 class Estimate(NamedTuple):
@@ -25,27 +30,54 @@ class Estimate(NamedTuple):
 
 def from_results(run: Run, results: Iterable[Mapping[str, Any]]) -> Estimate | None:
     """The mean duration of the results most like the run; None where none is alike."""
-    known = [result for result in results if seconds_of(result) is not None]
+    known = [(result, seconds) for result in results if (seconds := seconds_of(result)) is not None]
     for kind in _KINDS:
-        alike = [result for result in known if all(result.get(name) == run.identity[name] for name in kind)]
+        alike = [seconds for result, seconds in known if all(result.get(name) == run.identity[name] for name in kind)]
         if alike:
-            seconds = [seconds_of(result) or 0.0 for result in alike]
-            return Estimate(sum(seconds) / len(seconds), f"{len(alike)} finished run{'s' * (len(alike) > 1)} like it")
+            plural = "s" if len(alike) > 1 else ""
+            return Estimate(sum(alike) / len(alike), f"as {len(alike)} finished run{plural} like it")
     return None
 
 
 def seconds_of(result: Mapping[str, Any]) -> float | None:
-    """The time that a run's epochs took; None for one that has none or that failed."""
+    """The time that a run took; None for one that failed or was not timed."""
     outcome = result["outcome"]
     if outcome["status"] == "failed" or result.get("seconds_per_epoch") is None:
         return None
-    return float(result["seconds_per_epoch"]) * int(outcome["epochs"])
+    return START_S + float(result["seconds_per_epoch"]) * int(outcome["epochs"])
 
 
-def total(runs: Iterable[Run], estimate: Callable[[Run], Estimate | None], jobs: int) -> float | None:
-    """Seconds until `jobs` at a time have ended all runs; None where one of them cannot be estimated."""
-    estimates = [estimate(run) for run in runs]
-    known = [found.seconds for found in estimates if found is not None]
-    if not known or len(known) < len(estimates):
+def shared_out(seconds: Sequence[float], jobs: int) -> float:
+    """Seconds until `jobs` at a time have ended all of them."""
+    return max(sum(seconds) / jobs, max(seconds, default=0.0))
+
+
+def time_left(state: State, jobs: int) -> float | None:
+    """Seconds until the study's end; None until something is known of every run that is not done.
+
+    A run without results like it is taken to go through all its epochs at the pace of one that is running.
+    """
+    results = list(state.results.values())
+    pace = {_pace_of(running.run): found for running in state.running.values() if (found := _whole(state, running))}
+    seconds = []
+    for run in [*state.waiting, *(running.run for running in state.running.values())]:
+        estimate = from_results(run, results)
+        whole = pace.get(_pace_of(run)) if estimate is None else estimate.seconds
+        if whole is None:
+            return None
+        running = state.running.get(run.name)
+        seconds.append(whole if running is None else max(0.0, whole - (time.monotonic() - running.since)))
+    return shared_out(seconds, jobs)
+
+
+def _pace_of(run: Run) -> tuple[object, ...]:
+    return run.architecture, run.dataset, run.batch_size, run.max_epochs
+
+
+def _whole(state: State, running: Running) -> float | None:
+    """Seconds that a running run would take for all epochs, from those that it has trained since it was started."""
+    epochs = epochs_begun(state.folder / running.run.name) - running.epochs_before - 1
+    if epochs < 1:
         return None
-    return max(sum(known) / jobs, max(known))
+    training = time.monotonic() - running.since - START_S
+    return START_S + max(0.0, training) / epochs * running.run.max_epochs

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnlab.errors import InputError
+from bnlab.studies.naming import flag_text, overrides_slug, significant
 
 NAMED_DATASETS = ("digits", "mnist", "svhn", "cifar10", "cifar100")
 DEFAULT_BATCH_SIZE = 64
@@ -29,13 +29,7 @@ GRID_FLAGS = {
     "run_folder": "",
     "resume": "",
 }
-# how a run is watched and how fast its images come, but not what comes out
-COSMETIC = frozenset(
-    {"trainer.enable_progress_bar", "trainer.enable_model_summary", "data.num_workers", "data.download"}
-)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
-_NOT_FOR_NAMES = re.compile(r"[^A-Za-z0-9_.+-]+")
-_LONGEST = 80  # characters of a slug; file systems allow 255 for the whole name
 
 
 class Dataset(NamedTuple):
@@ -173,6 +167,23 @@ def expand(grid: Grid, experiments: Mapping[Path, Experiment]) -> list[Run]:
     ]
 
 
+def check_names(runs: Iterable[Run]) -> list[Run]:
+    """The runs of several grids, each once.
+
+    Raises:
+        InputError: two of them are different and would share a folder.
+    """
+    named: dict[str, Run] = {}
+    for run in runs:
+        other = named.setdefault(run.name, run)
+        if other.settings != run.settings or other.config.resolve() != run.config.resolve():
+            raise InputError(
+                f"two grids of this study have a run {run.name}, but not the same one: {shlex.join(other.words)} and "
+                f"{shlex.join(run.words)}. Rename a config, or make two studies of them."
+            )
+    return list(named.values())
+
+
 def check(grid: Grid) -> None:
     """Raise InputError for a grid that is empty somewhere, says something twice, or contradicts itself."""
     values: dict[str, Iterable[Any]] = {
@@ -228,40 +239,3 @@ def dataset(text: str) -> Dataset:
             f"--datasets {text}: {label} is a dataset of bnlab; choose another label, such as {label}_own."
         )
     return Dataset(label, "npz", folder)
-
-
-def significant(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides that belong to a run's identity."""
-    return {name: value for name, value in sorted(overrides.items()) if name not in COSMETIC}
-
-
-def overrides_slug(overrides: Mapping[str, Any]) -> str:
-    """Overrides as part of a folder's name: `lr_0.1-max_epochs_2`; empty without any.
-
-    Names of the sections model, data and trainer stand alone, since these have none in common. A hash is added where
-    characters had to be replaced or left out, so that other values never get the same name.
-    """
-    parts, exact = [], True
-    for name, value in significant(overrides).items():
-        section, dot, flag = name.partition(".")
-        short = flag if dot and section in ("model", "data", "trainer") else name
-        text = f"{short}_{flag_text(value)}"
-        clean = _NOT_FOR_NAMES.sub("_", text)
-        exact &= clean == text
-        parts.append(clean)
-    slug = "-".join(parts)
-    if exact and len(slug) <= _LONGEST:
-        return slug
-    digest = hashlib.sha256(repr(significant(overrides)).encode()).hexdigest()[:8]
-    return f"{slug[:_LONGEST]}-{digest}"
-
-
-def flag_text(value: Any) -> str:
-    """A value as a flag's text on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | dict):
-        return json.dumps(value)
-    return str(value)

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bnlab.errors import InputError
 from bnlab.studies.results import LOG
-from bnlab.studies.tasks import command
+from bnlab.studies.tasks import Ended, command
 
-# what a run needs at most of a GPU's or the machine's memory, with the process around it: the CNN at batch 64 takes
-# about half of that
+# what a run needs at most of a GPU's and of the machine's memory, with all that torch takes besides
 _GPU_BYTES_PER_RUN = 3 << 30
 _BYTES_PER_RUN = 3 << 29
 _RUNS_PER_GPU = 4  # more small runs on one GPU do not end sooner
 
+_GRACE_S = 10.0  # for workers that are asked to end
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-class Ended(NamedTuple):
-    """A run's process has ended: the run's name, its status, negative for a signal, and why if that is known."""
-
-    name: str
-    status: int
-    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to share out: cores that this process may use, bytes of memory, bytes free on each GPU."""
+    """What there is to share out: cores that this process may use, bytes of memory, bytes of each GPU."""
 
     cores: int
     memory: int
@@ -47,7 +42,8 @@ def this_machine(use_gpus: bool) -> Machine:
     if use_gpus:
         import torch
 
-        gpus = tuple(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+        # properties, not mem_get_info, which would take some memory of each GPU itself
+        gpus = tuple(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
     return Machine(cores, memory, gpus)
 
 
@@ -55,7 +51,7 @@ def default_jobs(machine: Machine, runs: int) -> int:
     """How many runs at once: as many as cores (on GPUs: cores, GPU memory and speed) and memory allow, at least 1."""
     fit = min(machine.cores, machine.memory // _BYTES_PER_RUN, runs)
     if machine.gpus:
-        fit = min(fit, sum(max(1, min(_RUNS_PER_GPU, free // _GPU_BYTES_PER_RUN)) for free in machine.gpus))
+        fit = min(fit, sum(max(1, min(_RUNS_PER_GPU, size // _GPU_BYTES_PER_RUN)) for size in machine.gpus))
     return max(1, fit)
 
 
@@ -113,12 +109,21 @@ class LocalEngine:
         return found
 
     def stop(self) -> None:
-        """End all workers at once; their runs go on from their last checkpoints in the next study."""
-        for _, process in self._processes.values():
-            process.kill()
-        for slot, (_, process) in list(self._processes.items()):
-            process.wait()
-            self._forget(slot)
+        """Ask the workers to write a checkpoint and end; after a few seconds, or a second Ctrl-C, end them at once."""
+        processes = [process for _, process in self._processes.values()]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE_S
+        try:
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+            for slot in list(self._processes):
+                self._forget(slot)
 
     def _forget(self, slot: int) -> None:
         _, process = self._processes.pop(slot)

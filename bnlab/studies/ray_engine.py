@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.errors import InputError
-from bnlab.studies.local_engine import Ended, thread_variables
+from bnlab.studies.local_engine import thread_variables
 from bnlab.studies.results import LOG
-from bnlab.studies.tasks import command
+from bnlab.studies.tasks import Ended, command
 
 RETRIES = 3  # how often Ray tries a run anew whose Ray worker died
 _GPU_SHARE = 0.25

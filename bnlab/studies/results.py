@@ -98,7 +98,7 @@ def _common(folder: Path, task: Mapping[str, Any], record: Mapping[str, Any]) ->
     return {
         **task["identity"],
         **{name: record.get(name) for name in _FROM_RECORD},
-        "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+        "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else record.get("seconds_per_epoch"),
         "argv": ["bnlab", *task["words"]],
         "study": task["study"],
     }

@@ -6,12 +6,20 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnlab.studies.grid import Run
 
 # exit statuses of a worker, beside 0 for a run that has its result; any other is a failure
 OK, TAKEN = 0, 75  # 75: another process works on the run (EX_TEMPFAIL of sysexits.h)
+
+
+class Ended(NamedTuple):
+    """A run's process has ended: the run's name, its status, negative for a signal, and why if that is known."""
+
+    name: str
+    status: int
+    reason: str = ""
 
 
 def task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:

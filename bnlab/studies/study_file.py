@@ -1,0 +1,50 @@
+"""`study.yaml`: the grids that a study's folder holds, in the words that `bnlab study --config` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnlab.studies.grid import Dataset, Grid
+from bnlab.studies.results import write_text
+
+FILE = "study.yaml"
+BATCH_NORM = {"off": (False,), "on": (True,), "both": (False, True)}
+
+
+def write_study(folder: Path, grids: Sequence[Grid]) -> None:
+    """Write the study's grids, after those that were there before and are others."""
+    here = [as_yaml(grid) for grid in grids]
+    earlier = [grid for grid in _grids_there(folder / FILE) if grid not in here]
+    content = {"name": folder.name, "root_dir": str(folder.parent), "grids": [*earlier, *here]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _grids_there(path: Path) -> list[Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    grids = content.get("grids") if isinstance(content, Mapping) else None
+    return list(grids) if isinstance(grids, list) else []
+
+
+def as_yaml(grid: Grid) -> dict[str, Any]:
+    """A grid as primitives."""
+    return {
+        "configs": [str(config) for config in grid.configs],
+        "datasets": [_dataset_text(dataset) for dataset in grid.datasets],
+        "batch_norm": next(name for name, values in BATCH_NORM.items() if values == grid.batch_norm),
+        "seeds": list(grid.seeds),
+        "batch_sizes": None if grid.batch_sizes is None else list(grid.batch_sizes),
+        "root": grid.root,
+        **grid.overrides,
+    }
+
+
+def _dataset_text(dataset: Dataset) -> str:
+    return dataset.label if dataset.folder is None else f"{dataset.label}=npz:{dataset.folder}"
