@@ -33,7 +33,10 @@ def ready(stage: str | None = None, ranks: tuple[int, int] | None = None, **opti
     if ranks is not None:
         rank, world_size = ranks
         plugin = pl.plugins.Precision()
-        trainer = SimpleNamespace(global_rank=rank, world_size=world_size, precision_plugin=plugin)
+        at_the_start = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+        trainer = SimpleNamespace(
+            global_rank=rank, world_size=world_size, precision_plugin=plugin, fit_loop=at_the_start
+        )
         data.trainer = trainer  # type: ignore[assignment]
     data.prepare_data()
     data.setup(stage)

@@ -30,21 +30,26 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
     if any(word in _CONFIG or word.startswith("--config=") for word in words):
         return words
     checkpoint = value_of(words, "--ckpt_path")
-    if checkpoint is None:
+    if checkpoint is None or checkpoint == "last":
         return words
     config = Path(checkpoint).parent.parent / "config.yaml"
     return [words[0], "--config", str(config), *words[1:]] if config.is_file() else words
 
 
-def given_names(words: list[str], section: str) -> set[str]:
-    """Names in a section that flags or config files give, as against those left at their defaults."""
-    names = {word.partition("=")[0].split(".")[1] for word in words if word.startswith(f"--{section}.")}
+def given_names(words: list[str]) -> set[str]:
+    """What flags or config files give, as `section.name` or `name`, as against what is left at its default."""
+    names = {_name(word) for word in words if word.startswith("--")}
     for position, word in enumerate(words):
         file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
         if file and Path(file).is_file():
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            names |= set((content or {}).get(section) or {})
+            for section, values in (content or {}).items():
+                names |= {f"{section}.{name}" for name in values} if isinstance(values, dict) else {section}
     return names
+
+
+def _name(flag: str) -> str:
+    return ".".join(flag[2:].partition("=")[0].rstrip("+").split(".")[:2])
 
 
 def value_of(words: list[str], flag: str) -> str | None:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bnlab.cli.arguments import config_of_checkpoint, flags_after_configs, given_names
+from bnlab.cli.going_on import Plan, announce, find_run, merged_config, plain, plan_run
 from bnlab.cli.predictions import PredictionWriter
 from bnlab.cli.progress import TimedProgressBar
-from bnlab.cli.run_folder import claim, experiment_name, variant_name
+from bnlab.cli.run_folder import RunLock, claim, experiment_name, make, variant_name
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
 from bnlab.training import Classifier, DivergenceStop
+from bnlab.training.checkpoint_file import DurableCheckpointIO, replace_durably
+from bnlab.training.exact_resume import ExactResume
+from bnlab.training.run_checkpoint import RunCheckpoint
+from bnlab.training.run_files import clear, cut_back
 from bnlab.training.run_record import RunRecord
 from bnlab_callbacks import (
     ActivationMonitor,
@@ -45,7 +53,7 @@ _SECTIONS = {
     "charts": ChartLayout,
     "records": RecordFile,
     "early_stopping": EarlyStopping,
-    "checkpoint": ModelCheckpoint,
+    "checkpoint": RunCheckpoint,
 }
 _DEFAULTS = {
     "early_stopping.monitor": "val_acc",
@@ -57,6 +65,7 @@ _DEFAULTS = {
     "checkpoint.enable_version_counter": False,
 }
 _LINKED = ("num_classes", "in_channels", "image_size")
+_SIGTERM_STATUS = 128 + 15  # as a shell tells it
 
 
 def run(words: list[str]) -> BnlabCLI:
@@ -69,11 +78,17 @@ def run(words: list[str]) -> BnlabCLI:
         warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
         # evaluation saves no checkpoint, so it does not matter where the run's folder has moved
         warnings.filterwarnings("ignore", "The dirpath has changed.*")
+        # a run that goes on finds its own checkpoints, and on ranks other than 0 the state of what only rank 0 has
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`.*")
         # Lightning 2.6 calls functions that go away in jsonargparse 5, hence the bound on it
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli|jsonargparse")
         # Lightning 2.6 asks torch 2.15 for a class that is on its way out
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
-        return BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
+        try:
+            return BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
+        except SIGTERMException as stopped:
+            raise SystemExit(_SIGTERM_STATUS) from stopped
 
 
 class BnlabCLI(LightningCLI):
@@ -81,6 +96,8 @@ class BnlabCLI(LightningCLI):
 
     def __init__(self, words: list[str]) -> None:
         self.folder: Path | None = None
+        self.plan = Plan()
+        self._lock: RunLock | None = None
         super().__init__(
             Classifier,
             ImageDataModule,
@@ -100,11 +117,71 @@ class BnlabCLI(LightningCLI):
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """`fit` has two flags of its own."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--run_folder",
+                type=str | None,
+                default=None,
+                help="The run's folder itself, instead of the next free one in tb_logs/.",
+            )
+            parser.add_argument(
+                "--resume",
+                type=bool,
+                nargs="?",
+                const=True,
+                default=False,
+                help=(
+                    "Go on from the last checkpoint of the run in --run_folder, or of the newest one of this "
+                    "experiment and variant that has not ended; begin where there is none. Also: --ckpt_path last."
+                ),
+            )
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words, and remember them: defaults must not count as what a person asked for."""
         assert isinstance(args, list)
         self._words = args
         self.config = parser.parse_args(args)
+        if self.config["subcommand"] == "fit" and not self.config["fit"]["trainer"]["fast_dev_run"]:
+            self._plan(self.config["fit"])
+
+    def _plan(self, config: Namespace) -> None:
+        """Find the run that is meant, and take its configuration where it goes on."""
+        resume = config["resume"] or config["ckpt_path"] == "last"
+        if config["ckpt_path"] == "last":
+            config["ckpt_path"] = None
+        names = given_names(self._words)
+        max_epochs = config["trainer"]["max_epochs"] if "trainer.max_epochs" in names else None
+        folder = Path(config["run_folder"]) if config["run_folder"] else None
+        if folder is None and resume:
+            folder = find_run(self._variant_folder(config), max_epochs)
+        if folder is None:
+            if resume and _first_process():
+                print(f"no run in {self._variant_folder(config)} is left to go on with: a new one begins.")
+            return
+        # other ranks begin when the first one has made the folder
+        self.plan = plan_run(folder, resume or not _first_process(), max_epochs)
+        if _first_process():
+            announce(self.plan, print)
+        if self.plan.record is not None and (folder / "config.yaml").is_file():
+            of_run = self.parser.parse_args(["fit", "--config", str(folder / "config.yaml")])["fit"]
+            names -= {"config", "resume", "run_folder", "ckpt_path"}
+            self.config["fit"] = merged_config(config, of_run, names, folder)
+        if self.plan.checkpoint is not None:
+            self.config["fit"]["ckpt_path"] = str(self.plan.checkpoint.path)
+
+    def _variant_folder(self, config: Namespace) -> Path:
+        data, model = config["data"], config["model"]
+        variant = variant_name(data["dataset"], model["batch_norm"], config["seed_everything"])
+        return Path(config["trainer"]["default_root_dir"] or "tb_logs") / self._experiment(config) / variant
+
+    @staticmethod
+    def _experiment(config: Namespace) -> str:
+        files = [Path(str(path)) for path in config.get("config") or []]
+        return experiment_name(files, f"{config['model']['architecture']}_{config['model']['activation']}")
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's arguments from the checkpoint; a flag that says something else is an error (PL#21455)."""
@@ -113,11 +190,11 @@ class BnlabCLI(LightningCLI):
         if not path:
             return
         model = config["model"]
-        explicit = given_names(self._words, "model")
+        explicit = given_names(self._words)
         for name, value in checkpoint_arguments(path).items():
             if name in _LINKED or name not in model:
                 continue
-            if name in explicit and model[name] != value:
+            if f"model.{name}" in explicit and model[name] != value:
                 raise InputError(
                     f"--model.{name} is {model[name]!r}, but {path} was trained with {value!r}. Leave the flag out to "
                     "go on with the checkpoint's model, or leave --ckpt_path out to start a new one."
@@ -141,6 +218,8 @@ class BnlabCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.insert(0, DivergenceStop())
             self._drop_idle(trainer)
+            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
+                trainer.strategy.checkpoint_io = DurableCheckpointIO()
         else:
             trainer.loggers = []
         return trainer
@@ -161,21 +240,42 @@ class BnlabCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check the input while nothing is written yet, then claim the run's folder."""
+        if self.plan.ended:
+            return
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         check_batch_norm(self.config["fit"], synchronisable=not on_cpu)
         if _first_process():
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if _first_process():
                 self._claim_folder()
+            self.trainer.callbacks.insert(0, ExactResume(self.folder or Path()))  # type: ignore[attr-defined]
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, unless the run has ended already."""
+        if self.plan.ended:
+            return
+        try:
+            self.trainer.fit(**arguments)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _claim_folder(self) -> None:
         config = self.config["fit"]
         data, model, seed = config["data"], config["model"], config["seed_everything"]
-        root = Path(config["trainer"]["default_root_dir"] or "tb_logs")
-        files = [Path(str(path)) for path in config.get("config") or []]
-        experiment = experiment_name(files, f"{model['architecture']}_{model['activation']}")
-        self.folder = claim(root, experiment, variant_name(data["dataset"], model["batch_norm"], seed))
+        experiment = self._experiment(config)
+        if self.plan.folder is None:
+            self.folder = claim(self._variant_folder(config))
+        else:
+            self.folder = make(self.plan.folder)
+        self._lock = RunLock(self.folder)
+        if self.plan.checkpoint is not None:
+            for complaint in cut_back(self.folder, self.plan.checkpoint.state["files"]):
+                sys.stderr.write(f"bnlab: {complaint}\n")
+        elif self.plan.record is not None:
+            clear(self.folder)
         self._write_config(self.folder / "config.yaml")
         if config["trainer"]["logger"] in (None, True):
             self.trainer.loggers = [
@@ -194,12 +294,17 @@ class BnlabCLI(LightningCLI):
             "seed": seed,
             "split_seed": data["split_seed"],
         }
-        self.trainer.callbacks.insert(0, RunRecord(self.folder, identity))  # type: ignore[attr-defined]
+        record = RunRecord(self.folder, identity, self.plan.record, _described(self.plan))
+        self.trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
 
     def _write_config(self, path: Path) -> None:
         config = self.config["fit"].clone()
-        config.pop("config", None)
-        path.write_text(self._parser("fit").dump(config, skip_validation=True), encoding="utf-8")
+        for name in ("config", "run_folder", "resume"):
+            config.pop(name, None)
+        if self.plan.checkpoint is not None:
+            config["ckpt_path"] = None  # the run's own
+        text = self._parser("fit").dump(config, skip_validation=True).encode()
+        replace_durably(path, lambda file: file.write(text))
 
     def before_validate(self) -> None:
         """Check the input."""
@@ -225,7 +330,7 @@ class BnlabCLI(LightningCLI):
             )
         saved = checkpoint_arguments(config["ckpt_path"])
         for name in _LINKED:
-            if name in saved and _plain(saved[name]) != _plain(getattr(self.datamodule, name)):
+            if name in saved and plain(saved[name]) != plain(getattr(self.datamodule, name)):
                 raise InputError(
                     f"{config['ckpt_path']} was trained on images with {name}={saved[name]}, but "
                     f"--data.dataset {self.datamodule.dataset} has {getattr(self.datamodule, name)}."
@@ -274,8 +379,8 @@ def check_batch_norm(config: Namespace, synchronisable: bool) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and lists compare equal."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _described(plan: Plan) -> dict[str, Any] | None:
+    """What a run goes on from, for its record."""
+    if plan.checkpoint is None:
+        return None
+    return {"file": plan.checkpoint.path.name, "epoch": plan.checkpoint.epoch, "step": plan.checkpoint.step}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 PADDING = -1
 """Index of a place-holder sample, which fills up the last batches of an evaluation on several ranks."""
@@ -75,14 +75,35 @@ class EpochSampler(DistributedSampler[Any]):
         # drop_last gives num_samples its floor, without it the ceiling
         super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
         self._size = len(dataset)
+        self.skipped = 0
+        """How many indices the next pass leaves out at its beginning; the passes after it leave out none."""
 
     def __iter__(self) -> Iterator[int]:
         order = self._shuffled() if self.shuffle else torch.arange(self._size)
         share = order[self.rank :: self.num_replicas][: self.num_samples]
         missing = share.new_full((self.num_samples - len(share),), PADDING)
-        return iter(torch.cat([share, missing]).tolist())
+        skipped, self.skipped = self.skipped, 0
+        return iter(torch.cat([share, missing])[skipped:].tolist())
 
     def _shuffled(self) -> Tensor:
         # seed + epoch, torch's own way, would make epoch 1 of seed 0 the same as epoch 0 of seed 1
         mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         return torch.randperm(self._size, generator=torch.Generator().manual_seed(int(mixed[0])))
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader over an EpochSampler that can begin in the middle of an epoch.
+
+    It has the methods that Lightning asks of such a loader; where an epoch stands, the loop itself knows best, and
+    writes it into the checkpoint.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        """The beginning of an epoch."""
+        return {"batches": 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out, in the next pass, the first `batches` batches."""
+        assert isinstance(self.sampler, EpochSampler)
+        assert self.batch_size is not None
+        self.sampler.skipped = state["batches"] * self.batch_size

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from bnlab.data.files import check_present
 from bnlab.data.image_set import ImageSet
-from bnlab.data.loading import Batch, EpochSampler, TensorImages, identity_collate
+from bnlab.data.loading import Batch, EpochSampler, ResumableLoader, TensorImages, identity_collate
 from bnlab.data.sources import DatasetName, check_dataset_name, describe, fetch, load
 from bnlab.data.split import check_val_fraction, pixel_statistics, split_indices
 from bnlab.errors import InputError
@@ -213,10 +213,13 @@ class ImageDataModule(LightningDataModule):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         rank = self.trainer.global_rank if self.trainer is not None else 0
         ranks = self.trainer.world_size if self.trainer is not None else 1
-        return DataLoader(
+        sampler = EpochSampler(images, train, seed, rank, ranks)
+        if train and self.trainer is not None:  # loader processes begin before Lightning tells a resumed run's epoch
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return ResumableLoader(
             images,
             batch_size=self.batch_size,
-            sampler=EpochSampler(images, train, seed, rank, ranks),
+            sampler=sampler,
             drop_last=train,
             collate_fn=identity_collate,
             num_workers=self.num_workers,

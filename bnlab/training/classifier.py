@@ -103,10 +103,24 @@ class Classifier(LightningModule):
         self._totals = EpochTotals()
         self._schedule = RecordSchedule()
 
-    def on_fit_start(self) -> None:
-        """Start anew, also after a training that was broken off."""
-        self._totals = EpochTotals()
-        self._schedule.restart()
+    def setup(self, stage: str) -> None:
+        """Start anew, also after a training that was broken off; a checkpoint's state is loaded after this."""
+        if stage == "fit":
+            self._totals = EpochTotals()
+            self._schedule.restart()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what belongs to an epoch that is not over."""
+        checkpoint["epoch_totals"] = self._totals.state_dict()
+        checkpoint["step_loss_schedule"] = self._schedule.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on within that epoch; checkpoints of other programs have nothing of the kind."""
+        if "epoch_totals" in checkpoint:
+            # before Lightning moves the net, so not `self.device`
+            device = self.device if self._trainer is None else self.trainer.strategy.root_device
+            self._totals.load_state_dict(checkpoint["epoch_totals"], device)
+            self._schedule.load_state_dict(checkpoint["step_loss_schedule"])
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, classes)."""

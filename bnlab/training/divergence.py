@@ -40,9 +40,10 @@ class DivergenceStop(Callback):
         self._step = 0
         self._previous: float | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
-        self._forget()
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start anew; a checkpoint's state is loaded after this."""
+        if stage == "fit":
+            self._forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the optimizer step that the batch belongs to; several may share one."""
@@ -64,8 +65,26 @@ class DivergenceStop(Callback):
         """Look at the rest, also where `max_steps` ends an epoch early."""
         self._look(trainer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was found, and the losses that are yet to be looked at; numbers only."""
+        return {
+            "divergence": None if self.divergence is None else list(self.divergence),
+            "losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0),
+            "steps": list(self._steps),
+            "previous": self._previous,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        found = state_dict["divergence"]
+        self.divergence = None if found is None else Divergence(*found)
+        self._losses = list(state_dict["losses"])
+        self._steps = list(state_dict["steps"])
+        self._previous = state_dict["previous"]
+
     def _look(self, trainer: Trainer) -> None:
-        losses = torch.stack(self._losses).tolist() if self._losses else []
+        device = trainer.strategy.root_device  # those of a checkpoint lie on the CPU
+        losses = torch.stack([loss.to(device) for loss in self._losses]).tolist() if self._losses else []
         # Lightning divides the loss that hooks see by the number of accumulated batches
         losses = [loss * trainer.accumulate_grad_batches for loss in losses]
         found = first_divergence(self._steps, losses, self._previous)

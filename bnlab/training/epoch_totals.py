@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,3 +53,21 @@ class EpochTotals:
         )
         self._losses, self._correct, self._samples = [], [], 0
         return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far; tensors and numbers only. Nothing is folded earlier for it: that would round otherwise."""
+        return {
+            "recent": [list(batch) for batch in self._recent],
+            "losses": list(self._losses),
+            "correct": list(self._correct),
+            "samples": self._samples,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on where the checkpoint stopped."""
+        self._recent = []
+        for loss, logits, labels in state["recent"]:
+            self._recent.append((loss.to(device), logits.to(device), labels.to(device)))
+        self._losses = [loss.to(device) for loss in state["losses"]]
+        self._correct = [correct.to(device) for correct in state["correct"]]
+        self._samples = state["samples"]

@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bnlab.training.divergence import DivergenceStop
 from bnlab.training.provenance import git_state, hardware, versions
@@ -22,18 +23,32 @@ class RunRecord(Callback):
     """Keeps `run.yaml` in the run's folder, from the start (`running`) to the end, also of a run that is broken off.
 
     Outcomes: `finished` (all epochs), `early` (early stopping), `diverged` (a loss that is no number), `interrupted`
-    (Ctrl-C), `failed` (an exception). At the end it prints one short screen.
+    (Ctrl-C, SIGTERM), `failed` (an exception). At the end it prints one short screen.
+
+    A run that goes on keeps what its first start wrote, and has a list `resumed` beside it: when and from which
+    checkpoint it went on, how it had been left, and what was different from the first start (`argv`, `versions`, …).
 
     Args:
         folder: the run's folder, which exists.
         identity: what the run is: experiment, dataset, batch_norm, seed and so on, as primitives.
+        earlier: for a run that goes on, what its run.yaml holds.
+        checkpoint: for such a run, what it goes on from: `file`, `epoch` and `step`; None where it begins again.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        earlier: dict[str, Any] | None = None,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.content: dict[str, Any] = {"outcome": {"status": "running"}, **identity, "argv": list(sys.argv)}
+        self._earlier = earlier
+        self._checkpoint = checkpoint
         self._epoch_seconds: list[float] = []
-        self._epoch_start = 0.0
+        self._epoch_start = perf_counter()
+        self._seconds_so_far = 0.0  # of the epoch that a checkpoint lies in
         self._done = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,7 +64,22 @@ class RunRecord(Callback):
             "started": _now(),
             "ended": None,
         }
+        if self._earlier:
+            self.content = continued(self._earlier, self.content, self._checkpoint)
         self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seconds of each epoch, and of the one that is not over; numbers only."""
+        return {"epoch_seconds": list(self._epoch_seconds), "seconds_so_far": perf_counter() - self._epoch_start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self._epoch_seconds = list(state_dict["epoch_seconds"])
+        self._seconds_so_far = state_dict["seconds_so_far"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of a run that goes on within an epoch: its beginning counts too."""
+        self._epoch_start = perf_counter() - self._seconds_so_far
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -71,7 +101,7 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run was broken off."""
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             outcome = {"status": "interrupted"}
         else:
             outcome = {"status": "failed", "error": f"{type(exception).__name__}: {exception}"}
@@ -102,6 +132,9 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             write_yaml(self.folder / "run.yaml", self.content)
 
+    def _logdir(self) -> Path:
+        return self.folder.parents[2] if self.folder.name.startswith("version_") else self.folder
+
     def screen(self, checkpoint: str | None) -> str:
         """The end of the run in a few lines: outcome, accuracy, time, and what to do next."""
         accuracy, seconds = self.content["val_acc"], self.content["seconds_per_epoch"]
@@ -110,16 +143,29 @@ class RunRecord(Callback):
             f"  validation accuracy  {'none yet' if accuracy is None else f'{100 * accuracy:.2f} %'}",
             f"  seconds per epoch    {'none yet' if seconds is None else f'{seconds:.2f}'}",
             f"  events               {self.folder}",
-            f"  look at them         tensorboard --logdir {self.folder.parents[2]}",
+            f"  look at them         tensorboard --logdir {self._logdir()}",
         ]
+        if self.content["outcome"]["status"] in ("interrupted", "failed"):
+            lines.append(f"  go on                bnlab fit --resume --run_folder {self.folder}")
         if checkpoint:
             lines.append(f"  test accuracy        bnlab test --ckpt_path {checkpoint}")
         return "\n" + "\n".join(lines) + "\n"
 
 
+def continued(earlier: dict[str, Any], now: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """The record of a run that goes on, from its earlier record and what a first start would write now."""
+    started = {name: earlier.get(name, value) for name, value in now.items() if name != "outcome"}
+    differences = {name: now[name] for name in ("argv", "hardware", "versions", "git") if now[name] != started[name]}
+    resumption = {"time": now["started"], "checkpoint": checkpoint, "left": earlier.get("outcome"), **differences}
+    resumed = [*earlier.get("resumed", []), resumption]
+    return {"outcome": now["outcome"], **started, "resumed": resumed, "ended": None}
+
+
 def outcome_of(trainer: Trainer) -> dict[str, Any]:
     """How a training that came to its end ended, from the callbacks that can end one."""
-    epochs, steps = trainer.current_epoch, trainer.global_step
+    # not `current_epoch`: where the checkpoint was the run's last, no epoch is trained that would raise it
+    epochs: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    steps = trainer.global_step
     for callback in trainer.callbacks:  # type: ignore[attr-defined] # set by a connector
         if isinstance(callback, DivergenceStop) and callback.divergence is not None:
             found = callback.divergence

@@ -144,7 +144,7 @@ class LayerHeatmap(RunOutput):
         """What the pictures are made of; tensors, numbers and lists only."""
         if self._trainer is not None:
             publish_kept(self._trainer)
-        return {"grids": {quantity: grid.state_dict() for quantity, grid in self._grids.items()}}
+        return {"grids": {quantity: grid.state_dict() for quantity, grid in self._grids.items()}, "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
@@ -153,6 +153,8 @@ class LayerHeatmap(RunOutput):
             if quantity in self.quantities:
                 self._grids[quantity] = Grid(self.max_columns)
                 self._grids[quantity].load_state_dict(state)
+        self._undrawn = set(self._grids)  # the pictures may be older than the checkpoint, or newer
+        self._step = state_dict.get("step", 0)
 
 
 def shown_value(quantity: str, value: float) -> float:

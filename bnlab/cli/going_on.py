@@ -1,0 +1,164 @@
+"""`bnlab fit --resume` and `--run_folder`: which run is meant, where it stands, and whether the flags fit it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from bnlab.cli.run_folder import RunLock, versions_newest_first
+from bnlab.errors import InputError
+from bnlab.training.checkpoint_file import GoodCheckpoint, last_good
+from bnlab.training.run_record import describe
+
+ENDED = ("finished", "early", "diverged")
+
+_HARMLESS_SECTIONS = ("checkpoint", "heatmaps", "charts")
+_HARMLESS = {
+    *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "num_sanity_val_steps", "profiler")),
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "default_root_dir")),
+    *(f"trainer.{name}" for name in ("enable_progress_bar", "enable_model_summary")),
+    *(f"data.{name}" for name in ("root", "download", "num_workers")),
+}
+"""Flags that a run may go on with changed: they change where and how long it runs, not what it computes."""
+
+
+@dataclass
+class Plan:
+    """What `bnlab fit` is to do.
+
+    Args:
+        folder: where the run lands; None for the next free one.
+        record: for a run that is there already, its run.yaml, empty where it has none; else None.
+        checkpoint: what the run goes on from; None to begin.
+        ended: the run is over, and nothing is left to do.
+    """
+
+    folder: Path | None = None
+    record: dict[str, Any] | None = None
+    checkpoint: GoodCheckpoint | None = None
+    ended: bool = False
+
+
+def plan_run(folder: Path, resume: bool, max_epochs: int | None) -> Plan:
+    """What to do in a given folder.
+
+    Args:
+        folder: it may not exist yet.
+        resume: whether to go on with a run that is there.
+        max_epochs: epochs that are asked for explicitly; None where they are not.
+
+    Raises:
+        InputError: the folder holds a run, and `resume` is false.
+    """
+    if not holds_run(folder):
+        return Plan(folder)
+    if not resume:
+        raise InputError(
+            f"--run_folder {folder} holds a run already. Add --resume to go on with it, or give another folder."
+        )
+    record = read_record(folder)
+    if has_ended(record, max_epochs):
+        return Plan(folder, record, ended=True)
+    return Plan(folder, record, last_good(folder / "checkpoints", _say))
+
+
+def find_run(variant: Path, max_epochs: int | None) -> Path | None:
+    """The newest `version_<k>` in a folder that has not ended and that no process works on."""
+    for folder in versions_newest_first(variant):
+        if holds_run(folder) and not has_ended(read_record(folder), max_epochs) and not RunLock.is_held(folder):
+            return folder
+    return None
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in a folder."""
+    return any((folder / name).is_file() for name in ("config.yaml", "run.yaml")) or any(
+        folder.glob("checkpoints/*.ckpt")
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run's run.yaml; empty where there is none, as after a kill in the first moment.
+
+    Raises:
+        InputError: it is no record of a run.
+    """
+    path = folder / "run.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content["outcome"]["status"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no record of a run ({type(error).__name__}); remove it to begin the run again."
+        ) from error
+    return dict(content)
+
+
+def has_ended(record: dict[str, Any], max_epochs: int | None) -> bool:
+    """Whether a run is over: a finished one is not where more epochs are asked for than it had."""
+    outcome = record.get("outcome", {})
+    if outcome.get("status") == "finished" and max_epochs is not None:
+        return 0 <= max_epochs <= int(outcome.get("epochs", 0))
+    return outcome.get("status") in ENDED
+
+
+def merged_config(given: Namespace, of_run: Namespace, names: Iterable[str], folder: Path) -> Namespace:
+    """The run's own configuration, with the harmless ones of the given flags.
+
+    Args:
+        given: what the command's words say, defaults included.
+        of_run: what the run was started with.
+        names: flags that the words give explicitly, as `section.name`.
+        folder: the run's, for the message.
+
+    Raises:
+        InputError: a flag says something else than the run was started with.
+    """
+    merged = of_run.clone()
+    for name in sorted(names):
+        asked, had = plain(given.get(name)), plain(of_run.get(name))
+        if asked == had or (name == "seed_everything" and asked is True):
+            continue
+        if name not in _HARMLESS and name.partition(".")[0] not in _HARMLESS_SECTIONS:
+            raise InputError(
+                f"--{name} is {asked!r}, but the run in {folder} was started with {had!r}. Leave the flag out to go on "
+                "with that run, or start another one: without --resume, or in another --run_folder."
+            )
+        merged[name] = given[name]
+    merged["config"] = given.get("config") or of_run.get("config")  # the experiment's name comes from it
+    return merged
+
+
+def plain(value: Any) -> Any:
+    """Tuples, lists and namespaces as lists and dicts, which compare equal."""
+    if isinstance(value, Namespace):
+        return plain(value.as_dict())
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def announce(plan: Plan, say: Callable[[str], None]) -> None:
+    """Tell a person how the run goes on."""
+    if plan.ended:
+        assert plan.record is not None
+        say(f"the run in {plan.folder} has ended, {describe(plan.record['outcome'])}: nothing is left to do.")
+    elif plan.checkpoint is not None:
+        found = plan.checkpoint
+        say(f"the run in {plan.folder} goes on from {found.path.name}: epoch {found.epoch}, step {found.step}.")
+    elif plan.record is not None:
+        say(f"the run in {plan.folder} left no checkpoint: it begins again.")
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"bnlab: {message}\n")
