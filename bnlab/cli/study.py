@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bnlab.cli.study_options import Options, read_options
+from bnlab.errors import InputError
 from bnlab.studies.conduct import Engine, conduct
 from bnlab.studies.estimate import Estimate, from_results, shared_out, time_left
 from bnlab.studies.grid import Grid, Run, check_names, expand
@@ -49,7 +50,12 @@ def run(words: list[str]) -> None:
         return
     for checker in dict.fromkeys(plan.checkers.values()):
         checker.prepare([run for run in state.waiting if plan.checkers[run.name] is checker])
-    write_study(options.folder, plan.grids)
+    try:
+        write_study(options.folder, plan.grids)
+    except OSError as error:
+        raise InputError(
+            f"the study's folder {options.folder} cannot be written ({error.strerror}); give another --root_dir."
+        ) from error
     try:
         _conduct(state, _engine(options, state, plan))
     except KeyboardInterrupt:
