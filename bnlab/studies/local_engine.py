@@ -132,8 +132,8 @@ class LocalEngine:
 
 
 def environment(slot: int, threads: int, gpus: int) -> dict[str, str]:
-    """The environment variables of a job's process: its threads, and its GPU where there are any."""
-    variables = thread_variables(threads)
+    """The environment variables of the job in a slot, its GPU among them where there are any."""
+    variables = process_variables(threads)
     if gpus:
         visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
         devices = visible or [str(index) for index in range(gpus)]
@@ -141,6 +141,6 @@ def environment(slot: int, threads: int, gpus: int) -> dict[str, str]:
     return variables
 
 
-def thread_variables(threads: int) -> dict[str, str]:
-    """The environment variables that limit torch's and numpy's threads."""
-    return dict.fromkeys(_THREAD_VARIABLES, str(threads))
+def process_variables(threads: int) -> dict[str, str]:
+    """The environment variables of a job's process: its threads, and a log in the order of what happens."""
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "PYTHONUNBUFFERED": "1"}

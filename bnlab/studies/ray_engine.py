@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.errors import InputError
-from bnlab.studies.local_engine import thread_variables
+from bnlab.studies.local_engine import process_variables
 from bnlab.studies.results import LOG
 from bnlab.studies.tasks import Ended, command
 
@@ -66,7 +66,7 @@ class RayEngine:
 
     def start(self, name: str, task: Mapping[str, Any]) -> None:
         """Hand a run to the cluster."""
-        reference = self._work.remote(self._worker, dict(task), os.getcwd(), thread_variables(self.threads))
+        reference = self._work.remote(self._worker, dict(task), os.getcwd(), process_variables(self.threads))
         self._runs[reference] = name
 
     def ended(self) -> list[Ended]:

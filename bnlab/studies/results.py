@@ -13,8 +13,6 @@ from typing import Any
 
 import yaml
 
-from bnlab_callbacks.record_file import read_records
-
 SCHEMA = 1
 FILE, LOG = "result.json", "log.txt"
 _LOG_LINES, _LOG_BYTES = 20, 8192
@@ -114,16 +112,17 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def epoch_seconds(folder: Path) -> list[float]:
-    """`time/epoch_s` of each whole epoch, the last that was recorded where an epoch was trained twice."""
+    """`time/epoch_s` of each epoch that was timed as a whole; the last value where an epoch was trained twice."""
     path = folder / "records.csv"
     if not path.is_file():
         return []
+    from bnlab_callbacks.record_file import read_records  # with it comes torch, which takes seconds
+
     seconds: dict[int, float] = {}
     partial: set[int] = set()
     for row in read_records(path):
         if row.quantity == "time/epoch_s":
             seconds[row.epoch] = row.value
-            partial.discard(row.epoch)
         elif row.quantity == "time/partial_epoch":
             partial.add(row.epoch)
     return [value for epoch, value in sorted(seconds.items()) if epoch not in partial]
@@ -137,7 +136,7 @@ def log_tail(folder: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-_LOG_LINES:])
+    return "\n".join(text.rstrip().splitlines()[-_LOG_LINES:])
 
 
 def _error(status: int, tail: str) -> str:

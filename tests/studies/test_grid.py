@@ -15,7 +15,7 @@ MNIST = dataset("mnist")
 
 def test_every_combination_is_a_run_once() -> None:
     """The thesis's table B.1 has 9 experiments, with and without batch norm, on 4 datasets: 72 cells."""
-    names = " ".join(f"mlp_{name}" for name in "relu sigmoid elu lr_high lr_low init_high init_low dropout l2".split())
+    names = "mlp_relu mlp_sigmoid mlp_elu mlp_lr_high mlp_lr_low mlp_init_high mlp_init_low mlp_dropout mlp_l2"
     datasets = tuple(map(dataset, ("mnist", "svhn", "cifar10", "cifar100")))
     runs = runs_of(names, datasets=datasets, seeds=(0, 1, 2), batch_sizes=(64, 128))
     assert len(runs) == 9 * 2 * 4 * 3 * 2
@@ -136,9 +136,7 @@ def test_a_dataset_is_a_name_or_a_labelled_folder(text: str, expected: Dataset) 
     assert dataset(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["imagenet", "npz", "a=b", "a=npz:", "a-b=npz:x", "=npz:x", "mnist=npz:x", "a/b=npz:x"]
-)
+@pytest.mark.parametrize("text", ["imagenet", "npz", "a=b", "a=npz:", "a-b=npz:x", "=npz:x", "mnist=npz:x"])
 def test_other_datasets_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--datasets|datasets"):
         dataset(text)

@@ -1,0 +1,57 @@
+"""A study whose runs are those of `stub_worker`, on the local engine; also a program that tests may kill.
+
+As a program: `python -m tests.studies.stub_study FOLDER JOBS SEEDS STEPS`.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnlab.studies.conduct import conduct
+from bnlab.studies.grid import Run
+from bnlab.studies.local_engine import LocalEngine, Machine
+from bnlab.studies.state import State, begin
+from tests.studies.grids import runs_of
+
+WORKER = "tests.studies.stub_worker"
+
+
+class Notes:
+    """A watcher that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.most_running = 0
+
+    def started(self, run: Run) -> None:
+        """Remember the run."""
+        self.lines.append(f"start {run.name}")
+
+    def ended(self, state: State, run: Run) -> None:
+        """Remember how it ended."""
+        self.lines.append(f"{state.results[run.name]['outcome']['status']} {run.name}")
+
+    def tick(self, state: State) -> None:
+        """Count."""
+        self.most_running = max(self.most_running, len(state.running))
+
+
+def stub_study(
+    folder: Path,
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any] | None = None,
+    jobs: int = 2,
+    retry_failed: bool = False,
+    watcher: Notes | None = None,
+) -> State:
+    """Run seeds to their end, with batch norm only."""
+    runs = runs_of(overrides=overrides, seeds=tuple(seeds), batch_norm=(True,))
+    state = begin(folder, runs, retry_failed)
+    conduct(state, LocalEngine(WORKER, jobs, Machine(cores=2, memory=1 << 34)), watcher or Notes())
+    return state
+
+
+if __name__ == "__main__":
+    folder, jobs, seeds, steps = sys.argv[1:]
+    stub_study(Path(folder), range(int(seeds)), {"model.steps": int(steps)}, int(jobs))

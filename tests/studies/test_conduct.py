@@ -1,0 +1,229 @@
+"""The study's loop and the local engine, with real processes that need no torch: what is started, kept and survived."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab.studies.lock import is_locked, locked
+from bnlab.studies.results import read_result
+from tests.studies.stub_study import Notes, stub_study
+
+PROJECT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def project_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find the tests' modules."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")]))
+
+
+def total_after(seed: int, steps: int) -> int:
+    """What a stub run of so many steps ends with."""
+    total = seed
+    for step in range(steps):
+        total = (total * 3 + step) % 1_000_003
+    return total
+
+
+def lines(folder: Path, name: str) -> dict[str, list[str]]:
+    """The lines of a file in each run's folder, by the variant."""
+    return {path.parent.name: path.read_text().split() for path in sorted(folder.glob(f"*/*/{name}"))}
+
+
+def start(folder: Path, jobs: int, seeds: int, steps: int) -> "subprocess.Popen[bytes]":
+    """A study in a process of its own."""
+    words = [str(folder), str(jobs), str(seeds), str(steps)]
+    return subprocess.Popen([sys.executable, "-m", "tests.studies.stub_study", *words], cwd=PROJECT)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def pids(folder: Path) -> list[int]:
+    """Every process that has worked on a run."""
+    return [int(pid) for found in lines(folder, "starts.txt").values() for pid in found]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_every_run_is_done_once_and_never_more_than_jobs_at_a_time(tmp_path: Path) -> None:
+    notes = Notes()
+    state = stub_study(tmp_path, range(5), watcher=notes)
+    assert not state.waiting
+    assert not state.running
+    assert {result["seed"]: result["test_acc"] for result in state.results.values()} == {
+        seed: total_after(seed, 3) for seed in range(5)
+    }
+    assert notes.most_running == 2
+    assert sorted(notes.lines) == sorted(
+        f"{what} mlp_relu/digits-bn-seed{seed}" for seed in range(5) for what in ("start", "finished")
+    )
+    assert set(map(len, lines(tmp_path, "starts.txt").values())) == {1}
+    for result in state.results.values():
+        assert result["val_acc"] is None
+        assert result["test_loss"] is None
+        assert result["study"] == {"engine": "local", "jobs": 2, "threads": 1}
+
+
+def test_finished_runs_are_kept_and_new_ones_added(tmp_path: Path) -> None:
+    stub_study(tmp_path, range(2))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/result.json")}
+    notes = Notes()
+    state = stub_study(tmp_path, range(3), watcher=notes)
+    assert len(state.results) == 3
+    assert notes.lines == ["start mlp_relu/digits-bn-seed2", "finished mlp_relu/digits-bn-seed2"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        ({"model.fail": "no luck"}, "RuntimeError: no luck"),
+        ({"model.die": int(signal.SIGSEGV)}, "its process was killed by SIGSEGV"),
+        ({"model.die": int(signal.SIGKILL)}, "its process was killed by SIGKILL; the system does this when memory"),
+    ],
+)
+def test_a_failure_is_a_result_and_is_not_tried_again_unasked(
+    overrides: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    state = stub_study(tmp_path, [4], overrides)
+    (result,) = state.failed.values()
+    assert result["outcome"]["error"].startswith(error)
+    assert result["test_acc"] is None
+    again = stub_study(tmp_path, [4], overrides)
+    assert again.failed == state.failed
+    assert [len(starts) for starts in lines(tmp_path, "starts.txt").values()] == [1]
+
+
+def test_one_failure_does_not_stop_the_others_and_its_log_is_kept(tmp_path: Path) -> None:
+    """A folder bars the failing run's way, and no other's."""
+    blocked = tmp_path / "mlp_relu" / "digits-bn-seed0"
+    (blocked / ".checkpoint").mkdir(parents=True)
+    state = stub_study(tmp_path, range(3), jobs=1)
+    assert list(state.failed) == ["mlp_relu/digits-bn-seed0"]
+    assert "IsADirectoryError" in state.failed["mlp_relu/digits-bn-seed0"]["outcome"]["log_tail"]
+    assert "IsADirectoryError" in (blocked / "log.txt").read_text()
+    assert len(state.results) == 3
+
+
+def test_failed_runs_are_tried_again_on_request_from_their_checkpoint(tmp_path: Path) -> None:
+    flags = {"model.fail_once": True, "model.steps": 6}
+    assert len(stub_study(tmp_path, [1], flags).failed) == 1
+    state = stub_study(tmp_path, [1], flags, retry_failed=True)
+    (result,) = state.results.values()
+    assert result["outcome"]["status"] == "finished"
+    assert result["test_acc"] == total_after(1, 6)
+    assert list(lines(tmp_path, "steps.txt").values()) == [["1", "2", "3", "4", "5", "6"]]
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
+    """The study waits for it, and takes it over when it is let go without a result."""
+    folder = tmp_path / "mlp_relu" / "digits-bn-seed0-steps_3"
+    other = start_holder(folder)
+    try:
+        assert is_locked(folder)
+        study = start(tmp_path, 2, 2, 3)
+        wait_for(lambda: (tmp_path / "mlp_relu" / "digits-bn-seed1-steps_3" / "result.json").exists())
+        time.sleep(0.5)
+        assert study.poll() is None
+        assert not (folder / "starts.txt").exists()
+    finally:
+        other.kill()
+        other.wait()
+    assert study.wait(20) == 0
+    assert read_result(folder) is not None
+
+
+def start_holder(folder: Path) -> "subprocess.Popen[bytes]":
+    """A process that holds a run's lock until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from bnlab.studies.lock import locked\n"
+        "with locked(Path(sys.argv[1])) as held:\n"
+        "    print(held, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as output:
+        assert output.readline() == b"True\n"
+    return process
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with locked(tmp_path) as first, locked(tmp_path) as second:
+        assert (first, second) == (True, False)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+def test_two_studies_at_once_share_the_work(tmp_path: Path) -> None:
+    studies = [start(tmp_path, 2, 8, 10) for _ in range(2)]
+    assert [study.wait(60) for study in studies] == [0, 0]
+    starts = lines(tmp_path, "starts.txt")
+    assert len(starts) == 8
+    assert set(map(len, starts.values())) == {1}
+    for path in tmp_path.glob("*/*/result.json"):
+        result = json.loads(path.read_text())
+        assert result["test_acc"] == total_after(result["seed"], 10)
+
+
+def test_a_killed_study_takes_its_runs_with_it(tmp_path: Path) -> None:
+    study = start(tmp_path, 3, 3, 1000)
+    wait_for(lambda: len(lines(tmp_path, "steps.txt")) == 3)
+    started = pids(tmp_path)
+    assert all(map(alive, started))
+    study.kill()
+    study.wait()
+    wait_for(lambda: not any(map(alive, started)), 5)
+    assert not list(tmp_path.glob("*/*/result.json"))
+
+
+def test_killed_ten_times_it_ends_with_what_an_undisturbed_study_has(tmp_path: Path) -> None:
+    """Every run goes on from its checkpoint: no step is missing, and at most one per kill is trained twice."""
+    moments = random.Random(0)
+    for _ in range(10):
+        study = start(tmp_path, 3, 8, 30)
+        time.sleep(moments.uniform(0.3, 0.9))
+        study.kill()
+        study.wait()
+    assert start(tmp_path, 3, 8, 30).wait(60) == 0
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/result.json")]
+    assert {result["seed"]: result["test_acc"] for result in results} == {
+        seed: total_after(seed, 30) for seed in range(8)
+    }
+    assert {result["outcome"]["status"] for result in results} == {"finished"}
+    assert len(pids(tmp_path)) > 8  # runs were broken off and went on
+    for steps in lines(tmp_path, "steps.txt").values():
+        assert sorted(set(map(int, steps))) == list(range(1, 31))
+        assert len(steps) <= 30 + 10
+
+
+def test_ctrl_c_ends_the_runs_too(tmp_path: Path) -> None:
+    study = start(tmp_path, 2, 2, 1000)
+    wait_for(lambda: len(lines(tmp_path, "steps.txt")) == 2)
+    started = pids(tmp_path)
+    study.send_signal(signal.SIGINT)
+    study.wait(20)
+    assert not any(map(alive, started))
+    assert not list(tmp_path.glob("*/*/result.json"))
