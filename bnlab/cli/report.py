@@ -1,0 +1,145 @@
+"""`bnlab report`: a folder of runs as tables, figures and one page, beside the thesis's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from bnlab.errors import InputError
+
+if TYPE_CHECKING:
+    from bnlab.reports import Collection, Report
+
+_FORMATS = ("md", "csv", "html", "png", "svg")
+_EPILOG = """\
+Reads result.json of bnlab study and run.yaml of bnlab fit. Runs that are broken, failed or unfinished are named and
+left out. Writes report.html (one page, opens offline), report.md, tables/ and figures/.
+
+examples:
+  bnlab report tb_logs/study
+  bnlab report tb_logs/study --thesis --format none     the thesis's conclusions alone, nothing is written
+  bnlab report tb_logs/study tb_logs/more --output docs/results --format md,csv,svg,html
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong as the rest of bnlab does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See bnlab report --help.")
+
+
+def run(words: Sequence[str]) -> None:
+    """Run `report`, given with its own name first, as in a shell.
+
+    Raises:
+        InputError: a word or a folder cannot be used, or there are no runs.
+        SystemExit: after `--help`.
+    """
+    given = _parser().parse_args(list(words[1:]))
+    formats = _formats(given.format)
+    from bnlab.reports.collection import collect
+    from bnlab.reports.report import check_runs, default_folder, write_report
+
+    collection = collect(given.folders)
+    check_runs(collection)
+    report = None
+    if formats:
+        output = Path(given.output) if given.output else default_folder(given.folders)
+        with _progress() as progress:
+            report = write_report(collection, output, formats, given.quantity, progress=progress)
+    _print(collection, report, given.thesis)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        "bnlab report",
+        description="Tables, figures and one page on a folder of runs, beside the thesis's.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="where to look for runs, at any depth")
+    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: report in the first FOLDER)")
+    parser.add_argument(
+        "--thesis", action="store_true", help="print the thesis's conclusions and what the runs say of each"
+    )
+    parser.add_argument(
+        "--format",
+        default=",".join(_FORMATS),
+        metavar="LIST",
+        help=f"what to write, separated by commas: {', '.join(_FORMATS)}; none writes nothing (default: all)",
+    )
+    parser.add_argument(
+        "--quantity",
+        default="grad_mean_abs",
+        metavar="NAME",
+        help="quantity of layers in the heatmaps of batch norm against vanilla (default: grad_mean_abs)",
+    )
+    return parser
+
+
+def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
+    """The main tables, or the conclusions; what was left out; where the files are."""
+    from bnlab.reports.claims import judge_all
+    from bnlab.reports.conclusions import conclusions_text
+    from bnlab.reports.overview import left_out_lines, overview
+    from bnlab.reports.report import main_tables
+    from bnlab.reports.table import to_text
+
+    conclusions = report.conclusions if report else judge_all(collection) if thesis else ()
+    parts = []
+    if thesis:
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+        parts.append(conclusions_text(collection, conclusions, width))
+    else:
+        tables = report.tables if report else main_tables(collection)
+        parts += [to_text(table) for table in tables if table.name.endswith(("accuracy_mlp", "accuracy_cnn"))]
+    counts = report.overview if report else overview(collection, conclusions)
+    parts.append("".join(f"{sentence}\n" for sentence in counts.sentences()))
+    parts += [f"left out  {path}: {reason}\n" for path, reason in left_out_lines(collection)]
+    if report:
+        parts.append(_places(report))
+    sys.stdout.write("\n" + "\n".join(parts))
+
+
+def _places(report: Report) -> str:
+    """One line for a page, one for a folder of files."""
+    folders = Counter(path.parent for path in report.files if path.parent != report.folder)
+    lines = [str(path) for path in report.files if path.parent == report.folder]
+    lines += [f"{folder}{os.sep}  ({number} files)" for folder, number in folders.items()]
+    return "".join(f"written   {line}\n" for line in lines)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows on a terminal what is being done, in one line that goes away; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+
+    def show(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text} …")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r\x1b[K")
+
+
+def _formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names in ([], ["none"]):
+        return []
+    unknown = [name for name in names if name not in _FORMATS]
+    if unknown:
+        raise InputError(f"--format {text}: unknown {', '.join(unknown)}; there are {', '.join(_FORMATS)}, and none.")
+    return names

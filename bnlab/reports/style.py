@@ -1,0 +1,149 @@
+"""How the reports' figures look, and how they become files; nothing global is touched.
+
+Vanilla is blue and batch norm green, accuracy solid and loss dashed, as in chapter 7 of the thesis. The two colours
+differ in lightness too, so they can be told apart in grey and with any kind of colour vision.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+VANILLA, BATCH_NORM = "#1f4e9c", "#2ca25f"
+OTHERS = ("#2ca25f", "#d55e00", "#56307d", "#999999")  # experiments side by side: the baseline is first
+DASHES = ("solid", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+TEXT, GRID = "#333333", "#d9d9d9"
+
+_PANEL = (4.6, 2.9)  # inches
+_TITLE, _BOTTOM = 0.75, 0.55
+_DPI = 130
+_ATTRIBUTE, _LONG_NUMBER = re.compile(rb'="[^"]*"'), re.compile(rb"(\d\.\d\d)\d+")
+_SETTINGS = {
+    "svg.hashsalt": "bnlab",  # the same names in the file for the same figure
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the file is smaller
+    "font.family": ["DejaVu Sans"],
+    "path.simplify_threshold": 0.5,
+}
+
+
+def colour(batch_norm: bool) -> str:
+    """Of a net's lines."""
+    return BATCH_NORM if batch_norm else VANILLA
+
+
+def panels(titles: Sequence[str], title: str, columns: int = 2, share: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel for each title, in rows of `columns` at most.
+
+    Args:
+        titles: above the panels.
+        title: above the whole figure.
+        columns: panels side by side.
+        share: whether the panels of a row share their axes' ranges.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    width, height = columns * _PANEL[0], rows * _PANEL[1] + _TITLE + _BOTTOM
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(literal(_broken(title, int(width * 12.5))), fontsize=10.5, color=TEXT, x=0.01, ha="left")
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharex="row" if share else False, sharey="row" if share else False
+    )
+    axes = list(grid.flat)
+    for spare in axes[len(titles) :]:
+        spare.remove()
+    for each, name in zip(axes, titles, strict=False):
+        each.set_title(literal(name), fontsize=9, color=TEXT, loc="left")
+        tidy(each)
+    return figure, axes[: len(titles)]
+
+
+def tidy(axes: Axes) -> None:
+    """Quiet axes: light grid below the lines, no box."""
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors=TEXT, length=3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
+    """One legend for all panels."""
+    if handles:
+        figure.legend(
+            handles=list(handles),
+            loc="outside lower left",
+            ncols=4 if figure.get_figwidth() > _PANEL[0] else 2,
+            fontsize=8,
+            frameon=False,
+        )
+
+
+def line_handle(label: str, **style: Any) -> Any:
+    """A legend's entry."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=literal(label), **{"linewidth": 1.6, **style})
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib must not take for a formula."""
+    return re.sub(r"\\*\$", r"\\$", text)
+
+
+def subtitle(axes: Axes, text: str) -> None:
+    """A remark between a panel's title and the panel."""
+    lines = textwrap.wrap(text, 80)
+    axes.set_title(axes.get_title(loc="left"), fontsize=9, color=TEXT, loc="left", pad=8 + 10 * len(lines))
+    axes.text(
+        0,
+        1.025,
+        literal("\n".join(lines)),
+        transform=axes.transAxes,
+        fontsize=7.5,
+        color="#666666",
+        va="bottom",
+        ha="left",
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG."""
+    return _save(figure, "png", {"Software": None})
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure."""
+    return _ATTRIBUTE.sub(_shortened, _save(figure, "svg", {"Date": None, "Creator": None}))
+
+
+def _shortened(attribute: re.Match[bytes]) -> bytes:
+    """A hundredth of a point cannot be seen; what is text stands in no attribute."""
+    return _LONG_NUMBER.sub(rb"\1", attribute[0])
+
+
+def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata, facecolor="white")
+    return file.getvalue()
+
+
+def _broken(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, max(width, 20)))

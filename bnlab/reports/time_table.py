@@ -1,0 +1,107 @@
+"""Tables B.3 and B.4: seconds per epoch by batch size, and the mean overhead of batch norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from bnlab.reports import reference
+from bnlab.reports.collection import Collection
+from bnlab.reports.names import DATASETS, dataset_title, thesis_dataset
+from bnlab.reports.provenance import provenance, shared_changes_note
+from bnlab.reports.runs import Run
+from bnlab.reports.statistics import Estimate
+from bnlab.reports.table import MISSING, Cell, Table, absent_note, estimate_words, rounded
+from bnlab.reports.times import TimePair, baseline, baseline_sizes, compare_times, mean_overhead
+
+_TABLES = {"mlp": "B.3", "cnn": "B.4"}
+_DIGITS = {"mlp": (1, 0), "cnn": (0, 1)}  # decimals of seconds and of percents in the thesis
+
+
+def time_table(collection: Collection, architecture: str) -> Table:
+    """Table B.3 (`mlp`) or B.4 (`cnn`): the baseline's time per epoch, a row for each batch size.
+
+    The time is that of training and validation, without writing files between epochs; comparisons across machines say
+    little, so what stands beside the thesis's is above all the overhead.
+    """
+    sizes = baseline_sizes(collection, architecture)
+    datasets = collection.datasets(baseline(architecture, size) for size in sizes)
+    pairs = [[compare_times(collection, architecture, size, dataset) for dataset in datasets] for size in sizes]
+    absent = [name for name in DATASETS if name not in map(thesis_dataset, datasets)]
+    known = [pair for row in pairs for pair in row]
+    known += [compare_times(collection, architecture, size, name) for size in sizes for name in absent]
+    runs = [
+        run
+        for size in sizes
+        for dataset in datasets
+        for flag in (False, True)
+        for run in collection.cell(baseline(architecture, size), dataset, flag)
+    ]
+    table = _TABLES[architecture]
+    return Table(
+        name=f"table_{table.lower().replace('.', '_')}_epoch_seconds_{architecture}",
+        title=f"Seconds per epoch of the {architecture.upper()}, ReLU (thesis: table {table})",
+        groups=(("", 2), *((dataset_title(dataset), 2) for dataset in datasets)),
+        header=("Batch size", "Mean overhead", *(("V", "B") * len(datasets))),
+        rows=tuple(_row(architecture, row, size) for row, size in zip(pairs, sizes, strict=True)),
+        heads=1,
+        notes=(*_notes(collection, runs), *absent_note(absent)),
+        records=tuple(_record(architecture, pair) for pair in known),
+    )
+
+
+def _row(architecture: str, pairs: Sequence[TimePair], size: int) -> tuple[Cell, ...]:
+    overhead, thesis = mean_overhead(pairs), reference.mean_overhead(architecture, size)
+    shown = MISSING if overhead is None else f"{overhead:.1f} %"
+    digits, percent_digits = _DIGITS[architecture]
+    beside = "" if thesis is None else f"{thesis:.{percent_digits}f} %"
+    return (Cell(str(size)), Cell(shown, beside), *_time_cells(pairs, digits))
+
+
+def _time_cells(pairs: Iterable[TimePair], digits: int) -> Iterable[Cell]:
+    for pair in pairs:
+        for ours, thesis in ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm)):
+            yield Cell(_seconds_words(ours), "" if thesis is None else f"{thesis:.{digits}f}")
+
+
+def _seconds_words(estimate: Estimate | None) -> str:
+    """With three digits or so, as times range from hundredths to hundreds of seconds."""
+    if estimate is None:
+        return MISSING
+    return estimate_words(estimate, digits=max(0, min(3, 2 - math.floor(math.log10(max(estimate.value, 1e-9))))))
+
+
+def _notes(collection: Collection, runs: Sequence[Run]) -> tuple[str, ...]:
+    if not runs:
+        return ("No runs of the baseline (ReLU).",)
+    machines = {run.hardware for run in runs}
+    mixed = ("The runs are of several machines, so their times do not compare.",) if len(machines) > 1 else ()
+    return (
+        "V vanilla, B batch norm, with the thesis's values in brackets or beneath. An epoch is training and "
+        "validation; mean over the run's epochs, then ± 95 % t-interval over seeds; without ±, n = 1. Mean overhead: of "
+        "the datasets' B / V − 1, of those shown.",
+        *mixed,
+        *shared_changes_note(collection.shared_changes),
+        *provenance(runs),
+        f"The thesis's hardware: {reference.SETUP}.",
+    )
+
+
+def _record(architecture: str, pair: TimePair) -> dict[str, object]:
+    record: dict[str, object] = {
+        "architecture": architecture,
+        "batch_size": pair.batch_size,
+        "dataset": pair.dataset,
+    }
+    for side, ours, thesis in (
+        ("vanilla", pair.vanilla, pair.thesis_vanilla),
+        ("batch_norm", pair.batch_norm, pair.thesis_batch_norm),
+    ):
+        record |= {
+            f"{side}_seconds": rounded(ours.value) if ours else None,
+            f"{side}_interval": rounded(ours.half_width) if ours else None,
+            f"{side}_n": ours.n if ours else 0,
+            f"{side}_thesis": thesis,
+        }
+    overhead = pair.overhead
+    return record | {"overhead_percent": None if overhead is None else rounded(100 * overhead)}
