@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab_callbacks.activation_hooks import Call, Outputs
-from bnlab_callbacks.activation_statistics import ActivationSums, Moments, sums_of_rows
+from bnlab_callbacks.activation_statistics import ActivationSums, Moments, split_rows, sums_of_rows
 from bnlab_callbacks.scalars import pack, widest
 
 
@@ -70,6 +70,29 @@ def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
     return merged
 
 
+def same_layers(steps: list[list[tuple[str, Call]]]) -> list[list[tuple[str, Call]]] | None:
+    """The calls of each layer, where every step has one of each and all left copies of outputs of one shape."""
+    layers = [list(calls) for calls in zip(*steps, strict=False)]
+    if any(len(step) != len(layers) for step in steps) or len({key for key, _ in steps[0]}) < len(layers):
+        return None
+    for calls in layers:
+        key, first = calls[0]
+        if not isinstance(first.sums, Outputs):
+            return None
+        kind = (key, first.sums.values.shape, first.sums.values.dtype)
+        for key, call in calls:
+            if not isinstance(call.sums, Outputs) or (key, call.sums.values.shape, call.sums.values.dtype) != kind:
+                return None
+    return layers
+
+
+def sums_of_layer(calls: list[tuple[str, Call]]) -> ActivationSums:
+    """The sums of one layer's calls, as `same_layers` gives them, in one pass."""
+    outputs = [call.sums for _, call in calls if isinstance(call.sums, Outputs)]
+    first = outputs[0]
+    return sums_of_rows(torch.stack([one.values for one in outputs]), first.bounds, first.unit_dim)
+
+
 def with_sums(calls: list[tuple[str, Call]]) -> list[tuple[str, Call]]:
     """The calls with their sums, where a copy of the output was kept: computed for all of a layer in one pass."""
     groups: dict[tuple[str, torch.Size, torch.dtype], list[int]] = defaultdict(list)
@@ -78,11 +101,8 @@ def with_sums(calls: list[tuple[str, Call]]) -> list[tuple[str, Call]]:
             groups[key, call.sums.values.shape, call.sums.values.dtype].append(index)
     done = list(calls)
     for (key, _, _), indices in groups.items():
-        kept = [calls[index][1] for index in indices]
-        one = kept[0].sums
-        assert isinstance(one, Outputs)
-        rows = sums_of_rows(torch.stack([c.sums.values for c in kept]), one.bounds, one.unit_dim)  # type: ignore[union-attr]
-        for index, call, sums in zip(indices, kept, rows, strict=True):
+        kept = [calls[index] for index in indices]
+        for index, (_, call), sums in zip(indices, kept, split_rows(sums_of_layer(kept)), strict=True):
             done[index] = (key, call._replace(sums=sums))
     return done
 

@@ -11,11 +11,22 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
-from bnlab_callbacks.activation_merge import Merged, larger, layout, merge, merge_steps, pack_calls, split_ranks
+from bnlab_callbacks.activation_merge import (
+    Merged,
+    larger,
+    layout,
+    merge,
+    merge_steps,
+    pack_calls,
+    same_layers,
+    split_ranks,
+    sums_of_layer,
+)
 from bnlab_callbacks.dead_units import DeadUnit, EpochUnits, UnitLedger
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import name_calls, number
+from bnlab_callbacks.records import Table
 from bnlab_callbacks.scalars import epoch_tag, gather_ranks
 
 # what a rank sends in place of its layout when it has nothing to compare
@@ -242,9 +253,12 @@ class ActivationMonitor(Monitor):
             message[1 : vector.numel() + 1] = vector
         return _Step(step, calls, (gather_ranks(trainer, message), where))
 
-    def read(self, kept: Sequence[_Step]) -> list[dict[str, float]]:
-        """Tags and values of the recorded steps, through one copy off the device."""
+    def read(self, kept: Sequence[_Step]) -> list[Table]:
+        """Tables of the recorded steps, through one copy off the device."""
         self._recorder.kept = 0
+        layers = None if kept[0].ranks else same_layers([step.calls for step in kept])
+        if layers:
+            return [self._table(layers, [step.step for step in kept])]
         merged = self._merge_ranks(kept) if kept[0].ranks else merge_steps([step.calls for step in kept])
         records = [dict(tags for key, sums in one.items() for tags in self._statistics(key, sums)) for one in merged]
         histories: dict[tuple[str, int], list[int]] = defaultdict(list)  # which of these steps have which rectifier
@@ -253,13 +267,46 @@ class ActivationMonitor(Monitor):
                 if sums.active is not None:
                     histories[key, sums.active.numel()].append(index)
         for (key, _), indices in histories.items():
-            name = self._numbered[key]
-            ledger = self._ledgers.setdefault(name, UnitLedger(self.dead_window))
             active = torch.stack([merged[index][key].active for index in indices])  # type: ignore[misc]
             samples = [int(merged[index][key].samples) for index in indices]
-            for index, dead in zip(indices, ledger.add(active, samples, [kept[i].step for i in indices]), strict=True):
-                records[index] |= {f"dead_frac/{name}": dead.fraction, f"dead_samples/{name}": float(dead.samples)}
-        return records
+            steps = [kept[index].step for index in indices]
+            for tag, column in self._dead_units(key, active, samples, steps).items():
+                for index, value in zip(indices, column, strict=True):
+                    records[index][tag] = value
+        return [Table.of(record) for record in records]
+
+    def _table(self, layers: list[list[tuple[str, Call]]], steps: list[int]) -> Table:
+        """The table of K steps that ran the same small layers: the same values as of `read`, in few launches."""
+        columns: dict[str, Tensor] = {}
+        for calls in layers:
+            key, call = calls[0]
+            name = self._numbered[key]
+            sums = sums_of_layer(calls)
+            absmax = sums.absmax if sums.unit_max is None else sums.unit_max.amax(1).double()
+            assert absmax is not None
+            columns |= {f"act_mean/{name}": sums.mean, f"act_std/{name}": sums.std, f"act_absmax/{name}": absmax}
+            tag = f"act_absmax/{name}"
+            self._absmax[tag] = larger(self._absmax[tag], float(absmax.amax()))
+            sides = {"sat_lo": sums.low, "sat_hi": sums.high}
+            shares = {side: number.double() / call.numel for side, number in sides.items() if number is not None}
+            if shares:
+                columns[f"sat_frac/{name}"] = torch.stack(list(shares.values())).sum(0)
+            if len(shares) == 2:
+                columns |= {f"{side}/{name}": share for side, share in shares.items()}
+            if sums.unit_max is not None and sums.nonzero is not None:
+                columns[f"zero_frac/{name}"] = (call.numel - sums.nonzero).double() / call.numel
+                dead = self._dead_units(key, sums.unit_max > 0, [one.samples for _, one in calls], steps)
+                columns |= {tag: sums.mean.new_tensor(column) for tag, column in dead.items()}
+        return Table(tuple(columns), torch.stack(list(columns.values()), 1))
+
+    def _dead_units(self, key: str, active: Tensor, samples: list[int], steps: list[int]) -> dict[str, list[float]]:
+        """Tags and their values in K records of one rectifier; `active` (K, units)."""
+        name = self._numbered[key]
+        shares = self._ledgers.setdefault(name, UnitLedger(self.dead_window)).add(active, samples, steps)
+        return {
+            f"dead_frac/{name}": [share.fraction for share in shares],
+            f"dead_samples/{name}": [float(share.samples) for share in shares],
+        }
 
     def _merge_ranks(self, kept: Sequence[_Step]) -> list[dict[str, Merged]]:
         """Statistics of each step over all ranks; none where ranks saw different layers: then no rank has any."""

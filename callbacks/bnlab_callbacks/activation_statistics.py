@@ -105,7 +105,7 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     if torch.compiler.is_compiling():
         return _sums_for_compiler(output, bounds, unit_dim)
     if is_small(output):
-        return sums_of_rows(output.unsqueeze(0), bounds, unit_dim)[0]
+        return split_rows(sums_of_rows(output.unsqueeze(0), bounds, unit_dim))[0]
     values = flat(output)
     wide = wide_dtype(values)
     unit_max = None if unit_dim is None else unit_maximum(output, unit_dim)
@@ -148,8 +148,8 @@ def is_small(output: Tensor) -> bool:
     return output.device.type == "cpu" and output.numel() <= _SMALL
 
 
-def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> list[ActivationSums]:
-    """The same sums for K calls at once, in float64, where nothing cancels or underflows.
+def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
+    """The same sums for K calls at once, (K,) or (K, units) each, in float64, where nothing cancels or underflows.
 
     Args:
         outputs: (K, N, …), the outputs of K calls.
@@ -157,24 +157,44 @@ def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> l
         unit_dim: dimension of the units in one call's output (N, …) for a rectifier, None for other functions.
     """
     values = outputs.flatten(1)
-    wide = values.double()
+    wide = values.to(torch.float64, copy=True)
     mean = wide.mean(1)
-    centred = wide - mean[:, None]
-    std = (centred.square_().sum(1) / values.shape[1]).sqrt()
+    unit_max = None if unit_dim is None else _maxima_of_units(outputs, unit_dim)
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
+    # half precision would round the bounds: right only where the function's own clipping rounded them alike
     compared = values if bounds.clipped else wide
-    fields: list[Tensor | None] = [
-        mean,
-        torch.zeros_like(mean),
-        std,
-        wide.abs().amax(1) if unit_dim is None else None,
-        None if bounds.low is None else torch.count_nonzero(below(compared, bounds.low), 1),
-        None if bounds.high is None else torch.count_nonzero(above(compared, bounds.high), 1),
-        None if unit_dim is None else torch.count_nonzero(values, 1),
-        None if unit_dim is None else torch.stack([unit_maximum(output, unit_dim) for output in outputs]),
-    ]
-    rows = [[None] * len(outputs) if field is None else list(field.unbind()) for field in fields]
+    # rows are small: float32 holds their counts, and adds faster than integers
+    flags = torch.empty(values.shape)
+    low = None if bounds.low is None else below(compared, bounds.low, out=flags).sum(1)
+    high = None if bounds.high is None else above(compared, bounds.high, out=flags).sum(1)
+    nonzero = None if unit_max is None else torch.ne(values, 0, out=flags).sum(1)
+    absmax = wide.abs().amax(1) if unit_max is None else None
+    deviation = torch.linalg.vector_norm(wide.sub_(mean[:, None]), 2, dim=1)
+    return ActivationSums(
+        mean=mean,
+        rest=torch.zeros_like(mean),
+        std=deviation / math.sqrt(values.shape[1]),
+        absmax=absmax,
+        low=None if low is None else low.to(torch.int64),
+        high=None if high is None else high.to(torch.int64),
+        nonzero=None if nonzero is None else nonzero.to(torch.int64),
+        unit_max=unit_max,
+    )
+
+
+def split_rows(sums: ActivationSums) -> list[ActivationSums]:
+    """The sums of K calls, one by one."""
+    rows = [[None] * len(sums.mean) if field is None else list(field.unbind()) for field in sums]
     return [ActivationSums(*row) for row in zip(*rows, strict=True)]
+
+
+def _maxima_of_units(outputs: Tensor, unit_dim: int) -> Tensor:
+    """(K, units) of the outputs (K, N, …) of K calls."""
+    if outputs.ndim == 1:  # one number a call
+        return outputs[:, None]
+    unit_dim = unit_dim % (outputs.ndim - 1) + 1
+    others = [dim for dim in range(1, outputs.ndim) if dim != unit_dim]
+    return outputs.amax(others) if others else outputs
 
 
 def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:

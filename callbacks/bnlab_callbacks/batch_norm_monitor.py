@@ -22,6 +22,7 @@ from bnlab_callbacks.lightning_api import LightningModule, Trainer, rank_zero_wa
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import number
 from bnlab_callbacks.rank_means import Gathered, RankMeans, average
+from bnlab_callbacks.records import Table
 from bnlab_callbacks.scalars import to_host
 from bnlab_callbacks.schedule import RecordSchedule
 from bnlab_callbacks.smoothness import SmoothnessProbe, why_not
@@ -253,13 +254,13 @@ class BatchNormMonitor(Monitor):
         tags, values = self._probe.finish(trainer.lightning_module)
         return self._smoothness_ranks.gather(trainer, tags, values, self._probe.failure is not None)
 
-    def read(self, kept: Sequence[_Step]) -> list[dict[str, float]]:
-        """Tags and values of the recorded steps, through one copy off the device."""
+    def read(self, kept: Sequence[_Step]) -> list[Table]:
+        """Tables of the recorded steps, through one copy off the device."""
         numbers = iter(to_host([value for step in kept for part in step.parts for value in part.values]))
-        records: list[dict[str, float]] = []
+        tables: list[Table] = []
         for step in kept:
             averaged = [(part, average(part, list(islice(numbers, len(part.values))))) for part in step.parts]
-            records.append({tag: value for _, means in averaged for tag, value in means.values.items()})
+            tables.append(Table.of({tag: value for _, means in averaged for tag, value in means.values.items()}))
             if any(means.different for _, means in averaged):
                 rank_zero_warn(
                     "BatchNormMonitor: ranks ran different layers in a recorded step; such steps are left out."
@@ -267,7 +268,7 @@ class BatchNormMonitor(Monitor):
             for part, means in averaged:
                 self._smoothness_failed |= means.failed and part is step.smoothness
                 self._batch_norm_failed |= means.failed and part is step.batch_norm
-        return records
+        return tables
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish what is kept and the epoch's means."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from bnlab_callbacks.lightning_api import Trainer
 from bnlab_callbacks.record_file import split_tag
@@ -76,6 +77,15 @@ class ChartLayout(RunOutput):
         """Write the layout of a run that ended within its first epoch."""
         if not self._written and self._tags:
             self._write(trainer, ())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tags that are laid out: a resumed run must not lay out less than what is there."""
+        return {"tags": sorted(self._tags), "written": bool(self._written)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self._tags = set(state_dict["tags"])
+        self._written = layout(self._tags) if state_dict["written"] else {}
 
 
 def layout(tags: Iterable[str], prefix: str = "") -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from torch import Tensor
 from bnlab_callbacks.activation_hooks import Call
 from bnlab_callbacks.lightning_api import Trainer
 from bnlab_callbacks.scalars import gather_ranks, pack
+
+if TYPE_CHECKING:
+    import numpy
+
+    Numbers = numpy.ndarray[Any, Any]
 
 
 class DeadShare(NamedTuple):
@@ -45,19 +50,22 @@ class UnitLedger:
         self._start(0)
 
     def _start(self, units: int) -> None:
+        import numpy
+
         self._records = 0  # so far
         self._seen = 0  # samples in them
         self._samples: deque[int] = deque(maxlen=self.length)  # of each record in the window
         self._epoch_start = 0  # record
         self._epoch_samples = 0
         self._epoch_revivals = 0
-        # for each unit
-        self._last_active = torch.zeros(units, dtype=torch.int64)  # number of the record, from 1; 0 for none
-        self._seen_then = torch.zeros(units, dtype=torch.int64)  # samples up to that record
-        self._since = torch.full((units,), -1)  # step of its first silent record since; -1 while it is active
-        self._revivals = torch.zeros(units, dtype=torch.int64)
-        self._returned = torch.full((units,), -1)  # step of the last revival
-        self._seen_at_return = torch.zeros(units, dtype=torch.int64)
+        # for each unit; NumPy, whose calls on so few numbers take a tenth of torch's
+        zeros, never = numpy.zeros(units, dtype=numpy.int64), numpy.full(units, -1, dtype=numpy.int64)
+        self._last_active: Numbers = zeros.copy()  # number of the record, from 1; 0 for none
+        self._seen_then: Numbers = zeros.copy()  # samples up to that record
+        self._since: Numbers = never.copy()  # step of its first silent record since; -1 while it is active
+        self._revivals: Numbers = zeros.copy()
+        self._returned: Numbers = never.copy()  # step of the last revival
+        self._seen_at_return: Numbers = zeros.copy()
 
     def add(self, active: Tensor, samples: Sequence[int], steps: Sequence[int]) -> list[DeadShare]:
         """Take in K records.
@@ -70,47 +78,53 @@ class UnitLedger:
         Returns:
             after each of them, the units dead over the last `length` records, or over as many as there are.
         """
-        if active.shape[1] != self._last_active.numel():  # a layer of another size took the name: start anew
-            self._start(active.shape[1])
-        count = len(samples)
-        numbers = torch.arange(self._records + 1, self._records + count + 1)
-        seen = torch.tensor([self._seen, *samples]).cumsum(0)
-        last = torch.where(active, numbers[:, None], 0).cummax(0).values
-        last = torch.cat([self._last_active[None], torch.maximum(last, self._last_active)])  # before and after each
-        dead = (last[1:] <= (numbers - self.length).clamp_min(0)[:, None]).sum(1).tolist()
-        back = active & (numbers[:, None] - 1 - last[:-1] >= self.length)
-        self._note_returns(back, numbers, torch.tensor(steps), seen)
-        self._note_silence(last[-1], torch.tensor([*steps, -1]), seen)
+        import numpy
+
+        fired = active.numpy()
+        count, units = fired.shape
+        if units != len(self._last_active):  # a layer of another size took the name: start anew
+            self._start(units)
+        numbers = numpy.arange(self._records + 1, self._records + count + 1)
+        seen = numpy.cumsum([self._seen, *samples])
+        last = numpy.empty((count + 1, units), dtype=numpy.int64)  # before and after each record
+        last[0] = self._last_active
+        numpy.multiply(fired, numbers[:, None], out=last[1:])
+        numpy.maximum.accumulate(last, out=last)
+        dead = (last[1:] <= (numbers - self.length).clip(0)[:, None]).sum(1).tolist()
+        back = fired & (numbers[:, None] - 1 - last[:-1] >= self.length)
+        if back.any():
+            self._note_returns(back, numpy.asarray(steps), seen)
+        self._note_silence(last[-1].copy(), numpy.asarray([*steps, -1]), seen)
         self._records += count
         self._seen = int(seen[-1])
         self._epoch_samples += sum(samples)
         shares = []
         for number, silent in zip(samples, dead, strict=True):
             self._samples.append(number)
-            shares.append(DeadShare(silent / max(active.shape[1], 1), sum(self._samples)))
+            shares.append(DeadShare(silent / max(units, 1), sum(self._samples)))
         return shares
 
-    def _note_returns(self, back: Tensor, numbers: Tensor, steps: Tensor, seen: Tensor) -> None:
-        if not bool(back.any()):
-            return
+    def _note_returns(self, back: Numbers, steps: Numbers, seen: Numbers) -> None:
+        """`back` (K, units): the unit fired after having counted as dead."""
         self._revivals += back.sum(0)
         self._epoch_revivals += int(back.sum())
-        latest = torch.where(back, torch.arange(1, len(numbers) + 1)[:, None], 0).amax(0)
-        returned = latest > 0
-        self._returned[returned] = steps[latest[returned] - 1]
-        self._seen_at_return[returned] = seen[latest[returned] - 1]
+        returned = back.any(0)
+        latest = len(back) - 1 - back[::-1].argmax(0)[returned]
+        self._returned[returned] = steps[latest]
+        self._seen_at_return[returned] = seen[latest]
 
-    def _note_silence(self, last: Tensor, steps: Tensor, seen: Tensor) -> None:
+    def _note_silence(self, last: Numbers, steps: Numbers, seen: Numbers) -> None:
         """`steps` (K + 1) and `seen` (K + 1) by record; `last` (units,) the number of the record last active in."""
         place = last - self._records  # 1…K for a unit that was active in one of these records
         moved = place > 0
-        self._since = torch.where(moved, steps[place.clamp_min(0)], torch.where(self._since < 0, steps[0], self._since))
-        self._seen_then = torch.where(moved, seen[place.clamp_min(0)], self._seen_then)
+        self._since[self._since < 0] = steps[0]
+        self._since[moved] = steps[place[moved]]
+        self._seen_then[moved] = seen[place[moved]]
         self._last_active = last
 
     def pop_epoch(self) -> DeadShare:
         """Dead over all records since the last call; start the next epoch."""
-        units = max(self._last_active.numel(), 1)
+        units = max(len(self._last_active), 1)
         dead = DeadShare(int((self._last_active <= self._epoch_start).sum()) / units, self._epoch_samples)
         self._epoch_start, self._epoch_samples = self._records, 0
         return dead
@@ -124,7 +138,7 @@ class UnitLedger:
         """Every unit that is dead now, over a whole window, or was and came back, in order."""
         dead = self._records - self._last_active >= self.length
         rows = []
-        for unit in (dead | (self._revivals > 0)).nonzero().flatten().tolist():
+        for unit in (dead | (self._revivals > 0)).nonzero()[0].tolist():
             since, seen = (self._since, self._seen_then) if dead[unit] else (self._returned, self._seen_at_return)
             numbers = (int(since[unit]), self._seen - int(seen[unit]), int(self._revivals[unit]))
             rows.append(DeadUnit(layer, unit, bool(dead[unit]), *numbers))
@@ -132,14 +146,15 @@ class UnitLedger:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and tensors."""
-        state = {name.lstrip("_"): v.clone() if isinstance(v, Tensor) else v for name, v in vars(self).items()}
-        return state | {"samples": list(self._samples)}
+        state = {name.lstrip("_"): value for name, value in vars(self).items()}
+        tensors = {name: torch.from_numpy(value.copy()) for name, value in state.items() if hasattr(value, "dtype")}
+        return state | tensors | {"samples": list(self._samples)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a window of another length goes on with what it has."""
         for name, value in state.items():
             if name not in ("length", "samples"):
-                setattr(self, f"_{name}", value)
+                setattr(self, f"_{name}", value.numpy().copy() if isinstance(value, Tensor) else value)
         self._samples = deque(state["samples"], maxlen=self.length)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer
+from bnlab_callbacks.lightning_api import LightningModule, QuietCallback, Trainer
 from bnlab_callbacks.records import publish_epoch
 from bnlab_callbacks.scalars import gather_ranks, widest
 
 
-class EpochTimer(Callback):
+class EpochTimer(QuietCallback):
     """Records how long each epoch takes, without the validation that Lightning runs within it.
 
     The device is synchronised at the edges of epochs and validations only. Under DDP the times are the slowest rank's
@@ -27,7 +27,7 @@ class EpochTimer(Callback):
     - `time/train_s`: the rest, `time/epoch_s` − `time/val_s`
     - `time/samples_per_s`: training samples per second of `time/train_s`
     - `time/partial_epoch`: 1, only for an epoch that began in the middle, when a run was resumed from a checkpoint
-      within it: its times cover only what was run
+      within it that had no EpochTimer: its times cover only what was run. With one they go on from the checkpoint's.
 
     The values are in `trainer.callback_metrics` too, and in the attribute `latest`.
 
@@ -38,6 +38,7 @@ class EpochTimer(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.latest: dict[str, float] = {}
+        self._loaded: dict[str, Any] | None = None
         self._begin(partial=True)
 
     def _begin(self, partial: bool) -> None:
@@ -56,7 +57,11 @@ class EpochTimer(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock: a run that is resumed within an epoch sees no start of that epoch."""
         self._synchronize(trainer)
-        self._begin(partial=True)
+        self._begin(partial=self._loaded is None)
+        if self._loaded is not None:
+            self._start -= self._loaded["seconds"]
+            self._validation, self._samples = self._loaded["validation"], self._loaded["samples"]
+            self._loaded = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock at the edge of an epoch."""
@@ -94,6 +99,14 @@ class EpochTimer(Callback):
         if self._partial:
             self.latest["time/partial_epoch"] = 1.0
         publish_epoch(trainer, self.latest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the present epoch took until now; numbers only."""
+        return {"seconds": perf_counter() - self._start, "validation": self._validation, "samples": self._samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self._loaded = state_dict
 
 
 def epoch_times(ranks: Sequence[Sequence[float]]) -> dict[str, float]:

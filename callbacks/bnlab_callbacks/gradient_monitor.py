@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from bnlab_callbacks.chunks import Scratch, flat
 from bnlab_callbacks.forward_order import ForwardOrder
 from bnlab_callbacks.gradient_statistics import (
-    GradientSums,
     depth_slope,
     gradient_statistics,
     gradient_sums,
@@ -27,7 +26,12 @@ from bnlab_callbacks.gradient_statistics import (
 from bnlab_callbacks.lightning_api import LightningModule, Trainer
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import clean_name, number
+from bnlab_callbacks.packed_layers import SMALL, PackedLayers, can_pack
+from bnlab_callbacks.records import Table
 from bnlab_callbacks.scalars import to_host
+
+# sets of small layers whose buffers are kept
+_LAYOUTS = 8
 
 
 class Weight(NamedTuple):
@@ -38,14 +42,19 @@ class Weight(NamedTuple):
     parameter: nn.Parameter
 
 
-class _Taken(NamedTuple):
-    """What one optimizer step left to be published for one weight."""
+class _Part(NamedTuple):
+    """What one optimizer step left to be published for some small layers packed together, or for one other layer."""
 
-    layer: str
-    numel: int
-    stored: int
+    weights: tuple[Weight, ...]
     scale: float
-    sums: GradientSums
+    packed: PackedLayers | None
+    sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
+    moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The same for parts of different steps that can be computed together."""
+        return (id(self.packed), len(self.moved), *map(id, self.weights))
 
 
 class GradientMonitor(Monitor):
@@ -109,9 +118,11 @@ class GradientMonitor(Monitor):
         self._weights: list[Weight] = []
         self._order: ForwardOrder | None = None
         self._numbered: dict[str, str] = {}
-        self._taken: list[tuple[Weight, _Taken]] = []
+        self._small: set[str] = set()
+        self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
+        self._taken: list[_Part] = []
+        self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
-        self._updates: dict[str, tuple[Tensor | float, Tensor | float]] = {}
         self._nonfinite_steps: dict[str, int] = defaultdict(int)
         self._scratch.clear()
 
@@ -146,21 +157,56 @@ class GradientMonitor(Monitor):
         due = self.schedule.due(trainer, stream)
         if not due and not self._taken:
             return
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        owned = self._owned_by(optimizer, stream)
         self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
         if not due:
             return
         self.schedule.mark(trainer, stream)
-        scale = remaining_loss_scale(trainer, optimizer)
+        taken = {weight.layer for part in self._taken for weight in part.weights}
+        weights = [weight for weight in owned.values() if weight.layer not in taken and _has_gradient(weight)]
         with torch.no_grad():
-            for weight in self._weights:
-                grad = weight.parameter.grad
-                if id(weight.parameter) in owned and grad is not None and grad.numel():
-                    values = stored_values(grad)
-                    numel = weight.parameter.numel() * (2 if weight.parameter.is_complex() else 1)
-                    sums = gradient_sums(values, self._scratch)
-                    self._taken.append((weight, _Taken(weight.layer, numel, values.numel(), scale, sums)))
-                    self._remember(weight)
+            self._take(weights, remaining_loss_scale(trainer, optimizer))
+
+    def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
+        """The watched weights among an optimizer's parameters, by the parameter's identity."""
+        identities = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        known, owned = self._owned.get(stream, ([], {}))
+        if identities != known:
+            wanted = set(identities)
+            owned = {id(w.parameter): w for w in self._weights if id(w.parameter) in wanted}
+            self._owned[stream] = identities, owned
+        return owned
+
+    def _take(self, weights: list[Weight], scale: float) -> None:
+        """Take the sums of these layers' gradients, and keep the layers as they are."""
+        alone: list[Weight] = []
+        small: list[Weight] = []
+        for weight in weights:
+            dense = _gradient(weight).layout == torch.strided
+            (small if dense and weight.layer in self._small else alone).append(weight)
+        for group, packed in self._pack(small):
+            sums = packed.sums([_gradient(weight) for weight in group])
+            if sums is None:
+                alone += group
+                continue
+            if self.update_ratio:
+                packed.remember([weight.parameter for weight in group])
+            self._taken.append(_Part(group, scale, packed, sums))
+        for weight in alone:
+            values = stored_values(_gradient(weight))
+            sums = gradient_sums(values, self._scratch)
+            self._taken.append(_Part((weight,), scale, None, (*sums, values.numel())))
+            self._remember(weight)
+
+    def _pack(self, weights: list[Weight]) -> list[tuple[tuple[Weight, ...], PackedLayers]]:
+        """Small layers in groups of cache size, with their buffers."""
+        layers = tuple(weight.layer for weight in weights)
+        if layers not in self._packed:
+            if len(self._packed) >= _LAYOUTS:  # layers that come and go
+                self._packed.clear()
+            groups = cache_sized(weights)
+            self._packed[layers] = [(group, PackedLayers([w.parameter.shape for w in group])) for group in groups]
+        return self._packed[layers]
 
     @never_break_training
     def after_batch(self, trainer: Trainer) -> None:
@@ -168,19 +214,23 @@ class GradientMonitor(Monitor):
         if not self._taken:
             return
         self._measure_updates(None)
-        taken, self._taken = [one for _, one in self._taken], []
-        updates, self._updates = self._updates, {}
-        self.keep(trainer, (taken, [norm for one in taken for norm in updates.get(one.layer, ())]))
+        taken, self._taken = self._taken, []
+        self.keep(trainer, taken)
 
-    def _measure_updates(self, owned: set[int] | None) -> None:
+    def _measure_updates(self, owned: dict[int, Weight] | None) -> None:
         """Measure what the recorded steps did to the weights; `owned` are an optimizer's parameters, None for all."""
         if not self.update_ratio:
             return
         with torch.no_grad():
-            for weight, _ in self._taken:
-                if weight.layer not in self._updates and (owned is None or id(weight.parameter) in owned):
-                    after = flat(_real(weight.parameter.detach()))
-                    self._updates[weight.layer] = update_norms(self._before[weight.layer], after, self._scratch)
+            for index, part in enumerate(self._taken):
+                if not part.moved and (owned is None or id(part.weights[0].parameter) in owned):
+                    self._taken[index] = part._replace(moved=self._moved(part))
+
+    def _moved(self, part: _Part) -> tuple[Any, ...]:
+        if part.packed:
+            return part.packed.moved([weight.parameter for weight in part.weights])
+        (weight,) = part.weights
+        return update_norms(self._before[weight.layer], flat(_real(weight.parameter.detach())), self._scratch)
 
     def epoch_values(self, trainer: Trainer) -> dict[str, float]:
         """The number of steps whose gradient was not finite."""
@@ -196,6 +246,7 @@ class GradientMonitor(Monitor):
         """Fix the layers' numbers, once: a tag must not change its name during a run."""
         self._numbered = number(order.sort([(weight.layer, weight.module) for weight in self._weights]))
         self._weights = [weight for weight in self._weights if self.wants(weight.layer)]
+        self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
         order.remove()
         self._order = None
         if not self._weights:
@@ -209,26 +260,69 @@ class GradientMonitor(Monitor):
             else:
                 self._before[weight.layer] = now.clone()
 
-    def read(self, kept: Sequence[tuple[list[_Taken], list[Tensor | float]]]) -> list[dict[str, float]]:
-        """Tags and values of the recorded steps, through one copy off the device."""
-        tensors = [tensor for taken, updates in kept for tensor in (*(t for one in taken for t in one.sums), *updates)]
-        values = iter(to_host(tensors))
-        return [self._statistics(taken, values, bool(updates)) for taken, updates in kept]
+    def read(self, kept: Sequence[list[_Part]]) -> list[Table]:
+        """Tables of the recorded steps, through one copy off the device."""
+        alone = [part for step in kept for part in step if part.packed is None]
+        numbers = iter(to_host([value for part in alone for value in (*part.sums, *part.moved)]))
+        read = {
+            id(part): part._replace(
+                sums=tuple(islice(numbers, len(part.sums))), moved=tuple(islice(numbers, len(part.moved)))
+            )
+            for part in alone
+        }
+        steps = [[read.get(id(part), part) for part in step] for step in kept]
+        return [self._table(list(alike)) for _, alike in groupby(steps, key=lambda step: [part.key for part in step])]
 
-    def _statistics(self, taken: list[_Taken], values: Iterator[float], updated: bool) -> dict[str, float]:
-        """Tags and values of one step's layers; takes its share of `values`, which lie as `read` packed them."""
-        metrics: dict[str, float] = {}
-        for layer, numel, stored, scale, sums in taken:
-            name = self._numbered[layer]
-            statistics = gradient_statistics(tuple(islice(values, len(sums))), stored, numel, scale)
-            metrics |= {f"{quantity}/{name}": value for quantity, value in statistics.items()}
-            self._nonfinite_steps[name] += statistics["grad_nonfinite"] > 0
-        rms = {layer: metrics[f"grad_rms/{self._numbered[layer]}"] for layer, *_ in taken}
+    def _table(self, steps: list[list[_Part]]) -> Table:
+        """The table of K steps of the same parts."""
+        parts = list(zip(*steps, strict=True))
+        weights = [weight for same in parts for weight in same[0].weights]
+        names = [self._numbered[weight.layer] for weight in weights]
+        numel = torch.tensor([_numel(weight) for weight in weights], dtype=torch.float64)
+        sums = torch.cat([_joined_sums(same) for same in parts], 1)
+        scale = sums.new_tensor([[part.scale for part in step for _ in part.weights] for step in steps])
+        statistics = gradient_statistics(sums, numel, scale)
+        for name, count in zip(names, (statistics["grad_nonfinite"] > 0).sum(0).tolist(), strict=True):
+            self._nonfinite_steps[name] += count
+        if parts[0][0].moved:
+            statistics["update_ratio"] = update_ratio(torch.cat([_joined_moves(same) for same in parts], 1))
+        tags = [f"{quantity}/{name}" for quantity in statistics for name in names]
+        columns = list(statistics.values())
         if len(self._weights) > 1:
-            metrics["grad_depth_slope"] = depth_slope([rms.get(layer, math.nan) for layer in self._numbered])
-        for one in taken if updated else ():
-            metrics[f"update_ratio/{self._numbered[one.layer]}"] = update_ratio(next(values), next(values))
-        return metrics
+            rms = sums.new_full((len(steps), len(self._numbered)), math.nan)
+            places = {layer: place for place, layer in enumerate(self._numbered)}
+            rms[:, [places[weight.layer] for weight in weights]] = statistics["grad_rms"]
+            tags.append("grad_depth_slope")
+            columns.append(depth_slope(rms)[:, None])
+        return Table(tuple(tags), torch.cat(columns, 1))
+
+
+def _joined_sums(same: Sequence[_Part]) -> Tensor:
+    """(K, layers, 6) of the same part of K steps."""
+    if same[0].packed:
+        return same[0].packed.join_sums([part.sums for part in same])
+    return torch.tensor([[part.sums] for part in same], dtype=torch.float64)
+
+
+def _joined_moves(same: Sequence[_Part]) -> Tensor:
+    """(K, layers, 2) of the same part of K steps."""
+    if same[0].packed:
+        return same[0].packed.join_squares([part.moved for part in same])
+    return torch.tensor([[part.moved] for part in same], dtype=torch.float64)
+
+
+def cache_sized(weights: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:
+    """Neighbouring small weights in groups of at most `SMALL` elements."""
+    group: list[Weight] = []
+    elements = 0
+    for weight in weights:
+        elements += weight.parameter.numel()
+        if elements > SMALL and group:
+            yield tuple(group)
+            group, elements = [], weight.parameter.numel()
+        group.append(weight)
+    if group:
+        yield tuple(group)
 
 
 def find_weights(model: nn.Module) -> Iterator[Weight]:
@@ -256,6 +350,19 @@ def remaining_loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
+
+
+def _has_gradient(weight: Weight) -> bool:
+    return weight.parameter.grad is not None and weight.parameter.grad.numel() > 0
+
+
+def _gradient(weight: Weight) -> Tensor:
+    assert weight.parameter.grad is not None
+    return weight.parameter.grad
+
+
+def _numel(weight: Weight) -> int:
+    return weight.parameter.numel() * (2 if weight.parameter.is_complex() else 1)
 
 
 def _real(weight: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ Definitions, for a gradient g with n elements: `grad_mean_abs` = ‖g‖₁/n (t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import linear_regression
 from typing import NamedTuple
 
 import torch
@@ -16,20 +14,15 @@ from torch import Tensor
 
 from bnlab_callbacks.chunks import Scratch, flat, pieces, total, total_count, wide_dtype
 
-# elements up to which the launches cost more than the arithmetic (CPU)
-_SMALL = 1 << 18
-# mean squares that float32 holds with elements of any size around the mean: no square that matters is 0 or infinite
-_SQUARES = 1e-30, 1e30
-
 
 class GradientSums(NamedTuple):
-    """Sums over one gradient, as 0-dimensional tensors on its device or, of a small one on a CPU, as numbers."""
+    """Sums over one gradient, as 0-dimensional tensors on its device."""
 
-    absolute: Tensor | float  # ‖g‖₁
-    signed: Tensor | float  # Σg
-    norm: Tensor | float  # ‖g‖₂
-    zeros: Tensor | float  # number of stored elements equal to 0
-    finite: Tensor | float  # number of stored elements that are finite
+    absolute: Tensor  # ‖g‖₁
+    signed: Tensor  # Σg
+    norm: Tensor  # ‖g‖₂
+    zeros: Tensor  # number of stored elements equal to 0
+    finite: Tensor  # number of stored elements that are finite
 
 
 def stored_values(grad: Tensor) -> Tensor:
@@ -47,10 +40,6 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     The 2-norm is taken of values divided by their mean magnitude: squares of gradients of 1e-34 (N(0, 1e-4²) weights in
     a deep net) would all be 0 in float32.
     """
-    if values.device.type == "cpu" and values.numel() <= _SMALL:
-        few = _sums_of_few(values, scratch)
-        if few is not None:
-            return few
     absolute, signed, zeros, finite = [], [], [], []
     wide = wide_dtype(values)
     for piece in pieces(values):
@@ -72,53 +61,52 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     return GradientSums(magnitude_sum, total(signed), norm, total_count(zeros), total_count(finite))
 
 
-def _sums_of_few(values: Tensor, scratch: Scratch) -> GradientSums | None:
-    """The same sums with few launches, which are what a small layer costs; None where that would not be exact."""
-    wide = values.to(wide_dtype(values))
-    absolute = torch.abs(wide, out=scratch.values(wide)).sum().item()
-    square = torch.dot(wide, wide).item()
-    if not math.isfinite(absolute) or not (_SQUARES[0] < square / wide.numel() < _SQUARES[1] or absolute == 0):
-        return None
-    zeros = torch.eq(wide, 0, out=scratch.flags(wide)).sum().item()  # count_nonzero takes three times as long
-    return GradientSums(absolute, wide.sum().item(), math.sqrt(square), zeros, wide.numel())
-
-
-def gradient_statistics(sums: tuple[float, ...], stored: int, numel: int, scale: float = 1.0) -> dict[str, float]:
-    """The published quantities of one layer.
+def gradient_statistics(sums: Tensor, numel: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """The published quantities of L layers in K steps, each (K, L), in float64.
 
     Args:
-        sums: the values of `GradientSums`, in its order.
-        stored: numbers that were summed (fewer than `numel` for a sparse gradient).
-        numel: n, elements of the weight.
-        scale: the loss scale that is still on the gradient; every value is divided by it.
+        sums: (K, L, 6), the values of `GradientSums` in its order, and how many numbers were summed (fewer than n for a
+            sparse gradient).
+        numel: (L,), n, elements of each weight.
+        scale: (K, L), the loss scale that is still on the gradient; every value is divided by it.
     """
-    absolute, signed, norm, zeros, finite = sums
+    absolute, signed, norm, zeros, finite, stored = sums.unbind(-1)
     nonfinite = stored - finite
-    if not nonfinite and math.isinf(absolute):
-        norm = math.inf  # the sum of magnitudes went beyond float32; so does the norm, for all that can be told
+    # the sum of magnitudes went beyond float32; so does the norm, for all that can be told
+    norm = norm.masked_fill((nonfinite == 0) & absolute.isinf(), math.inf)
     return {
         "grad_mean_abs": absolute / numel / scale,
         "grad_mean": signed / numel / scale,
-        "grad_rms": norm / math.sqrt(numel) / scale,
+        "grad_rms": norm / numel.sqrt() / scale,
         "grad_zero_frac": (zeros + numel - stored) / numel,
-        "grad_nonfinite": float(nonfinite),
+        "grad_nonfinite": nonfinite,
     }
 
 
-def depth_slope(rms: Sequence[float]) -> float:
+def depth_slope(rms: Tensor) -> Tensor:
     """Least-squares slope of log10 of the layers' `grad_rms` against depth 0, 1, 2, … in order of execution.
 
     10^slope is the factor by which the gradient grows from a layer to the next one, and shrinks on its way back:
     vanishing nets have slopes well above 0, exploding ones below. Layers without a gradient that is positive and
     finite are left out; NaN where fewer than two are left.
+
+    Args:
+        rms: (K, depths), of K steps, float64.
+
+    Returns:
+        (K,)
     """
-    points = [(depth, math.log10(value)) for depth, value in enumerate(rms) if 0 < value < math.inf]
-    if len(points) < 2:
-        return math.nan
-    return linear_regression(*zip(*points, strict=True)).slope
+    counts = (rms > 0) & rms.isfinite()
+    weight = counts.double()
+    depth = torch.arange(rms.shape[1], dtype=torch.float64)
+    height = rms.where(counts, 1).log10()
+    number = weight.sum(1)
+    depth = depth - ((weight * depth).sum(1) / number)[:, None]
+    slope = (weight * depth * height).sum(1) / (weight * depth.square()).sum(1)
+    return slope.masked_fill(number < 2, math.nan)
 
 
-def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tensor | float, Tensor | float]:
+def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
     """(‖after − before‖₂², ‖before‖₂²) of two flat tensors of one shape, each in float32 (float64 for float64)."""
     changes, sizes = [], []
     wide = wide_dtype(before)
@@ -130,10 +118,14 @@ def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tenso
     return total(changes), total(sizes)
 
 
-def update_ratio(change: float, size: float) -> float:
-    """log10(‖Δw‖₂/‖w‖₂) from squared norms; −inf for a weight that did not move, NaN where there is no ratio."""
-    if change == 0 and size > 0:
-        return -math.inf
-    if not (change > 0 and size > 0):
-        return math.nan
-    return (math.log10(change) - math.log10(size)) / 2
+def update_ratio(squares: Tensor) -> Tensor:
+    """log10(‖Δw‖₂/‖w‖₂); −inf for a weight that did not move, NaN where there is no ratio.
+
+    Args:
+        squares: (…, 2), ‖Δw‖₂² and ‖w‖₂², float64.
+
+    Returns:
+        (…)
+    """
+    change, size = squares.unbind(-1)
+    return ((change.log10() - size.log10()) / 2).masked_fill(~(size > 0), math.nan)

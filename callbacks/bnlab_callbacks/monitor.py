@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import islice
 from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
-from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, rank_zero_warn, sharding_strategy
+from bnlab_callbacks.lightning_api import (
+    Callback,
+    LightningModule,
+    QuietCallback,
+    Trainer,
+    rank_zero_warn,
+    sharding_strategy,
+)
 from bnlab_callbacks.naming import layer_filter
 from bnlab_callbacks.overhead import Overhead
-from bnlab_callbacks.records import Record, publish, publish_epoch, stamp
+from bnlab_callbacks.records import Record, Table, publish_epoch, publish_table, stamp
 from bnlab_callbacks.scalars import EpochMeans, gather_ranks
 from bnlab_callbacks.schedule import RecordSchedule
 
 P = ParamSpec("P")
 M = TypeVar("M", bound="Monitor")
 
-# records of consecutive steps that are read and published together: one copy off the device for all of them
-_TOGETHER = 16
+# records that are read and published together, with one copy off the device: so many, of so many seconds
+_TOGETHER, _SECONDS = 32, 1.0
 
 
 def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
@@ -40,11 +48,12 @@ def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[
     return cast(Callable[Concatenate[M, P], None], guarded)
 
 
-class Monitor(Callback):
+class Monitor(QuietCallback):
     """A callback that records per-layer statistics of some optimizer steps.
 
-    Records of consecutive steps (`every_n_steps=1`) are published up to 16 at a time, and at the end of each epoch or
-    when the run ends in whatever way; other records at once.
+    Records are published up to 32 at a time, about a second after the first of them at the latest (with several ranks
+    or a budget: as soon as the next step is not recorded), at the end of each epoch, before a checkpoint, and when the
+    run ends in whatever way.
 
     Args:
         every_n_steps: optimizer steps between two records; None for the Trainer's `log_every_n_steps`.
@@ -71,19 +80,26 @@ class Monitor(Callback):
         self.enabled = enabled
         self.budget = budget
         self.active = False
-        self.latest: dict[str, float] = {}
         self.overhead = Overhead()
         self._filter = layer_filter(layers)
         self._means = EpochMeans()
         self._kept: list[tuple[Record, Any]] = []
-        self._unpublished: list[Record] = []
+        self._kept_since = 0.0
+        self._unpublished: list[tuple[list[Record], Table]] = []
+        self._latest: dict[str, float] = {}
         self._loaded: dict[str, Any] = {}
         self._epoch = 0  # of the last record
 
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last record, tag → value; empty before the first."""
+        self._settle()
+        return self._latest
+
     # what a monitor of one kind adds
 
-    def read(self, kept: Sequence[Any]) -> list[dict[str, float]]:
-        """Tags and values of some recorded steps, from what `keep` was given at each, in order."""
+    def read(self, kept: Sequence[Any]) -> list[Table]:
+        """Values of some recorded steps, from what `keep` was given at each, in order."""
         raise NotImplementedError
 
     def epoch_values(self, trainer: Trainer) -> dict[str, float]:
@@ -108,7 +124,7 @@ class Monitor(Callback):
             )
         self.active = self.enabled and not sharding
         self.overhead = Overhead()
-        self._means = EpochMeans(self._loaded.get("means"))
+        self._means = EpochMeans(self._loaded.get("means", ()))
         self._epoch = self._loaded.get("epoch", 0)
         return self.active
 
@@ -117,6 +133,7 @@ class Monitor(Callback):
         self.active = False
         self._kept.clear()
         self._unpublished.clear()
+        self._means = EpochMeans()
 
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is recorded, and let training go on."""
@@ -129,29 +146,36 @@ class Monitor(Callback):
 
     def keep(self, trainer: Trainer, taken: Any) -> None:
         """Note that the step that just ended left `taken`, and publish it now or with those of the next steps."""
+        if not self._kept:
+            self._kept_since = perf_counter()
         self._kept.append((stamp(trainer, {}), taken))
         self._epoch = trainer.current_epoch
         self.overhead.count_record()
         self._keep_to_budget(trainer)
-        if len(self._kept) >= _TOGETHER or not self.schedule.next_step_is_due(trainer):
+        # ranks must find out together what failed, so not by their clocks
+        waits = (trainer.world_size == 1 and self.budget is None) or self.schedule.next_step_is_due(trainer)
+        unmeasured = self.budget is not None and self.overhead.records == 1
+        if not waits or unmeasured or len(self._kept) >= _TOGETHER:
             self.flush(trainer)
 
     def flush(self, trainer: Trainer) -> None:
         """Publish what was kept."""
         self._read_kept()
-        records, self._unpublished = self._unpublished, []
-        publish(trainer, records)
+        tables, self._unpublished = self._unpublished, []
+        for stamps, table in tables:
+            publish_table(trainer, stamps, table)
 
     def _read_kept(self) -> None:
         kept, self._kept = self._kept, []
         if not kept:
             return
-        for (record, _), values in zip(kept, self.read([taken for _, taken in kept]), strict=True):
-            if not values:  # left out
-                continue
-            self.latest = values
-            self._means.add(values)
-            self._unpublished.append(record._replace(values=values))
+        stamps = iter([record for record, _ in kept])
+        for table in self.read([taken for _, taken in kept]):
+            rows = list(islice(stamps, len(table.values)))
+            if table.tags:  # not left out
+                self._latest = dict(zip(table.tags, table.values[-1].tolist(), strict=True))
+                self._means.add(table.tags, table.values)
+                self._unpublished.append((rows, table))
 
     def _keep_to_budget(self, trainer: Trainer) -> None:
         if self.budget is None:
@@ -176,6 +200,8 @@ class Monitor(Callback):
         """Take what the batch left."""
         if self.active:
             self.after_batch(trainer)
+            if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > _SECONDS:
+                self.publish_last(trainer)
             self.overhead.end_step()
 
     @never_break_training
@@ -224,6 +250,10 @@ class Monitor(Callback):
         """Take what the batch left."""
 
     # checkpoints
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Publish what is kept: a run that goes on from this checkpoint will not record it again."""
+        self.publish_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to record what the undisturbed one would; primitives and tensors only."""

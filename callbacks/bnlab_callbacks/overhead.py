@@ -17,7 +17,7 @@ class Overhead:
         self.spent = 0.0
         self.total = 0.0
         self._steps = 0
-        self._records = 0
+        self.records = 0
         self._began: float | None = None
 
     def begin_step(self) -> None:
@@ -39,7 +39,7 @@ class Overhead:
 
     def count_record(self) -> None:
         """One more step was recorded."""
-        self._records += 1
+        self.records += 1
 
     @property
     def fraction(self) -> float:
@@ -50,8 +50,8 @@ class Overhead:
         """Steps to wait before the next record, so that with it the fraction is at most `budget`."""
         now = 0.0 if self._began is None else perf_counter() - self._began
         steps, total = self._steps + (self._began is not None), self.total + now
-        if not self._records or not steps:
+        if not self.records or not steps:
             return 1
         plain_step = max(total - self.spent, 1e-9) / steps
-        with_next = self.spent * (1 + 1 / self._records)
+        with_next = self.spent * (1 + 1 / self.records)
         return max(1, math.ceil((with_next / budget - total) / plain_step))

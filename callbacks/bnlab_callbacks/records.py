@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from bnlab_callbacks.lightning_api import Callback, Trainer, logged_step
-from bnlab_callbacks.scalars import log_scalars
+from bnlab_callbacks.lightning_api import Callback, QuietCallback, Trainer, logged_step
+from bnlab_callbacks.scalars import log_scalars, log_table
 
 
 class Record(NamedTuple):
@@ -21,7 +22,19 @@ class Record(NamedTuple):
     values: dict[str, float]  # tag (`<quantity>/<NN>_<layer>`, or without a layer `<quantity>`) to value
 
 
-class RecordListener(Callback):
+class Table(NamedTuple):
+    """The values of K recorded steps with the same tags; an empty one stands for steps that are left out."""
+
+    tags: tuple[str, ...]
+    values: Tensor  # (K, tags), float64, on the host
+
+    @classmethod
+    def of(cls, values: dict[str, float]) -> Table:
+        """The table of one step."""
+        return cls(tuple(values), torch.tensor([list(values.values())], dtype=torch.float64))
+
+
+class RecordListener(QuietCallback):
     """A callback that is given every record of the run, on rank 0, after the loggers have it."""
 
     def on_record(self, trainer: Trainer, record: Record) -> None:
@@ -36,14 +49,29 @@ def stamp(trainer: Trainer, values: dict[str, float], step: int | None = None) -
 
 def publish(trainer: Trainer, records: Sequence[Record]) -> None:
     """Give records to every logger and every `RecordListener` of the Trainer; ranks other than 0 write nothing."""
-    if not trainer.is_global_zero:
+    if trainer.is_global_zero:
+        for record in records:
+            log_scalars(trainer, record.values, record.step, record.wall_time)
+        for listener in _listeners(trainer):
+            for record in records:
+                listener.on_record(trainer, record)
+
+
+def publish_table(trainer: Trainer, stamps: Sequence[Record], table: Table) -> None:
+    """The same for a table; `stamps` (K) tell when its rows were recorded."""
+    if not trainer.is_global_zero or not table.tags:
         return
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
-    listeners = [callback for callback in callbacks if isinstance(callback, RecordListener)]
-    for record in records:
-        log_scalars(trainer, record.values, record.step, record.wall_time)
+    log_table(trainer, table.tags, table.values, [(stamp.step, stamp.wall_time) for stamp in stamps])
+    listeners = _listeners(trainer)
+    for stamp, row in zip(stamps, table.values.tolist() if listeners else (), strict=bool(listeners)):
+        record = stamp._replace(values=dict(zip(table.tags, row, strict=True)))
         for listener in listeners:
             listener.on_record(trainer, record)
+
+
+def _listeners(trainer: Trainer) -> list[RecordListener]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+    return [callback for callback in callbacks if isinstance(callback, RecordListener)]
 
 
 def publish_epoch(trainer: Trainer, values: dict[str, float], epoch: int | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab_callbacks.lightning_api import Trainer
-from bnlab_callbacks.tensorboard_events import write_event, writes_plainly
+from bnlab_callbacks.tensorboard_events import write_event, write_events, writes_plainly
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -87,35 +86,53 @@ def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int, wall_
             logger.log_metrics(dict(metrics), step=step)
 
 
+def log_table(trainer: Trainer, tags: Sequence[str], values: Tensor, moments: Sequence[tuple[int, float]]) -> None:
+    """The same for K steps at once: `values` (K, tags), `moments` (K) their steps and wall times."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if writes_plainly(logger):
+            write_events(logger, tags, values, moments)
+        else:
+            for row, (step, _) in zip(values.tolist(), moments, strict=True):
+                logger.log_metrics(dict(zip(tags, row, strict=True)), step=step)
+
+
 class EpochMeans:
     """Means over an epoch's records, tag by tag; a value that is not finite is left out, so one bad step spoils none.
 
     Tags `<quantity>/<layer>` come out as `<quantity>_epoch/<layer>`.
     """
 
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
-        self._sums: dict[str, float] = dict(state["sums"]) if state else {}
-        self._counts: dict[str, int] = dict(state["counts"]) if state else {}
+    def __init__(self, state: Sequence[Any] = ()) -> None:
+        # for each set of tags (2, tags), float64: sums and numbers of the finite values
+        self._totals: dict[tuple[str, ...], Tensor] = {tuple(tags): totals.clone() for tags, totals in state}
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Take in one record."""
-        for tag, value in metrics.items():
-            if math.isfinite(value):
-                self._sums[tag] = self._sums.get(tag, 0.0) + value
-                self._counts[tag] = self._counts.get(tag, 0) + 1
+    def add(self, tags: tuple[str, ...], values: Tensor) -> None:
+        """Take in K records, `values` (K, tags)."""
+        totals = self._totals.setdefault(tags, torch.zeros(2, len(tags), dtype=torch.float64))
+        finite = values.isfinite()
+        totals[1] += finite.sum(0)
+        for row in values.where(finite, 0):  # one by one: the sum is the same however the records are grouped
+            totals[0] += row
 
     def __bool__(self) -> bool:
-        return bool(self._counts)
+        return bool(self._totals)
 
     def pop(self) -> dict[str, float]:
         """The epoch's means; start the next epoch."""
-        means = {epoch_tag(tag): total / self._counts[tag] for tag, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
+        for tags, totals in self._totals.items():
+            for tag, total, count in zip(tags, *totals.tolist(), strict=True):
+                sums[tag] += total
+                counts[tag] += count
+        self._totals = {}
+        return {epoch_tag(tag): total / counts[tag] for tag, total in sums.items() if counts[tag]}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> list[Any]:
         """What a new one needs to go on."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        return [[list(tags), totals.clone()] for tags, totals in self._totals.items()]
 
 
 def epoch_tag(tag: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab_callbacks.monitor import Monitor
+from bnlab_callbacks.records import Table
 
 
 class Module(pl.LightningModule):
@@ -120,10 +121,12 @@ class Each(pl.Callback):
 
     def __init__(self, monitor: Monitor) -> None:
         self.records: list[dict[str, float]] = []
+        self.monitor = monitor
         self.read = monitor.read
         monitor.read = self.note  # type: ignore[method-assign]
 
-    def note(self, kept: Any) -> list[dict[str, float]]:
-        records = self.read(kept)
-        self.records += [record for record in records if record]
-        return records
+    def note(self, kept: Any) -> list[Table]:
+        tables = self.read(kept)
+        rows = [(table.tags, row) for table in tables if table.tags for row in table.values.tolist()]
+        self.records += [dict(zip(tags, row, strict=True)) for tags, row in rows]
+        return tables

@@ -323,7 +323,7 @@ def test_filtered_layers_keep_their_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "where"), [("activation_sums", r"ArithmeticError at net\.\d"), ("unit_maximum", "ArithmeticError")]
+    ("function", "where"), [("activation_sums", r"ArithmeticError at net\.\d"), ("_maxima_of_units", "ArithmeticError")]
 )
 def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(
     function: str, where: str, monkeypatch: pytest.MonkeyPatch
@@ -345,6 +345,28 @@ def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(
     assert len([each for each in caught if "is off" in str(each.message)]) == 1
     assert hooks_of(model) == []
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+
+
+def test_small_layers_taken_together_equal_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast way and the slow one; the third step's batch is smaller, so it cannot be taken with the others."""
+    found = []
+    for slow in (False, True):
+        if slow:
+            monkeypatch.setattr("bnlab_callbacks.activation_monitor.same_layers", lambda steps: None)
+        each = Each(ActivationMonitor(1, dead_window=2))
+        run = trainer(each.monitor, each, max_epochs=2)
+        torch.manual_seed(0)
+        layers = [nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 9), nn.Tanh(), nn.Linear(9, 5), nn.ELU(), nn.ReLU6()]
+        run.fit(Module(nn.Sequential(*layers, nn.Linear(5, 3))), loader(22))
+        epoch = {tag: float(value) for tag, value in run.callback_metrics.items() if "_epoch/" in tag}
+        found.append((each.records, each.monitor.ledger, epoch))
+    (fast, ledger, epoch), (slowly, slow_ledger, slow_epoch) = found
+    assert len(fast) == len(slowly) == 6
+    for one, other in zip(fast, slowly, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
+        assert {tag: one[tag] for tag in one if "_frac" in tag} == {tag: other[tag] for tag in one if "_frac" in tag}
+    assert ledger == slow_ledger != []
+    assert epoch == pytest.approx(slow_epoch, rel=1e-6) != {}
 
 
 def test_outputs_that_are_no_dense_floats_are_passed_over() -> None:

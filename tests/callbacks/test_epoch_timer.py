@@ -118,19 +118,20 @@ def test_real_sleep_in_validation_shows_in_validation_only() -> None:
     "ignore:You're resuming from a checkpoint that ended before the epoch ended",  # what is tested
     "ignore:Be aware that when using `ckpt_path`",  # the resumed run saves no checkpoints
 )
-def test_an_epoch_resumed_in_its_middle_is_marked_partial(clock: Clock, tmp_path: Path) -> None:
-    """Trap 21: such an epoch has no `on_train_epoch_start`."""
+@pytest.mark.parametrize("timed", [True, False])
+def test_an_epoch_resumed_in_its_middle(clock: Clock, tmp_path: Path, timed: bool) -> None:
+    """Trap 21: such an epoch has no `on_train_epoch_start`. Without the time before the checkpoint it is partial."""
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    first = EpochTimer()
-    trainer(first, keep, enable_checkpointing=True).fit(Timed(clock), loader(24))
-    assert "time/partial_epoch" not in first.latest
+    first = [EpochTimer()] if timed else []
+    trainer(*first, keep, enable_checkpointing=True).fit(Timed(clock), loader(24))
+    assert not any("time/partial_epoch" in timer.latest for timer in first)
     clock.now += 10_000  # the pause
     timer = EpochTimer()
     run = trainer(timer, max_epochs=2)
     run.fit(Timed(clock), loader(24), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
     log = memory(run)
-    assert log.series("time/partial_epoch") == [(2, 1.0)]  # and the second epoch is whole
-    assert log.series("time/train_s") == [(2, 4.0), (5, 6.0)]
+    assert log.series("time/partial_epoch") == ([] if timed else [(2, 1.0)])  # the second epoch is whole
+    assert log.series("time/train_s") == [(2, 6.0 if timed else 4.0), (5, 6.0)]
     assert log.series("time/samples_per_s") == [(2, 4.0), (5, 4.0)]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -410,13 +411,54 @@ def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(monkeypatch
         next(calls)
         raise ArithmeticError("boom")
 
-    monkeypatch.setattr("bnlab_callbacks.gradient_monitor.gradient_sums", broken)
+    monkeypatch.setattr("bnlab_callbacks.packed_layers.PackedLayers.sums", broken)
     model = Module(mlp())
     with pytest.warns(UserWarning, match="GradientMonitor is off.*ArithmeticError: boom") as caught:
         trainer(GradientMonitor()).fit(model, loader())
     assert len([each for each in caught if "is off" in str(each.message)]) == 1
     assert next(calls) == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+
+
+def test_small_layers_taken_together_equal_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast way and the slow one; in the second run no layer counts as small."""
+    found = []
+    for slow in (False, True):
+        if slow:
+            monkeypatch.setattr("bnlab_callbacks.gradient_monitor.can_pack", lambda tensor: False)
+        each = Each(GradientMonitor(1))
+        run = trainer(each.monitor, each, max_epochs=2)
+        torch.manual_seed(0)
+        run.fit(Module(nn.Sequential(nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 20), nn.Linear(20, 3))), loader())
+        found.append(each.records)
+    assert len(found[0]) == len(found[1]) == 6
+    for fast, slowly in zip(*found, strict=True):
+        for tag, value in slowly.items():
+            if tag.startswith("grad_mean/"):  # terms cancel
+                assert abs(fast[tag] - value) < 1e-6 * slowly[tag.replace("grad_mean", "grad_mean_abs")]
+            else:
+                assert fast[tag] == pytest.approx(value, rel=2e-6), tag
+
+
+class Slow(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_record_waits_for_others_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            seen.append((trainer.global_step, len(memory(trainer).steps("grad_rms/00_net.0"))))
+
+    monkeypatch.setattr("bnlab_callbacks.monitor._SECONDS", 0.05)
+    run = trainer(GradientMonitor(1000), Watch(), max_epochs=2)  # one record an epoch
+    run.fit(Slow(mlp()), loader(80, batch_size=8))
+    published = next(step for step, records in seen if records)
+    assert 2 <= published <= 5
+    assert seen[-1] == (20, 2)
 
 
 class StepsAgain(Module):

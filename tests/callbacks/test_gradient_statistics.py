@@ -22,10 +22,15 @@ EXACT = {"grad_zero_frac", "grad_nonfinite"}
 
 
 def computed(grad: Tensor, numel: int | None = None, scale: float = 1.0) -> dict[str, float]:
-    """Through the package's fast path."""
+    """Through the package's way for a layer by itself."""
     values = stored_values(grad)
-    sums = tuple(float(each) for each in gradient_sums(values, Scratch()))
-    return gradient_statistics(sums, values.numel(), numel or grad.numel(), scale)
+    sums = [*(float(each) for each in gradient_sums(values, Scratch())), values.numel()]
+    return published(torch.tensor([[sums]], dtype=torch.float64), numel or grad.numel(), scale)
+
+
+def published(sums: Tensor, numel: int, scale: float = 1.0) -> dict[str, float]:
+    statistics = gradient_statistics(sums, sums.new_tensor([numel]), sums.new_full((1, 1), scale))
+    return {name: float(value) for name, value in statistics.items()}
 
 
 def reference(grad: Tensor) -> dict[str, float]:
@@ -191,7 +196,8 @@ def test_update_norms_equal_numpy(numel: int, dtype: torch.dtype) -> None:
     ],
 )
 def test_update_ratio_by_hand(change: float, size: float, ratio: float) -> None:
-    assert update_ratio(change, size) == pytest.approx(ratio, abs=1e-12, nan_ok=True)
+    squares = torch.tensor([change, size], dtype=torch.float64)
+    assert float(update_ratio(squares)) == pytest.approx(ratio, abs=1e-12, nan_ok=True)
 
 
 def test_scratch_buffers_are_allocated_once_and_given_back() -> None:
@@ -207,20 +213,16 @@ def test_scratch_buffers_are_allocated_once_and_given_back() -> None:
     assert not scratch._buffers
 
 
-def test_small_gradients_take_the_few_launches_and_extreme_ones_the_exact_way() -> None:
-    ordinary = gradient_sums(torch.randn(100), Scratch())
-    assert all(isinstance(each, int | float) for each in ordinary)
-    for factor in (1e-34, 1e25, math.inf):
-        assert isinstance(gradient_sums(torch.ones(100) * factor, Scratch()).norm, Tensor)
-    grad = torch.randn(100) * 1e-14
-    assert isinstance(gradient_sums(grad, Scratch()).norm, float)
-    assert_equals_reference(computed(grad), grad)
-    assert computed(torch.zeros(5))["grad_rms"] == 0
+def slope(*rms: float) -> float:
+    return float(depth_slope(torch.tensor([rms], dtype=torch.float64)))
 
 
 def test_slope_over_depth() -> None:
-    assert depth_slope([1e-6, 1e-4, 1e-2]) == pytest.approx(2, rel=1e-12)
-    assert depth_slope([1.0, 0.0, 0.01, math.nan, math.inf]) == pytest.approx(-1, rel=1e-12)  # depths 0 and 2 count
-    assert math.isnan(depth_slope([1.0, 0.0]))
+    assert slope(1e-6, 1e-4, 1e-2) == pytest.approx(2, rel=1e-12)
+    assert slope(1.0, 0.0, 0.01, math.nan, math.inf) == pytest.approx(-1, rel=1e-12)  # depths 0 and 2 count
+    assert math.isnan(slope(1.0, 0.0))
+    assert math.isnan(slope(math.nan, math.nan))
     rms = [0.5, 0.3, 0.9, 0.1]
-    assert depth_slope(rms) == pytest.approx(np.polyfit(range(4), np.log10(rms), 1)[0], rel=1e-12)
+    assert slope(*rms) == pytest.approx(np.polyfit(range(4), np.log10(rms), 1)[0], rel=1e-12)
+    steps = torch.tensor([rms, rms[::-1]], dtype=torch.float64)
+    assert depth_slope(steps).tolist() == [slope(*rms), slope(*rms[::-1])]

@@ -199,7 +199,7 @@ def test_memory_does_not_grow_over_ten_thousand_records() -> None:
     run = trainer(gradients, activations, EpochTimer(), memory, max_epochs=STEPS // EPOCH, logger=False)
     run.fit(Tiny(), batches)
     assert run.global_step == STEPS
-    assert gradients.overhead._records == activations.overhead._records == STEPS
+    assert gradients.overhead.records == activations.overhead.records == STEPS
     assert len(memory.blocks) == 6
     assert len(set(memory.tensors)) == 1
     assert max(memory.blocks) - memory.blocks[0] < PER_RECORD * (STEPS - SETTLED)

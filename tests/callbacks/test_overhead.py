@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor
 from bnlab_callbacks.overhead import Overhead
+from bnlab_callbacks.records import Table
 from tests.callbacks.small_runs import Module, loader, memory, mlp, trainer
 
 
 def overhead(spent: float, total: float, steps: int, records: int) -> Overhead:
     made = Overhead()
-    made.spent, made.total, made._steps, made._records = spent, total, steps, records
+    made.spent, made.total, made._steps, made.records = spent, total, steps, records
     return made
 
 
@@ -41,7 +42,7 @@ def test_time_between_steps_counts_on_both_sides() -> None:
 class SlowRead(GradientMonitor):
     """A monitor whose every record costs 20 ms, in steps that take 5 ms without it."""
 
-    def read(self, kept: Any) -> list[dict[str, float]]:
+    def read(self, kept: Any) -> list[Table]:
         time.sleep(0.02 * len(kept))
         return super().read(kept)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnlab_callbacks.activation_merge import larger
 from bnlab_callbacks.forward_order import ForwardOrder
 from bnlab_callbacks.naming import clean_name, layer_filter, number
+from bnlab_callbacks.records import Table
 from bnlab_callbacks.scalars import EpochMeans, epoch_tag, pack, to_host
 from bnlab_callbacks.schedule import RecordSchedule
 
@@ -75,12 +76,23 @@ def test_a_bad_filter_is_refused_with_an_example() -> None:
 
 def test_epoch_means_leave_out_what_is_not_finite() -> None:
     means = EpochMeans()
-    means.add({"a/x": 1.0, "b/x": math.nan})
-    means.add({"a/x": 3.0, "c/x": -math.inf})
-    means.add({"a/x": math.inf, "c/x": -2.0})
-    assert means.pop() == {"a_epoch/x": 2.0, "c_epoch/x": -2.0}
+    assert not means
+    for record in ({"a/x": 1.0, "b/x": math.nan}, {"a/x": 3.0, "c/x": -math.inf}, {"a/x": math.inf, "c/x": -2.0}):
+        means.add(*Table.of(record))
+    assert means
+    resumed = EpochMeans(means.state_dict())
+    assert means.pop() == resumed.pop() == {"a_epoch/x": 2.0, "c_epoch/x": -2.0}
     assert means.pop() == {}
     assert epoch_tag("grad_rms/00_a/b") == "grad_rms_epoch/00_a/b"
+
+
+def test_epoch_means_are_the_same_bit_by_bit_however_records_are_grouped() -> None:
+    values = torch.randn(20, 3, dtype=torch.float64) * torch.logspace(-8, 8, 20, dtype=torch.float64)[:, None]
+    one, many = EpochMeans(), EpochMeans()
+    one.add(("a", "b", "c"), values)
+    for part in values.split([1, 7, 3, 9]):
+        many.add(("a", "b", "c"), part)
+    assert one.pop() == many.pop()
 
 
 class Crossed(nn.Module):
