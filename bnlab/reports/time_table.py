@@ -78,8 +78,8 @@ def _notes(collection: Collection, runs: Sequence[Run]) -> tuple[str, ...]:
     mixed = ("The runs are of several machines, so their times do not compare.",) if len(machines) > 1 else ()
     return (
         "V vanilla, B batch norm, with the thesis's values in brackets or beneath. An epoch is training and "
-        "validation; mean over the run's epochs, then ± 95 % t-interval over seeds; without ±, n = 1. Mean overhead: of "
-        "the datasets' B / V − 1, of those shown.",
+        "validation; mean over the run's epochs, then ± 95 % t-interval over seeds; without ±, n = 1. Mean overhead: "
+        "of the datasets' B / V − 1, of those shown.",
         *mixed,
         *shared_changes_note(collection.shared_changes),
         *provenance(runs),

@@ -100,7 +100,7 @@ def curve_rows(
     gradients: Sequence[Values] = (),
     steps: int = 10,
 ) -> list[tuple[int, int, str, str, float]]:
-    """Records of a run: its validation accuracy, training loss and seconds by epoch, and gradients at an epoch's start."""
+    """Records of a run: validation accuracy, training loss and seconds of each epoch, gradients at its start."""
     rows = []
     for epoch, accuracy in enumerate(accuracies):
         if epoch < len(gradients):

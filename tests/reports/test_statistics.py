@@ -20,11 +20,11 @@ def test_the_quantile_of_a_table() -> None:
 
 def test_a_mean_of_three_by_hand() -> None:
     found = mean_estimate([98.0, 98.2, 98.7])
-    # mean 98.3, deviations −0.3, −0.1, 0.4: s² = 0.26 / 2 = 0.13; t(2) · √(0.13 / 3) = 4.302653 · 0.208167
+    # mean 98.3, deviations −0.3, −0.1, 0.4: s² = 0.26 / 2 = 0.13; t(2) · √(0.13 / 3) = 4.3026527 · 0.2081666
     assert found.value == pytest.approx(98.3)
-    assert found.half_width == pytest.approx(0.895670, abs=1e-6)
+    assert found.half_width == pytest.approx(0.895669, abs=1e-6)
     assert (found.n, found.basis) == (3, "seeds")
-    assert (found.low, found.high) == pytest.approx((97.404330, 99.195670), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((97.404331, 99.195669), abs=1e-6)
 
 
 def test_one_value_has_no_interval() -> None:
