@@ -130,7 +130,8 @@ class Checker:
         try:
             return Classifier(**{**arguments, **linked})
         except InputError as error:
-            raise InputError(f"{run.name}: {error}") from error
+            problem = f"{run.name}: {error}"
+        raise InputError(problem)  # out here, since the command line shows the first of a chain
 
     def data(self, run: Run) -> ImageDataModule:
         """The run's data, not read yet."""

@@ -1,0 +1,55 @@
+"""Running `bnlab study` on the digits: in this process, which is fast to begin, or in one of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bnlab.cli.main import main
+
+PROJECT = Path(__file__).parents[2]
+PATHS = os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")])
+CPU = ("--trainer.accelerator", "cpu")
+
+
+@contextmanager
+def folder_for_a_study(folder: Path) -> Iterator[Path]:
+    """Make a folder the current one, and let workers find the tests' modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", PATHS)
+        yield folder
+
+
+def write_config(name: str, **sections: Any) -> str:
+    """A config file in the current folder; returns its path."""
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump(sections))
+    return str(path)
+
+
+def study(*words: str) -> int:
+    """`bnlab study` in this process; returns its exit status."""
+    try:
+        main(["study", *words])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def start(*words: str, folder: Path, output: Any = subprocess.DEVNULL) -> "subprocess.Popen[str]":
+    """`bnlab study` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bnlab", "study", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
