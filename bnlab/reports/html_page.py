@@ -31,16 +31,15 @@ class DrawnFigure:
     """A figure's plan, its picture, and the addresses of its files, relative to the page."""
 
     plan: FigurePlan
-    svg: bytes
-    png: bytes
+    picture: bytes  # within the page; SVG or PNG
     size: tuple[int, int]  # CSS pixels
     files: tuple[tuple[str, str], ...] = ()
 
     @property
     def source(self) -> str:
-        """The smaller of the two pictures as a data URI."""
-        kind, content = ("svg+xml", self.svg) if len(self.svg) <= len(self.png) else ("png", self.png)
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        """The picture as a data URI."""
+        kind = "png" if self.picture.startswith(b"\x89PNG") else "svg+xml"
+        return f"data:image/{kind};base64,{base64.b64encode(self.picture).decode()}"
 
 
 def html_page(

@@ -27,6 +27,8 @@ from bnlab.reports.table import Table, to_csv, to_markdown
 from bnlab.reports.time_table import time_table
 
 FORMATS = ("md", "csv", "html", "png", "svg")
+_SAVE = {"png": png, "svg": svg}
+_LARGEST_SVG = 120_000  # bytes of a picture within the page; a larger one may stand there as PNG
 
 
 @dataclass(frozen=True)
@@ -175,15 +177,19 @@ class _Writer:
         figure = plan.draw()
         if figure is None:
             return None
-        pictures = {"svg": svg(figure), "png": png(figure)}
+        pictures = {kind: save(figure) for kind, save in _SAVE.items() if kind in self._formats}
         files = []
-        for kind in ("png", "svg"):
-            if kind in self._formats:
-                path = self._folder / "figures" / f"{plan.name}.{kind}"
-                self._put(path, pictures[kind])
-                files.append((kind.upper(), address(path, self._folder)))
+        for kind, content in pictures.items():
+            path = self._folder / "figures" / f"{plan.name}.{kind}"
+            self._put(path, content)
+            files.append((kind.upper(), address(path, self._folder)))
+        shown = b""
+        if "html" in self._formats:
+            shown = pictures.get("svg") or svg(figure)
+            if len(shown) > _LARGEST_SVG:
+                shown = min(shown, pictures.get("png") or png(figure), key=len)
         width, height = (round(96 * inches) for inches in figure.get_size_inches())
-        return DrawnFigure(plan, pictures["svg"], pictures["png"], (width, height), tuple(files))
+        return DrawnFigure(plan, shown, (width, height), tuple(files))
 
     def _put(self, path: Path, content: bytes | str) -> None:
         write_whole(path, content)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bnlab.reports import Collection, Run, collect
+from bnlab_callbacks.record_file import Row
 
 Values = Mapping[str, float]  # layer to value
 
@@ -88,7 +89,7 @@ def write_records(folder: Path, rows: Sequence[tuple[int, int, str, str, float]]
     """`records.csv`."""
     with (folder / "records.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "epoch", "wall_time", "quantity", "layer", "value"])
+        writer.writerow(Row._fields)
         for moment, (step, epoch, quantity, layer, value) in enumerate(rows):
             writer.writerow([step, epoch, 1.8e9 + moment, quantity, layer, repr(value)])
 
