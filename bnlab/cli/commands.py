@@ -27,7 +27,7 @@ from bnlab.cli.run_folder import RunLock, claim, experiment_name, make, variant_
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
 from bnlab.training import Classifier, DivergenceStop
-from bnlab.training.checkpoint_file import DurableCheckpointIO, replace_durably
+from bnlab.training.checkpoint_file import DurableCheckpointIO, replace_durably, set_aside
 from bnlab.training.exact_resume import ExactResume
 from bnlab.training.run_checkpoint import RunCheckpoint
 from bnlab.training.run_files import clear, cut_back
@@ -157,7 +157,7 @@ class BnlabCLI(LightningCLI):
         max_epochs = config["trainer"]["max_epochs"] if "trainer.max_epochs" in names else None
         folder = Path(config["run_folder"]) if config["run_folder"] else None
         if folder is None and resume:
-            folder = find_run(self._variant_folder(config), max_epochs)
+            folder = find_run(self._variant_folder(config), max_epochs, _first_process())
         if folder is None:
             if resume and _first_process():
                 print(f"no run in {self._variant_folder(config)} is left to go on with: a new one begins.")
@@ -250,7 +250,8 @@ class BnlabCLI(LightningCLI):
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             if _first_process():
                 self._claim_folder()
-            self.trainer.callbacks.insert(0, ExactResume(self.folder or Path()))  # type: ignore[attr-defined]
+            resume = ExactResume(self.folder or Path(), same_run=self.plan.checkpoint is not None)
+            self.trainer.callbacks.insert(0, resume)  # type: ignore[attr-defined]
 
     def fit(self, **arguments: Any) -> None:
         """Train, unless the run has ended already."""
@@ -271,6 +272,7 @@ class BnlabCLI(LightningCLI):
         else:
             self.folder = make(self.plan.folder)
         self._lock = RunLock(self.folder)
+        set_aside(self.plan.damaged)
         if self.plan.checkpoint is not None:
             for complaint in cut_back(self.folder, self.plan.checkpoint.state["files"]):
                 sys.stderr.write(f"bnlab: {complaint}\n")

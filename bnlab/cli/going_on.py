@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from bnlab.cli.run_folder import RunLock, versions_newest_first
 from bnlab.errors import InputError
-from bnlab.training.checkpoint_file import GoodCheckpoint, last_good
+from bnlab.training.checkpoint_file import GoodCheckpoint, find_checkpoint
 from bnlab.training.run_record import describe
 
 ENDED = ("finished", "early", "diverged")
@@ -36,12 +36,14 @@ class Plan:
         folder: where the run lands; None for the next free one.
         record: for a run that is there already, its run.yaml, empty where it has none; else None.
         checkpoint: what the run goes on from; None to begin.
+        damaged: checkpoints to be set aside.
         ended: the run is over, and nothing is left to do.
     """
 
     folder: Path | None = None
     record: dict[str, Any] | None = None
     checkpoint: GoodCheckpoint | None = None
+    damaged: list[Path] = field(default_factory=list)
     ended: bool = False
 
 
@@ -65,13 +67,22 @@ def plan_run(folder: Path, resume: bool, max_epochs: int | None) -> Plan:
     record = read_record(folder)
     if has_ended(record, max_epochs):
         return Plan(folder, record, ended=True)
-    return Plan(folder, record, last_good(folder / "checkpoints", _say))
+    checkpoint, damaged = find_checkpoint(folder / "checkpoints", _say)
+    if checkpoint is not None and max_epochs is not None and 0 <= max_epochs < checkpoint.epoch:
+        raise InputError(
+            f"--trainer.max_epochs is {max_epochs}, but the run in {folder} has {checkpoint.epoch} epochs already."
+        )
+    return Plan(folder, record, checkpoint, damaged)
 
 
-def find_run(variant: Path, max_epochs: int | None) -> Path | None:
-    """The newest `version_<k>` in a folder that has not ended and that no process works on."""
+def find_run(variant: Path, max_epochs: int | None, first_process: bool = True) -> Path | None:
+    """The newest `version_<k>` in a folder that has not ended and that no other process works on.
+
+    The first process of a run has it locked already when its other ranks look for it.
+    """
     for folder in versions_newest_first(variant):
-        if holds_run(folder) and not has_ended(read_record(folder), max_epochs) and not RunLock.is_held(folder):
+        taken = first_process and RunLock.is_held(folder)
+        if holds_run(folder) and not taken and not has_ended(read_record(folder), max_epochs):
             return folder
     return None
 
@@ -84,21 +95,16 @@ def holds_run(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """A run's run.yaml; empty where there is none, as after a kill in the first moment.
-
-    Raises:
-        InputError: it is no record of a run.
-    """
+    """A run's run.yaml; empty where there is none, as after a kill in the first moment, or where it is damaged."""
     path = folder / "run.yaml"
-    if not path.is_file():
-        return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        content["outcome"]["status"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is no record of a run ({type(error).__name__}); remove it to begin the run again."
-        ) from error
+        content = yaml.safe_load(path.read_bytes())
+        describe(content["outcome"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        _say(f"{path} is no record of a run ({type(error).__name__}); the run's history is left out.")
+        return {}
     return dict(content)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from bnlab.errors import InputError
+
 PADDING = -1
 """Index of a place-holder sample, which fills up the last batches of an evaluation on several ranks."""
 
@@ -103,7 +105,13 @@ class ResumableLoader(DataLoader[Batch]):
         return {"batches": 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out, in the next pass, the first `batches` batches."""
-        assert isinstance(self.sampler, EpochSampler)
-        assert self.batch_size is not None
+        """Leave out, in the next pass, the first `batches` batches.
+
+        Raises:
+            InputError: Lightning has put another sampler in the place of the EpochSampler.
+        """
+        if not isinstance(self.sampler, EpochSampler) or self.batch_size is None:
+            raise InputError(
+                "the checkpoint lies within an epoch, where a run with --trainer.overfit_batches cannot go on."
+            )
         self.sampler.skipped = state["batches"] * self.batch_size

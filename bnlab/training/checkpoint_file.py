@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,26 +50,32 @@ def replace_durably(path: Path, write: Callable[[Any], None], keep_as: Path | No
             file.flush()
             os.fsync(file.fileno())
         if keep_as is not None and path.is_file():
-            _keep(path, keep_as)
-        os.replace(new, path)
+            _replace_and_keep(path, new, keep_as)
+        else:
+            os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
     sync(path.parent)
 
 
-def _keep(path: Path, name: Path) -> None:
-    """Give a file a second name, in one step; where the file system has no hard links, move it there."""
+def _replace_and_keep(path: Path, new: Path, name: Path) -> None:
+    """Put `new` in the place of `path`, which is called `name` from then on; at every moment one of them is whole."""
     link = name.with_name(f".{name.name}.{os.getpid()}")
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
-    except OSError:
-        link = path
+    except OSError:  # a file system without hard links
+        os.replace(path, name)
+        os.replace(new, path)
+        return
+    os.replace(new, path)
     os.replace(link, name)
 
 
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt":  # which cannot do it for folders, nor for files that are open for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,12 +83,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class UnusableCheckpointError(Exception):
-    """A file that no run can go on from; the message says why."""
+class DamagedError(Exception):
+    """A file that is no sound checkpoint; the message says why."""
 
 
 class GoodCheckpoint(NamedTuple):
-    """A checkpoint that was read in full and is sound."""
+    """A checkpoint that is sound, and holds all that a run needs to go on exactly."""
 
     path: Path
     state: dict[str, Any]  # what is stored under RUN_STATE
@@ -90,40 +96,67 @@ class GoodCheckpoint(NamedTuple):
     step: int  # optimizer steps
 
 
-def read_good(path: Path) -> GoodCheckpoint:
-    """Read a checkpoint that a run can go on from, without running code from it.
+class Search(NamedTuple):
+    """What a search for a checkpoint found."""
 
-    Raises:
-        UnusableCheckpointError: it is truncated, changed, no checkpoint, or holds weights only.
+    best: GoodCheckpoint | None
+    damaged: list[Path]  # newer ones that no run can go on from
+
+
+def find_checkpoint(folder: Path, say: Callable[[str], None]) -> Search:
+    """The sound checkpoint of the latest step in a folder; `say` is told of every file that is left out, and why.
+
+    Files are read without running code from them.
     """
+    candidates, damaged = [], []
+    for path in folder.glob("*.ckpt"):
+        try:
+            found = _look_into(path)
+        except DamagedError as reason:
+            say(f"{path} is left out: {reason}.")
+            damaged.append(path)
+            continue
+        if found is None:
+            say(f"{path} is left out: it holds weights only, or comes from another program.")
+        else:
+            candidates.append(found)
+    for found in sorted(candidates, key=lambda each: (each.step, each.path.name != PREVIOUS), reverse=True):
+        try:
+            _check_sums(found.path)
+        except DamagedError as reason:
+            say(f"{found.path} is left out: {reason}.")
+            damaged.append(found.path)
+        else:
+            return Search(found, damaged)
+    return Search(None, damaged)
+
+
+def set_aside(damaged: list[Path]) -> None:
+    """Rename damaged checkpoints to `<name>.damaged`, where they neither are found nor take a sound one's place."""
+    for path in damaged:
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+
+
+def _look_into(path: Path) -> GoodCheckpoint | None:
+    """What a checkpoint says of itself, without reading its large tensors; None where it is of another kind."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # PyTorch does not check the sums of large tensors
-        if damaged is not None:
-            raise UnusableCheckpointError(f"its part {damaged} is damaged")
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    archive.read(name)  # which checks its sum
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnusableCheckpointError:
-        raise
     except Exception as error:
-        raise UnusableCheckpointError(f"it cannot be read ({type(error).__name__}: {str(error)[:120]})") from error
-    if not isinstance(content, dict) or RUN_STATE not in content:
-        raise UnusableCheckpointError(
-            "it does not hold all that a run needs to go on (weights only, or another program's)"
-        )
-    state = content[RUN_STATE]
-    return GoodCheckpoint(path, state, state["epochs"], content["global_step"])
+        raise DamagedError(f"it cannot be read ({type(error).__name__}: {str(error)[:80]})") from error
+    state = content.get(RUN_STATE) if isinstance(content, dict) else None
+    return None if state is None else GoodCheckpoint(path, state, state["epochs"], state["steps"])
 
 
-def last_good(folder: Path, say: Callable[[str], None]) -> GoodCheckpoint | None:
-    """The newest sound checkpoint in a folder, None without any; `say` is told of every newer one that is not."""
-    for path in _newest_first(folder):
-        try:
-            return read_good(path)
-        except UnusableCheckpointError as reason:
-            say(f"{path} is left out: {reason}.")
-    return None
-
-
-def _newest_first(folder: Path) -> Iterator[Path]:
-    files = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
-    yield from sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name != PREVIOUS), reverse=True)
+def _check_sums(path: Path) -> None:
+    """Compare all of a checkpoint with its checksums, which PyTorch does not do for large tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except Exception as error:
+        raise DamagedError(f"it cannot be read ({type(error).__name__}: {str(error)[:80]})") from error
+    if part is not None:
+        raise DamagedError(f"its part {part} is damaged")

@@ -18,6 +18,7 @@ from bnlab.errors import InputError
 from bnlab.nets import ActivationName, Architecture, InitScheme, NormPosition, build_net, initialize
 from bnlab.training.epoch_totals import EpochTotals
 from bnlab.training.penalty import parameter_groups, penalty
+from bnlab.training.ranks import of_all_ranks, own
 from bnlab_callbacks.records import publish, stamp
 from bnlab_callbacks.schedule import RecordSchedule
 
@@ -111,16 +112,17 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what belongs to an epoch that is not over."""
-        checkpoint["epoch_totals"] = self._totals.state_dict()
+        checkpoint["epoch_totals"] = of_all_ranks(self.trainer, self._totals.state_dict())
         checkpoint["step_loss_schedule"] = self._schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on within that epoch; checkpoints of other programs have nothing of the kind."""
-        if "epoch_totals" in checkpoint:
-            # before Lightning moves the net, so not `self.device`
-            device = self.device if self._trainer is None else self.trainer.strategy.root_device
-            self._totals.load_state_dict(checkpoint["epoch_totals"], device)
-            self._schedule.load_state_dict(checkpoint["step_loss_schedule"])
+        if self._trainer is None or "epoch_totals" not in checkpoint:
+            return
+        totals = own(self.trainer, checkpoint["epoch_totals"])
+        if totals is not None:
+            self._totals.load_state_dict(totals, self.trainer.strategy.root_device)  # the net is not moved there yet
+        self._schedule.load_state_dict(checkpoint["step_loss_schedule"])
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, classes)."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bnlab.training.ranks import of_all_ranks, own
 from bnlab_callbacks.scalars import gather_ranks, widest
 
 # steps between two looks at the losses; each look waits for the device once
@@ -65,22 +66,25 @@ class DivergenceStop(Callback):
         """Look at the rest, also where `max_steps` ends an epoch early."""
         self._look(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was found, and the losses that are yet to be looked at; numbers only."""
-        return {
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what was found, and the losses that are yet to be looked at; numbers and tensors only."""
+        state = {
             "divergence": None if self.divergence is None else list(self.divergence),
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0),
             "steps": list(self._steps),
             "previous": self._previous,
         }
+        checkpoint["callbacks"][self.state_key] = {"ranks": of_all_ranks(trainer, state)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        found = state_dict["divergence"]
-        self.divergence = None if found is None else Divergence(*found)
-        self._losses = list(state_dict["losses"])
-        self._steps = list(state_dict["steps"])
-        self._previous = state_dict["previous"]
+        state = own(trainer, checkpoint["callbacks"].get(self.state_key, {"ranks": []})["ranks"])
+        if state is None:
+            return
+        self.divergence = None if state["divergence"] is None else Divergence(*state["divergence"])
+        self._losses = list(state["losses"])
+        self._steps = list(state["steps"])
+        self._previous = state["previous"]
 
     def _look(self, trainer: Trainer) -> None:
         device = trainer.strategy.root_device  # those of a checkpoint lie on the CPU

@@ -11,12 +11,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from bnlab.errors import InputError
 from bnlab.training.checkpoint_file import RUN_STATE
 from bnlab.training.loop_state import between_epochs, within_epoch
 from bnlab.training.random_state import random_state, restore_random_state
+from bnlab.training.ranks import of_all_ranks, own
 from bnlab.training.run_checkpoint import RunCheckpoint
 from bnlab.training.run_files import settle
 from bnlab.training.stop_signals import StopSignals
+from bnlab_callbacks.scalars import gather_ranks
+
+# batches between two moments at which several ranks ask each other whether to stop
+_AGREE_EVERY = 10
 
 
 class ExactResume(Callback):
@@ -30,10 +36,12 @@ class ExactResume(Callback):
 
     Args:
         folder: the run's folder.
+        same_run: whether a checkpoint that is loaded is this run's own; else training that was to stop goes on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, same_run: bool = True) -> None:
         self.folder = folder
+        self.same_run = same_run
         self._checkpoints: list[RunCheckpoint] = []
         self._signals = StopSignals()
         self._loaded: dict[str, Any] | None = None
@@ -51,13 +59,21 @@ class ExactResume(Callback):
         self._between_epochs = batch_idx == 0
         for checkpoint in self._checkpoints:
             checkpoint.write_due(trainer)
-        if self._signals.received is not None:
-            self._stop(trainer, self._signals.received)
+        received = self._received(trainer, batch_idx)
+        if received is not None:
+            for checkpoint in self._checkpoints[:1]:
+                checkpoint.save_now(trainer)
+            raise KeyboardInterrupt if received == signal.SIGINT else SIGTERMException
 
-    def _stop(self, trainer: Trainer, received: signal.Signals) -> None:
-        for checkpoint in self._checkpoints[:1]:
-            checkpoint.save_now(trainer)
-        raise KeyboardInterrupt if received == signal.SIGINT else SIGTERMException
+    def _received(self, trainer: Trainer, batch_idx: int) -> int | None:
+        """The signal to stop at; ranks agree on it every few batches."""
+        mine = self._signals.received
+        if trainer.world_size == 1:
+            return mine
+        if batch_idx % _AGREE_EVERY:
+            return None
+        numbers = torch.tensor([mine or 0], device=trainer.strategy.root_device)
+        return int(gather_ranks(trainer, numbers).max()) or None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The checkpoints come last, and save after this."""
@@ -75,7 +91,8 @@ class ExactResume(Callback):
         checkpoint[RUN_STATE] = {
             "epochs": loops["epoch_progress"]["current"]["completed"],
             "batches": batches,
-            "random": _of_all_ranks(trainer, random_state()),
+            "steps": trainer.global_step,
+            "random": of_all_ranks(trainer, random_state()),
             "files": settle(trainer, self.folder) if trainer.is_global_zero else {},
             "metrics": {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()},
             "should_stop": trainer.should_stop,
@@ -86,11 +103,19 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what is to be restored later."""
         self._loaded = checkpoint.get(RUN_STATE)
-        if self._loaded is not None:
+        if self._loaded is not None and self.same_run:
             trainer.should_stop = self._loaded["should_stop"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the checkpoints."""
+        """Find the checkpoints.
+
+        Raises:
+            InputError: ranks go on from different checkpoints.
+        """
+        step = -1 if self._loaded is None else self._loaded["steps"]
+        steps = gather_ranks(trainer, torch.tensor([step], device=trainer.strategy.root_device)).flatten().tolist()
+        if len(set(steps)) > 1:
+            raise InputError(f"the ranks found different checkpoints, of steps {steps}: name one with --run_folder.")
         self._checkpoints = [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,29 +125,23 @@ class ExactResume(Callback):
             if not self._loaded["batches"]:
                 # with max_steps, Lightning takes an epoch that has ended for one that was broken off
                 _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
-        if trainer.world_size == 1:  # Lightning brings SIGTERM to all ranks itself
-            self._signals.watch()
+        self._signals.watch()
 
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         # else Lightning would leave out the schedule's step at the end of an epoch that it resumes
         trainer.fit_loop._restarting = False
-        if trainer.world_size == len(state["random"]):
-            restore_random_state(state["random"][trainer.global_rank])
+        random = own(trainer, state["random"])
+        if random is not None:
+            restore_random_state(random)
 
     # the end
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the signals alone."""
+        """Leave the signals alone. Where the checkpoint was the run's last, its metrics are the result."""
         self._signals.release()
+        if self._loaded is not None:
+            trainer.callback_metrics.update(self._loaded["metrics"])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the signals alone."""
         self._signals.release()
-
-
-def _of_all_ranks(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return [state]
-    states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, state)
-    return states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def cut_back(folder: Path, sizes: Mapping[str, int]) -> list[str]:
         complaints: files that are shorter than they were, which only a broken disk or a person can have made so.
     """
     table_of(folder)
-    known = {_path(name, folder): size for name, size in sizes.items()}
+    known = {folder / name: size for name, size in sizes.items()}  # names outside the folder are absolute
     complaints = []
     for path in _appended_files({folder, *(path.parent for path in known)}):
         size = known.pop(path, 0)
@@ -65,10 +66,17 @@ def cut_back(folder: Path, sizes: Mapping[str, int]) -> list[str]:
             os.truncate(path, size)
         sync(path)
     complaints += [f"{path} is missing, and its records with it." for path, size in known.items() if size]
-    for leftover in folder.glob("checkpoints/.*.ckpt.*"):  # of a run that was killed while it wrote
-        leftover.unlink()
+    _remove_unfinished(folder)
     sync(folder)
     return complaints
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the files that a killed process was about to write: `.<name>.<process>`."""
+    for place in (folder, folder / "checkpoints", folder / "heatmaps"):
+        for path in place.glob(".*"):
+            if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+                path.unlink()
 
 
 def clear(folder: Path) -> None:
@@ -90,7 +98,3 @@ def _name(path: Path, folder: Path) -> str:
         return str(path.absolute().relative_to(folder.absolute()))
     except ValueError:
         return str(path.absolute())
-
-
-def _path(name: str, folder: Path) -> Path:
-    return folder / name

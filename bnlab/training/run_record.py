@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from bnlab.training.checkpoint_file import replace_durably
 from bnlab.training.divergence import DivergenceStop
 from bnlab.training.provenance import git_state, hardware, versions
 
@@ -190,14 +191,15 @@ def describe(outcome: dict[str, Any]) -> str:
         return f"failed in epoch {outcome['epochs'] + 1}: {outcome['error']}"
     if status == "interrupted":
         return f"interrupted in epoch {outcome['epochs'] + 1}"
+    if status == "running":
+        return "not ended yet, or killed"
     return f"finished after {outcome['epochs']} epochs"
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    data = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+    replace_durably(path, lambda file: file.write(data))
 
 
 def _checkpoint(trainer: Trainer) -> str | None:
