@@ -57,7 +57,8 @@ def run(words: list[str]) -> None:
             f"the study's folder {options.folder} cannot be written ({error.strerror}); give another --root_dir."
         ) from error
     try:
-        _conduct(state, _engine(options, state, plan))
+        if state.waiting:
+            _conduct(state, _engine(options, state, plan))
     except KeyboardInterrupt:
         print(f"\nstopped; {len(state.results)} of {state.total} runs are done. The same command goes on from here:")
         print(f"  bnlab {shlex.join(words)}")

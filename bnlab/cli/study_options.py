@@ -122,8 +122,8 @@ def _checked(options: Options) -> Options:
         raise InputError(f"--jobs {options.jobs}: it must be 1 or more.")
     if options.engine not in _ENGINES:
         raise InputError(f"--engine {options.engine}: choose from {', '.join(_ENGINES)}.")
-    if options.ray_gpus is not None and not options.ray_gpus > 0:
-        raise InputError(f"--ray_gpus {options.ray_gpus}: it must be above 0; 0.25 lets four runs share a GPU.")
+    if options.ray_gpus is not None and not options.ray_gpus >= 0:
+        raise InputError(f"--ray_gpus {options.ray_gpus}: it must not be negative; 0.25 lets four runs share a GPU.")
     return options
 
 

@@ -1,6 +1,6 @@
-"""A study whose runs are those of `stub_worker`, on the local engine; also a program that tests may kill.
+"""A study whose runs are those of `stub_worker`; also a program that tests may kill.
 
-As a program: `python -m tests.studies.stub_study FOLDER JOBS SEEDS STEPS`.
+As a program: `python -m tests.studies.stub_study FOLDER JOBS SEEDS STEPS ENGINE`.
 """
 
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnlab.studies.conduct import conduct
+from bnlab.studies.conduct import Engine, conduct
 from bnlab.studies.grid import Run
 from bnlab.studies.local_engine import LocalEngine, Machine
 from bnlab.studies.state import State, begin
@@ -45,13 +45,34 @@ def stub_study(
     retry_failed: bool = False,
     watcher: Notes | None = None,
 ) -> State:
-    """Run seeds to their end, with batch norm only."""
-    runs = runs_of(overrides=overrides, seeds=tuple(seeds), batch_norm=(True,))
-    state = begin(folder, runs, retry_failed)
-    conduct(state, LocalEngine(WORKER, jobs, Machine(cores=2, memory=1 << 34)), watcher or Notes())
+    """Run seeds to their end, with batch norm only, on the local engine."""
+    state = begin(folder, stub_runs(seeds, overrides), retry_failed)
+    conduct(state, local_engine(jobs), watcher or Notes())
     return state
 
 
+def stub_runs(seeds: Sequence[int], overrides: Mapping[str, Any] | None) -> list[Run]:
+    """A run for each seed."""
+    return runs_of(overrides=overrides, seeds=tuple(seeds), batch_norm=(True,))
+
+
+def local_engine(jobs: int) -> LocalEngine:
+    """For two cores."""
+    return LocalEngine(WORKER, jobs, Machine(cores=2, memory=1 << 34))
+
+
+def ray_engine(jobs: int) -> Engine:
+    """On a cluster of its own."""
+    from bnlab.studies.ray_engine import RayEngine
+
+    return RayEngine(WORKER, None, jobs, None, jobs)
+
+
+def main(folder: str, jobs: str, seeds: str, steps: str, engine: str) -> None:
+    """The program."""
+    state = begin(Path(folder), stub_runs(range(int(seeds)), {"model.steps": int(steps)}), False)
+    conduct(state, {"local": local_engine, "ray": ray_engine}[engine](int(jobs)), Notes())
+
+
 if __name__ == "__main__":
-    folder, jobs, seeds, steps = sys.argv[1:]
-    stub_study(Path(folder), range(int(seeds)), {"model.steps": int(steps)}, int(jobs))
+    main(*sys.argv[1:])

@@ -1,13 +1,11 @@
 """The study's loop and the local engine, with real processes that need no torch: what is started, kept and survived."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +13,17 @@ import pytest
 
 from bnlab.studies.lock import is_locked, locked
 from bnlab.studies.results import read_result
+from tests.studies.real_study import PATHS
+from tests.studies.stub_processes import alive, lines, pids, start, total_after, wait_for
 from tests.studies.stub_study import Notes, stub_study
 
-PROJECT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
 def project_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find the tests' modules."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")]))
-
-
-def total_after(seed: int, steps: int) -> int:
-    """What a stub run of so many steps ends with."""
-    total = seed
-    for step in range(steps):
-        total = (total * 3 + step) % 1_000_003
-    return total
-
-
-def lines(folder: Path, name: str) -> dict[str, list[str]]:
-    """The lines of a file in each run's folder, by the variant."""
-    return {path.parent.name: path.read_text().split() for path in sorted(folder.glob(f"*/*/{name}"))}
-
-
-def start(folder: Path, jobs: int, seeds: int, steps: int) -> "subprocess.Popen[bytes]":
-    """A study in a process of its own."""
-    words = [str(folder), str(jobs), str(seeds), str(steps)]
-    return subprocess.Popen([sys.executable, "-m", "tests.studies.stub_study", *words], cwd=PROJECT)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def pids(folder: Path) -> list[int]:
-    """Every process that has worked on a run."""
-    return [int(pid) for found in lines(folder, "starts.txt").values() for pid in found]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    monkeypatch.setenv("PYTHONPATH", PATHS)
 
 
 def test_every_run_is_done_once_and_never_more_than_jobs_at_a_time(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_study_yaml_is_such_a_file_and_keeps_earlier_grids(tmp_path: Path) -> No
         (["--configs", "mlp_relu", "--jobs", "0"], "--jobs 0"),
         (["--configs", "mlp_relu", "--jobs", "many"], "invalid int value"),
         (["--configs", "mlp_relu", "--engine", "slurm"], "invalid choice: 'slurm'"),
-        (["--configs", "mlp_relu", "--ray_gpus", "0"], "--ray_gpus 0"),
+        (["--configs", "mlp_relu", "--ray_gpus=-1"], "--ray_gpus -1"),
         (["--configs", "mlp_relu", "--name", "a/b"], "--name 'a/b'"),
         (["--configs", "mlp_relu", "--name", ".."], "--name '..'"),
         (["--configs", "mlp_relu", "--model.lr"], "--model.lr needs a value"),

@@ -1,6 +1,8 @@
 """`bnlab study` for real: three small runs on the digits, of which one diverges and one fails at first."""
 
 import json
+import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 
 from bnlab.cli.main import main
 from tests.studies.real_study import CPU, folder_for_a_study, start, study, write_config
+from tests.studies.stub_processes import alive, command_of, descendants, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +181,21 @@ def test_what_would_fail_in_every_run_fails_once_and_writes_nothing(
     assert message in captured.err
     assert captured.err.startswith("bnlab: error: ")
     assert not Path("tb_logs/refused").exists()
+
+
+def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(folder: Path) -> None:
+    words = ("--configs", "good.yaml", "--name", "broken off", *CPU)
+    process = start(*words, folder=folder, output=subprocess.PIPE)
+    wait_for(lambda: list(Path("tb_logs/broken off").glob("*/*/run.lock")), 60)
+    workers = [pid for pid in descendants(process.pid) if b"bnlab.cli.study_run" in command_of(pid)]
+    assert workers
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; 0 of 2 runs are done. The same command goes on from here:" in output
+    assert f"bnlab study {shlex.join(words)}\n" in output
+    assert not any(map(alive, workers))
+    assert not list(Path("tb_logs/broken off").glob("*/*/result.json"))
 
 
 def test_a_folder_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
