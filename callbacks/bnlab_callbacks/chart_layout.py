@@ -14,6 +14,8 @@ from bnlab_callbacks.run_output import RunOutput, or_give_up, tensorboard_writer
 
 Layout = dict[str, dict[str, list[object]]]
 
+# what tells most stands first, and again in its own category
+_OVERVIEW = ("loss", "acc", "grad_depth_slope", "update_ratio", "sat_frac", "dead_frac")
 # by the beginning of a quantity that layers have
 _CATEGORIES = {
     "Gradients": ("grad_", "update_"),
@@ -34,7 +36,8 @@ class ChartLayout(RunOutput):
 
     The charts stand in the categories Gradients, Activations, Batch norm, Other layer values, and Time & training,
     which has what belongs to no layer: `train_loss` and `val_loss` in one chart, and so on. Charts of epoch means
-    follow those of steps.
+    follow those of steps. Before them, Overview has what tells most: loss and accuracy, the slope over depth, the size
+    of updates, saturated and dead units.
 
     Writes for every TensorBoard logger, on rank 0, at the end of the first epoch and of those that brought new
     quantities, the layout `custom_scalars__config__`. It names quantities, not layers: runs of different nets that are
@@ -110,11 +113,14 @@ def layout(tags: Iterable[str], prefix: str = "") -> Layout:
                 (name for first, name in _OF_THE_WHOLE_NET.items() if tag.startswith(first)), _WITHOUT_LAYER
             )
             charts[category][_title(tag)].add(start + re.escape(tag) + "$")
-    return {
+    laid_out: Layout = {
         category: {title: ["Multiline", sorted(of_category[title])] for title in sorted(of_category, key=_place)}
         for category, of_category in charts.items()
         if of_category
     }
+    every = {title: chart for of_category in laid_out.values() for title, chart in of_category.items()}
+    overview = {title: every[title] for title in _OVERVIEW if title in every}
+    return {"Overview": overview, **laid_out} if overview else laid_out
 
 
 def _title(tag: str) -> str:

@@ -38,7 +38,8 @@ class LayerHeatmap(RunOutput):
     Writes, for each quantity that was recorded, on rank 0:
 
     - `heatmaps/<quantity>.png` in the run's folder
-    - the image `heatmap/<quantity>` for every TensorBoard logger, at the step of the last record
+    - the image `Heatmap/<quantity>` for every TensorBoard logger, at the step of the last record; with its capital it is
+      the first thing on TensorBoard's first page
 
     at the end of epochs, once 50 times the duration of the last drawing has passed since, and at the end of the run, in
     whatever way it ends. So a run of short epochs is drawn after some seconds for the first time.
@@ -130,7 +131,7 @@ class LayerHeatmap(RunOutput):
             image = pixels(draw(*self._grids[quantity].table(), quantity, value_label(quantity), limits))
             replace_file(self._folder / f"{quantity}.png", lambda path: imsave(path, image, format="png"))  # noqa: B023
             for writer, prefix in tensorboard_writers(trainer):
-                writer.add_image(f"{prefix}heatmap/{quantity}", image, self._step, dataformats="HWC")
+                writer.add_image(f"{prefix}Heatmap/{quantity}", image, self._step, dataformats="HWC")
         self._undrawn = set()
         self._drawn_at = perf_counter()
         self._drawing_s = self._drawn_at - start

@@ -100,7 +100,7 @@ def test_the_python_snippets_run_and_the_tables_have_every_tag(namespace: dict[s
     never_here = {"time/partial_epoch"}  # only where a run is resumed within an epoch
     assert explained - logged <= never_here, f"not logged: {sorted(explained - logged)}"
     assert {tag.partition("/")[0] for tag in events.Tags()["histograms"]} == {"grad"}
-    assert {tag.partition("/")[0] for tag in events.Tags()["images"]} == {"heatmap"}
+    assert {tag.partition("/")[0] for tag in events.Tags()["images"]} == {"Heatmap"}
     assert namespace["gradients"].latest.keys() & {"grad_rms/00_net.conv"}
     assert (Path(run.log_dir) / "dead_units.csv").is_file()
     rows = list(bnlab_callbacks.read_records(Path(run.log_dir) / "records.csv"))

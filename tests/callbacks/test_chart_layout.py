@@ -72,7 +72,12 @@ def test_quantities_come_into_their_categories() -> None:
         "time/epoch_s",
     ]
     tags += ["time/val_s", "time/samples_per_s", "diagnostics/overhead_frac", "lr-SGD"]
-    assert layout(tags) == {
+    charts = layout(tags)
+    overview = charts.pop("Overview")
+    assert list(overview) == ["loss", "acc", "update_ratio", "dead_frac"]
+    for title, chart in overview.items():  # they stand in their categories too
+        assert chart in [of_category[title] for of_category in charts.values() if title in of_category]
+    assert charts == {
         "Gradients": {
             "grad_rms": ["Multiline", [r"^grad_rms/\d{2,}_"]],
             "update_ratio": ["Multiline", [r"^update_ratio/\d{2,}_"]],
@@ -122,7 +127,8 @@ def test_each_tag_of_a_run_is_in_one_chart_with_its_like(prefix: str, first: boo
             assert shown[title] == {tag for tag in tags if tag.startswith(f"{before}{title}/")}
             assert shown[title]
     assert shown["loss"] == {f"{before}train_loss", f"{before}val_loss"}
-    assert list(charts) == ["Gradients", "Activations", "Time & training"]
+    assert list(charts) == ["Overview", "Gradients", "Activations", "Time & training"]
+    assert list(charts["Overview"]) == ["loss", slope, "update_ratio", "sat_frac", "dead_frac"]
 
 
 def test_new_quantities_are_added(tmp_path: Path) -> None:
@@ -176,4 +182,5 @@ def test_metrics_alone_have_charts(tmp_path: Path) -> None:
 
 def test_values_of_the_whole_net_stand_with_those_of_its_layers() -> None:
     charts = layout(["grad_depth_slope", "grad_depth_slope_epoch", "smoothness/loss_max", "smoothness_epoch/loss_max"])
-    assert charts.keys() == {"Gradients", "Batch norm"}
+    assert list(charts) == ["Overview", "Gradients", "Batch norm"]
+    assert list(charts["Overview"]) == ["grad_depth_slope"]

@@ -217,7 +217,7 @@ def test_files_and_tensorboard_show_what_was_recorded(first: bool, prefix: str, 
     shown = images(tmp_path)
     quantities = ["grad_rms", "act_std", "sat_frac", "dead_frac", "update_ratio"]
     before = f"{prefix}-" if prefix else ""
-    assert set(shown) == {f"{before}heatmap/{quantity}" for quantity in quantities}
+    assert set(shown) == {f"{before}Heatmap/{quantity}" for quantity in quantities}
     assert {path.name for path in (tmp_path / "heatmaps").iterdir()} == {f"{quantity}.png" for quantity in quantities}
     for quantity in quantities:
         layers = sorted({tag.partition("/")[2] for tag in given.tags() if tag.startswith(f"{quantity}/")})
@@ -226,7 +226,7 @@ def test_files_and_tensorboard_show_what_was_recorded(first: bool, prefix: str, 
         limits = (0.0, 1.0) if quantity in ("sat_frac", "dead_frac") else None
         image = pixels(draw(values, range(9), layers, quantity, value_label(quantity), limits))
         assert numpy.array_equal(read(tmp_path / "heatmaps" / f"{quantity}.png"), image)
-        ((step, in_events),) = shown[f"{before}heatmap/{quantity}"]
+        ((step, in_events),) = shown[f"{before}Heatmap/{quantity}"]
         assert step == 8
         assert numpy.array_equal(in_events, image)
 

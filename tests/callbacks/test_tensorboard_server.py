@@ -105,22 +105,22 @@ def test_tensorboard_serves_scalars_images_and_charts(server: str, runs: Path) -
     assert "mine-grad_rms/00_net.0" in tags["other"]
 
     images = {
-        "plain": {f"heatmap/{quantity}" for quantity in QUANTITIES},
-        "other": {f"mine-heatmap/{quantity}" for quantity in QUANTITIES},
+        "plain": {f"Heatmap/{quantity}" for quantity in QUANTITIES},
+        "other": {f"mine-Heatmap/{quantity}" for quantity in QUANTITIES},
     }
     wait_for(
         server,
         "plugin/images/tags",
         lambda answer: {run: set(of_run) for run, of_run in answer.items()} == images,
     )
-    (image,) = ask(server, "plugin/images/images", run="plain", tag="heatmap/grad_rms", sample="0")
+    (image,) = ask(server, "plugin/images/images", run="plain", tag="Heatmap/grad_rms", sample="0")
     assert image["step"] == 8
     address = f"{server}data/plugin/images/individualImage?{image['query']}"
     with build_opener(ProxyHandler({})).open(address, timeout=20) as answer:
         assert answer.read().startswith(b"\x89PNG")
 
     # both loaders serve the last layout of a run, though torch's documentation says that there can be one only
-    expected = {"Gradients", "Activations", "Other layer values", "Time & training"}
+    expected = {"Overview", "Gradients", "Activations", "Other layer values", "Time & training"}
     layout = wait_for(
         server,
         "plugin/custom_scalars/layout",
