@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bnlab.reports.names import thesis_experiment
+from bnlab.reports.protocol import departures
+
 SCHEMA = 1  # of result.json
 
 _LARGEST_FILE = 1 << 20  # bytes; a real one has some kilobytes
@@ -19,16 +22,28 @@ class UnreadableRunError(ValueError):
 
 
 def read_content(folder: Path) -> Mapping[str, Any]:
-    """What `result.json` holds or, without one, the same of `run.yaml` and `config.yaml`, not checked yet.
+    """What `result.json` holds or, without one, the same of `run.yaml`, not checked yet.
+
+    Its `overrides` are complemented by what `config.yaml` has otherwise than the thesis (`protocol.departures`).
 
     Raises:
         UnreadableRunError: the file is missing, broken, or of another schema.
     """
     result = folder / "result.json"
     try:
-        return _json(result) if result.is_file() else _of_fit(folder)
+        if result.is_file():
+            content = _json(result)
+            config = _config(folder)
+        else:
+            config = _config(folder)
+            content = _of_fit(_yaml(folder / "run.yaml"), config)
     except OSError as error:
         raise UnreadableRunError(f"cannot be read: {error.strerror or error}") from error
+    overrides = content.get("overrides")
+    if overrides is not None and not isinstance(overrides, dict):
+        return content
+    experiment = thesis_experiment(str(content.get("experiment")), str(content.get("architecture")))
+    return {**content, "overrides": departures(config, experiment) | (overrides or {})}
 
 
 def clean(text: object) -> str:
@@ -55,24 +70,27 @@ def _json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _of_fit(folder: Path) -> Mapping[str, Any]:
+def _of_fit(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What a plain `bnlab fit` left, in the form of `result.json`."""
-    record = _yaml(folder / "run.yaml")
-    config = _yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     data, model = (config.get(section) for section in ("data", "model"))
     data, model = (section if isinstance(section, dict) else {} for section in (data, model))
     dataset = record.get("dataset")
     if dataset == "npz" and isinstance(data.get("root"), str):
         dataset = Path(data["root"]).name or dataset  # the user's images are called as their folder
-    experiment = str(record.get("experiment"))
     return {
         **record,
         "dataset": dataset,
-        "architecture": model.get("architecture", experiment.partition("_")[0]),
+        "architecture": model.get("architecture", str(record.get("experiment")).partition("_")[0]),
         "batch_size": data.get("batch_size", 64),
-        "overrides": _flags(record.get("argv")),
+        "overrides": {},
         "test_acc": None,
     }
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The resolved flags by section; empty without such a file."""
+    path = folder / "config.yaml"
+    return _yaml(path) if path.is_file() else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -95,15 +113,3 @@ def _text_of(path: Path) -> str:
     if len(content) > _LARGEST_FILE:
         raise UnreadableRunError(f"{path.name} is larger than any result")
     return content.decode("utf-8")
-
-
-def _flags(argv: object) -> dict[str, str]:
-    """`--name value` and `--name=value` among a command's words."""
-    words = [word for word in argv if isinstance(word, str)] if isinstance(argv, list) else []
-    flags = {}
-    for place, word in enumerate(words):
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            after = words[place + 1] if place + 1 < len(words) else ""
-            flags[name] = value if equals else ("true" if after.startswith("--") or not after else after)
-    return flags

@@ -130,7 +130,7 @@ def write_fit_run(folder: Path, **settings: Any) -> Path:
         "started",
     )
     record = {name: content[name] for name in kept}
-    record |= {"argv": settings.get("argv", ["bnlab", "fit", "--config", "configs/mlp_relu.yaml"])}
+    record |= {"argv": content["argv"]}
     record |= {
         "val_acc": content["val_acc"],
         "train_loss": math.nan,

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bnlab.errors import InputError
 from bnlab.reports import collect
 from bnlab.reports.collection import Line
+from bnlab.reports.names import thesis_experiment
+from bnlab.reports.protocol import departures
 from bnlab.reports.run_files import UnreadableRunError, clean
 from bnlab.reports.runs import read_run
+from tests.cli.runs import CONFIGS
 from tests.reports.study_files import collected, one_run, result, write_fit_run, write_pair, write_run
 
 
@@ -57,11 +61,40 @@ def test_overrides_that_change_the_result_are_changes(tmp_path: Path) -> None:
 
 
 def test_a_plain_fit_has_no_test_accuracy(tmp_path: Path) -> None:
-    words = ["bnlab", "fit", "--config", "c.yaml", "--model.batch_norm", "true", "--trainer.max_epochs", "4"]
-    folder = write_fit_run(tmp_path / "version_0", batch_norm=True, batch_size=32, argv=[*words, "--model.lr=0.3"])
-    run = read_run(folder)
+    run = read_run(write_fit_run(tmp_path / "version_0", batch_norm=True, batch_size=32))
     assert (run.test_acc, run.val_acc, run.batch_size, run.batch_norm) == (None, 0.981, 32, True)
-    assert run.changes == (("model.lr", "0.3"), ("trainer.max_epochs", "4"))
+    assert (run.architecture, run.changes) == ("mlp", ())
+
+
+def test_what_a_config_file_changes_is_a_change(tmp_path: Path) -> None:
+    folder = write_fit_run(tmp_path / "a", experiment="mlp_lr_high")
+    config = {
+        "model": {"architecture": "mlp", "lr": 0.1, "dropout": 0.0, "momentum": 0.8},
+        "trainer": {"max_epochs": 4},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_run(folder).changes == (("model.momentum", "0.8"), ("trainer.max_epochs", "4"))
+    of_study = write_run(tmp_path / "b", overrides={"trainer.max_epochs": 4})
+    (of_study / "config.yaml").write_text(yaml.safe_dump(config | {"data": ["no section"]}))
+    changes = (("model.lr", "0.1"), ("model.momentum", "0.8"), ("trainer.max_epochs", "4"))
+    assert read_run(of_study).changes == changes
+    (of_study / "config.yaml").write_text("model: {lr")
+    with pytest.raises(UnreadableRunError, match=r"config\.yaml is not whole or no YAML"):
+        read_run(of_study)
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_that_ships_is_the_thesiss(config: Path) -> None:
+    content = yaml.safe_load(config.read_text())
+    name = thesis_experiment(config.stem, content["model"]["architecture"])
+    assert name is not None
+    assert departures(content, name) == {}
+    assert name == "relu" or departures(content, "relu")
+
+
+def test_the_nets_of_ones_own_experiments_are_what_they_are() -> None:
+    config = {"model": {"lr": 0.3}, "early_stopping": {"patience": 3}, "trainer": {"precision": "bf16-mixed"}}
+    assert departures(config, None) == {"early_stopping.patience": 3, "trainer.precision": "bf16-mixed"}
 
 
 def test_the_users_own_images_are_called_as_their_folder(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""`bnlab report` as a person runs it."""
+
+import csv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bnlab.cli.main import main
+from bnlab.cli.report import run
+from bnlab.errors import InputError
+from bnlab.reports import reference
+from tests.cli.runs import finish, fit, start
+from tests.reports.study_files import curve_rows, write_pair, write_run
+from tests.test_packaging import build
+
+
+@pytest.fixture(autouse=True)
+def wide_and_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and a terminal that is wide enough."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_the_main_table_and_the_files_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in (False, True):
+        write_run(Path("study"), curve_rows([0.5, 0.9]), batch_norm=flag, test_acc=0.98 + 0.01 * flag)
+    Path("study/broken").mkdir()
+    Path("study/broken/result.json").write_text("{")
+    main(["report", "study", "--format", "csv,html"])
+    output, errors = capsys.readouterr()
+    lines = output.splitlines()
+    assert errors == ""
+    assert "Test accuracy of the MLP in percent (thesis: table B.1)" in lines
+    row = next(line for line in lines if "ReLU" in line)
+    assert " ".join(row.split()) == "Activation function ReLU 98.00 (98.0) 99.00 (98.2) +1.00 (+0.2) agree"
+    assert "2 runs on MNIST; 1 left out." in lines
+    assert any(line.startswith("left out  broken: result.json is not whole or no JSON") for line in lines)
+    folder = Path("study/report").resolve()
+    assert f"written   {folder}/report.html" in lines
+    assert f"written   {folder}/tables/  (4 files)" in lines
+    assert (folder / "report.html").is_file()
+    assert not (folder / "figures").exists()
+
+
+def test_the_thesiss_conclusions_are_printed_and_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    write_pair(Path("study"), 0.1135, 0.985, experiment="mlp_lr_high")
+    main(["report", "--thesis", "study", "--format", "none"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "supported Batch norm allows learning rate 0.1 where the vanilla MLP does not train." in output
+    assert "test accuracy 11.35 (thesis 11.4); batch norm: 1 of 1 learned, test accuracy 98.50 (thesis 98.6)" in output
+    assert "runs: mlp_lr_high/mnist-vanilla-seed0, mlp_lr_high/mnist-bn-seed0" in output
+    assert "The thesis's conclusions: 1 supported, 45 without runs." in output
+    assert "written" not in output
+    assert {path.name for path in Path("study").iterdir()} == {"mlp_lr_high"}
+
+
+def test_several_folders_and_another_output(capsys: pytest.CaptureFixture[str]) -> None:
+    write_pair(Path("a"), 0.98, 0.982)
+    write_pair(Path("b"), 0.8, 0.82, dataset="svhn")
+    main(["report", "a", "b", "--output", "docs/results", "--format", "csv"])
+    assert "4 runs on MNIST, SVHN; 0 left out." in capsys.readouterr().out
+    assert Path("docs/results/tables/runs.csv").read_text().count("\n") == 5
+    assert not Path("a/report").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: FOLDER"),
+        (["nowhere"], "nowhere does not exist"),
+        (["empty"], "no run that ended lies below"),
+        (["study", "--format", "pdf"], "--format pdf: unknown pdf; there are md, csv, html, png, svg, and none."),
+        (["study", "--formats", "csv"], "unrecognized arguments: --formats"),
+        (["study", "--output", "file", "--format", "csv"], "file cannot be written"),
+        (["study", "--output", "file/below", "--format", "csv"], "file/below cannot be written"),
+    ],
+)
+def test_what_cannot_be_used_is_said(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pair(Path("study"), 0.98, 0.982)
+    Path("empty").mkdir()
+    Path("file").write_text("")
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        run(["report", *words])
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *words])
+    output, errors = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    assert errors.startswith("bnlab: error: ")
+    assert Path("file").read_text() == ""
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["report", "--help"])
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    assert all(flag in output for flag in ("--output DIR", "--thesis", "--format LIST", "--quantity NAME", "FOLDER"))
+
+
+@pytest.mark.slow
+def test_on_runs_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("false", "true"):
+        fit("--model.batch_norm", flag, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "2")
+    capsys.readouterr()
+    main(["report", "tb_logs", "--format", "md,csv,svg,html"])
+    output = capsys.readouterr().out
+    assert "2 runs on digits; 0 left out." in output
+    text = Path("tb_logs/report/report.md").read_text()
+    assert "2 runs without test accuracy: bnlab fit does not test." in text
+    assert "All runs depart from the thesis's protocol: trainer.max\\_epochs=2." in text
+    assert len(list(Path("tb_logs/report/figures").glob("*.svg"))) == 4
+
+
+@pytest.mark.slow
+def test_on_a_study_in_a_process_of_its_own(tmp_path: Path) -> None:
+    words = ["study", "--configs", "mlp_relu", "--trainer.max_epochs", "1", "--jobs", "1"]
+    status, _, errors = finish(start(*words, "--trainer.accelerator", "cpu", folder=tmp_path), timeout=240)
+    assert status == 0, errors
+    status, output, errors = finish(start("report", "tb_logs/study", "--format", "csv,html", folder=tmp_path))
+    assert (status, errors) == (0, "")
+    assert "2 runs on digits; 0 left out." in output
+    assert (tmp_path / "tb_logs/study/report/report.html").is_file()
+    rows = list(csv.DictReader((tmp_path / "tb_logs/study/report/tables/runs.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == [
+        f"mlp_relu/digits-{net}-seed0-accelerator_cpu-max_epochs_1" for net in ("bn", "vanilla")
+    ]
+    assert all(0 < float(row["test_accuracy_percent"]) <= 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_thesiss_numbers_and_the_templates(tmp_path: Path) -> None:
+    with build("build_wheel", tmp_path) as wheel:
+        assert isinstance(wheel, zipfile.ZipFile)
+        names = set(wheel.namelist())
+    files = {"thesis/test_accuracy.csv", "thesis/epoch_seconds.csv", "thesis/mean_overhead.csv", "thesis/SOURCE.md"}
+    files |= {"templates/report.html.jinja", "templates/report.css"}
+    assert {f"bnlab/reports/{name}" for name in files} <= names
+    assert "KTH" in reference.SOURCE
