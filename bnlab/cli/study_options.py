@@ -1,18 +1,19 @@
-"""The flags of `bnlab study`, and the YAML file with the same keys."""
+"""What a person asked `bnlab study` for, in flags or in a YAML file with the same keys."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
+from bnlab.cli.study_flags import ENGINES, overrides_of, parser
 from bnlab.errors import InputError
 from bnlab.studies.configs import find_configs
-from bnlab.studies.grid import NAMED_DATASETS, Grid, check, dataset
+from bnlab.studies.datasets import dataset
+from bnlab.studies.grid import Grid, check
 from bnlab.studies.study_file import BATCH_NORM
 
 _GRID = {
@@ -23,7 +24,6 @@ _GRID = {
     "batch_sizes": None,
     "root": "data",
 }
-_ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -44,44 +44,6 @@ class Options:
     def folder(self) -> Path:
         """The study's folder."""
         return Path(self.root_dir) / self.name
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See bnlab study --help.")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's own flags; all others go to `bnlab fit`."""
-    made = _Parser(
-        prog="bnlab study",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        description="Train and test every combination of configs, datasets, batch norm, seeds and batch sizes, each "
-        "run in a process of its own. Kill it at any moment and give the same command again: finished runs are kept, "
-        "the others go on from their last checkpoints.",
-        epilog="Any other --SECTION.FLAG VALUE goes to bnlab fit, for all runs: --trainer.max_epochs 20. Lists are "
-        "separated by commas or spaces. A YAML file has the same keys, sections of bnlab fit among them, or a list "
-        "`grids` of several such grids; flags beat the file.",
-    )
-    add = made.add_argument
-    add("--config", metavar="FILE", help="YAML file with these keys, such as a study's own study.yaml")
-    add("--configs", nargs="+", metavar="CONFIG", help="experiments: names such as mlp_relu, files, or globs in quotes")
-    names = ", ".join(NAMED_DATASETS)
-    add("--datasets", nargs="+", metavar="NAME", help=f"{names}, or label=npz:FOLDER (default: digits)")
-    add("--batch_norm", choices=list(BATCH_NORM), help="(default: both)")
-    add("--seeds", nargs="+", metavar="N", help="values of --seed_everything (default: 0)")
-    add("--batch_sizes", nargs="+", metavar="N", help="(default: what the configs say, else 64)")
-    add("--root", metavar="FOLDER", help="folder of the datasets' files (default: data)")
-    add("--name", help="the study's name (default: study)")
-    add("--root_dir", metavar="FOLDER", help="where the study's folder lies (default: tb_logs)")
-    add("--jobs", type=int, metavar="N", help="runs at once (default: as many as cores, memory and GPUs allow)")
-    add("--engine", choices=_ENGINES, help="what starts the runs (default: local); ray needs bnlab[ray]")
-    add("--ray_address", metavar="ADDRESS", help="a Ray cluster that is there, or auto (default: one of its own)")
-    add("--ray_gpus", type=float, metavar="SHARE", help="a run's share of a GPU under ray (default: 0.25)")
-    add("--dry_run", action="store_true", help="list the runs and how long they may take, and start none")
-    add("--retry_failed", action="store_true", help="try runs again that failed")
-    return made
 
 
 def read_options(words: Sequence[str]) -> Options:
@@ -120,8 +82,8 @@ def _checked(options: Options) -> Options:
         raise InputError(f"--name {options.name!r} must be the name of one folder; --root_dir says where it lies.")
     if options.jobs is not None and (not isinstance(options.jobs, int) or options.jobs < 1):
         raise InputError(f"--jobs {options.jobs}: it must be 1 or more.")
-    if options.engine not in _ENGINES:
-        raise InputError(f"--engine {options.engine}: choose from {', '.join(_ENGINES)}.")
+    if options.engine not in ENGINES:
+        raise InputError(f"--engine {options.engine}: choose from {', '.join(ENGINES)}.")
     if options.ray_gpus is not None and not options.ray_gpus >= 0:
         raise InputError(f"--ray_gpus {options.ray_gpus}: it must not be negative; 0.25 lets four runs share a GPU.")
     return options
@@ -140,31 +102,6 @@ def _grid(file: str | None, keys: Mapping[str, Any], flags: Mapping[str, Any]) -
         else:
             raise InputError(f"--config {file}: {name!r} is no key of a study. See bnlab study --help.")
     return grid_of({**_GRID, **{name: keys[name] for name in _GRID.keys() & keys.keys()}}, {**overrides, **flags})
-
-
-def overrides_of(words: Sequence[str]) -> dict[str, Any]:
-    """`--model.lr 0.1 --trainer.max_epochs=2` → {"model.lr": 0.1, "trainer.max_epochs": 2}.
-
-    Raises:
-        InputError: a word that is no flag, a flag without its value, or one that is given twice.
-    """
-    overrides: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        name = flag.removeprefix("--")
-        if name == flag or not name:
-            raise InputError(f"{flag!r} belongs to no flag of bnlab study. See bnlab study --help.")
-        if "." not in name and name != "seed_everything":
-            raise InputError(f"--{name} is no flag of bnlab study; those of bnlab fit have a section, as --model.lr.")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise InputError(f"--{name} needs a value.")
-            value = rest.pop(0)
-        if name in overrides:
-            raise InputError(f"--{name} is given twice; a study gives all its runs one value.")
-        overrides[name] = yaml.safe_load(value)
-    return overrides
 
 
 def grid_of(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> Grid:

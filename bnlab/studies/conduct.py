@@ -11,7 +11,7 @@ from bnlab.studies.lock import is_locked, locked
 from bnlab.studies.progress import epochs_begun
 from bnlab.studies.results import of_failed_run, read_result, write_result
 from bnlab.studies.state import Running, State
-from bnlab.studies.tasks import OK, TAKEN, Ended, task
+from bnlab.studies.tasks import TAKEN, Ended, task
 
 _POLL_S = 0.1
 _ELSEWHERE_S = 1.0  # between two looks at runs that another study works on
@@ -88,12 +88,12 @@ def _start_some(state: State, engine: Engine, watcher: Watcher) -> None:
         if not engine.free:
             return
         folder = state.folder / run.name
-        result = read_result(folder)
+        result = _new_result(state, run)
         if is_locked(folder):
             state.elsewhere.add(run.name)
             continue
         state.waiting.remove(run)
-        if result is not None and result != state.before.get(run.name):
+        if result is not None:
             state.results[run.name] = result
             watcher.ended(state, run)
         else:
@@ -106,17 +106,22 @@ def _take(state: State, engine: Engine, ended: Ended) -> Run:
     """Take in a run whose process has ended: its result, written here if it could not be; or it waits once more."""
     run = state.running.pop(ended.name).run
     folder = state.folder / run.name
-    result = None if ended.status == TAKEN else read_result(folder)
-    if ended.status not in (OK, TAKEN) or (ended.status == OK and result is None):
+    if ended.status != TAKEN and _new_result(state, run) is None:
         with locked(folder) as held:
             if held:
                 write_result(folder, of_failed_run(folder, _task(state, engine, run), ended.status, ended.reason))
-            result = read_result(folder) if held else None
+    result = _new_result(state, run)
     if result is None:
         state.waiting.append(run)
     else:
         state.results[run.name] = result
     return run
+
+
+def _new_result(state: State, run: Run) -> dict[str, Any] | None:
+    """The run's result, unless it is the failure that is tried again."""
+    result = read_result(state.folder / run.name)
+    return None if result == state.before.get(run.name) else result
 
 
 def _task(state: State, engine: Engine, run: Run) -> dict[str, Any]:

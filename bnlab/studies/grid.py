@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnlab.errors import InputError
+from bnlab.studies.datasets import Dataset, dataset
 from bnlab.studies.naming import flag_text, overrides_slug, significant
 
-NAMED_DATASETS = ("digits", "mnist", "svhn", "cifar10", "cifar100")
 DEFAULT_BATCH_SIZE = 64
 
 # what a grid's own keys say, so that an override must not say it once more
@@ -29,15 +28,6 @@ GRID_FLAGS = {
     "run_folder": "",
     "resume": "",
 }
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
-
-
-class Dataset(NamedTuple):
-    """A dataset of bnlab by its name, or a folder of the user's own images under a label."""
-
-    label: str
-    name: str  # what `--data.dataset` is given
-    folder: str | None  # of `npz`; None for the others, which lie under the grid's root
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Grid:
     """
 
     configs: tuple[Path, ...]
-    datasets: tuple[Dataset, ...] = (Dataset("digits", "digits", None),)
+    datasets: tuple[Dataset, ...] = (dataset("digits"),)
     batch_norm: tuple[bool, ...] = (False, True)
     seeds: tuple[int, ...] = (0,)
     batch_sizes: tuple[int, ...] | None = None
@@ -211,31 +201,3 @@ def check(grid: Grid) -> None:
         if name in GRID_FLAGS:
             way = f"give {GRID_FLAGS[name]} instead" if GRID_FLAGS[name] else "a study chooses it for each run"
             raise InputError(f"--{name} contradicts the study's own grid: {way}.")
-
-
-def dataset(text: str) -> Dataset:
-    """A dataset from its text: `mnist`, or `label=npz:FOLDER`.
-
-    Raises:
-        InputError: neither of these.
-    """
-    label, equals, source = text.partition("=")
-    known = f"{', '.join(NAMED_DATASETS)}, or label=npz:FOLDER for your own images"
-    if not equals:
-        if label not in NAMED_DATASETS:
-            raise InputError(f"unknown dataset {text!r} in --datasets: choose from {known}.")
-        return Dataset(label, label, None)
-    kind, colon, folder = source.partition(":")
-    if kind != "npz" or not colon or not folder:
-        raise InputError(
-            f"--datasets {text}: after the label comes npz:FOLDER, for example cifar10_jpeg=npz:data/jpeg."
-        )
-    if not _LABEL.fullmatch(label):
-        raise InputError(
-            f"--datasets {text}: a label has letters, digits, _ and . only, and begins with one of the first."
-        )
-    if label in NAMED_DATASETS:
-        raise InputError(
-            f"--datasets {text}: {label} is a dataset of bnlab; choose another label, such as {label}_own."
-        )
-    return Dataset(label, "npz", folder)

@@ -46,17 +46,20 @@ class RayEngine:
                 include_dashboard=None if address else False,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"--ray_address {address}: no Ray cluster answers there ({error}).") from error
+            raise InputError(
+                f"--ray_address {address}: no Ray cluster answers there ({error}). If it asks for a token, as those "
+                "that `ray start` makes may, set RAY_AUTH_MODE=token in the environment."
+            ) from error
         resources = self._ray.cluster_resources()
         cores, there = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
         self._gpus = (_GPU_SHARE if gpus is None else gpus) if there else 0.0
         fit = min(cores, int(there / self._gpus)) if self._gpus else cores
         self.jobs = jobs or max(1, min(fit, limit))
-        self.threads = max(1, cores // self.jobs)
-        remote = self._ray.remote(
-            num_cpus=min(self.threads, cores / self.jobs), num_gpus=self._gpus, max_retries=RETRIES
-        )
-        self._work = remote(work)
+        # no more than one machine has: a task never spans two
+        largest = max(int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"])
+        self.threads = max(1, min(cores // self.jobs, largest))
+        share = min(self.threads, cores / self.jobs)
+        self._work = self._ray.remote(num_cpus=share, num_gpus=self._gpus, max_retries=RETRIES)(work)
         self._runs: dict[Any, str] = {}  # by the task's reference
 
     @property

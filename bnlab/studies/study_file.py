@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from bnlab.studies.grid import Dataset, Grid
+from bnlab.studies.datasets import dataset_text
+from bnlab.studies.grid import Grid
 from bnlab.studies.results import write_text
 
 FILE = "study.yaml"
@@ -37,14 +38,10 @@ def as_yaml(grid: Grid) -> dict[str, Any]:
     """A grid as primitives."""
     return {
         "configs": [str(config) for config in grid.configs],
-        "datasets": [_dataset_text(dataset) for dataset in grid.datasets],
+        "datasets": [dataset_text(dataset) for dataset in grid.datasets],
         "batch_norm": next(name for name, values in BATCH_NORM.items() if values == grid.batch_norm),
         "seeds": list(grid.seeds),
         "batch_sizes": None if grid.batch_sizes is None else list(grid.batch_sizes),
         "root": grid.root,
         **grid.overrides,
     }
-
-
-def _dataset_text(dataset: Dataset) -> str:
-    return dataset.label if dataset.folder is None else f"{dataset.label}=npz:{dataset.folder}"

@@ -1,7 +1,8 @@
 """A worker without torch: it "trains" by adding up numbers, writes a checkpoint at each step, and notes what it did.
 
 Its flags: `--model.steps N` steps of 20 ms each; half-way, `--model.fail TEXT` fails, `--model.fail_once true` fails in
-the first attempt, `--model.die N` kills the process with a signal.
+the first attempt, `--model.die N` kills the process with a signal. With STUB_EXIT in the environment it ends with that
+status after all is done.
 """
 
 import json
@@ -54,4 +55,4 @@ def trouble(flags: dict[str, str], first_attempt: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(work_on(sys.argv[1:], fit_and_test))
+    sys.exit(work_on(sys.argv[1:], fit_and_test) or int(os.environ.get("STUB_EXIT", "0")))

@@ -75,6 +75,15 @@ def test_a_failure_is_a_result_and_is_not_tried_again_unasked(
     assert [len(starts) for starts in lines(tmp_path, "starts.txt").values()] == [1]
 
 
+def test_a_process_that_stumbles_after_its_result_was_written_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a library may, while Python shuts down."""
+    monkeypatch.setenv("STUB_EXIT", "139")
+    state = stub_study(tmp_path, [4])
+    assert [result["outcome"]["status"] for result in state.results.values()] == ["finished"]
+
+
 def test_one_failure_does_not_stop_the_others_and_its_log_is_kept(tmp_path: Path) -> None:
     """A folder bars the failing run's way, and no other's."""
     blocked = tmp_path / "mlp_relu" / "digits-bn-seed0"

@@ -8,7 +8,7 @@ import yaml
 
 from bnlab.cli.study_options import read_options
 from bnlab.errors import InputError
-from bnlab.studies.grid import dataset
+from bnlab.studies.datasets import dataset
 from bnlab.studies.study_file import as_yaml, write_study
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from bnlab.errors import InputError
-from bnlab.studies.grid import Run, dataset
+from bnlab.studies.datasets import dataset
+from bnlab.studies.grid import Run
 from bnlab.studies.reuse import check_reuse, differences, flat
 from tests.studies.grids import runs_of
 
