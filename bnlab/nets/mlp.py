@@ -25,8 +25,12 @@ def build_mlp(
     """Return the net (N, in_channels, H, W) → logits (N, num_classes); `image_size` is (H, W).
 
     Children: `flatten`, then for i = 1, 2, 3 `fc<i>` (100 units), `norm<i>` and `act<i>` in the order that
-    `norm_position` says, `drop<i>`, and at last `logits`. Without batch norm there is no `norm<i>`, with dropout 0 no
-    `drop<i>`. The softmax is part of the loss. Weights are torch's own until `initialize` is called.
+    `norm_position` says, and `drop<i>` but after the last one, and at last `logits`. Without batch norm there is no
+    `norm<i>`, with dropout 0 no `drop<i>`. The softmax is part of the loss. Weights are torch's own until `initialize`
+    is called.
+
+    Where units are dropped the thesis does not say. Its accuracies are those of dropout between the hidden layers, as
+    it stands between the convolutions of the CNN (section 6.2.2); with one more before the softmax they are missed.
 
     An unknown activation or norm_position, or a dropout outside [0, 1), raises InputError.
     """
@@ -37,7 +41,8 @@ def build_mlp(
     for i in range(1, _HIDDEN_LAYERS + 1):
         layers.append((f"fc{i}", nn.Linear(inputs, _HIDDEN_UNITS, bias=style.bias)))
         layers += style.norm_and_activation(str(i), partial(nn.BatchNorm1d, _HIDDEN_UNITS))
-        layers += style.dropout_layer(f"drop{i}")
+        if i < _HIDDEN_LAYERS:
+            layers += style.dropout_layer(f"drop{i}")
         inputs = _HIDDEN_UNITS
     layers.append(("logits", nn.Linear(inputs, num_classes)))
     return nn.Sequential(OrderedDict(layers))

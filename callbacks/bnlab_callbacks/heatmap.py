@@ -38,7 +38,7 @@ class LayerHeatmap(RunOutput):
     Writes, for each quantity that was recorded, on rank 0:
 
     - `heatmaps/<quantity>.png` in the run's folder
-    - the image `Heatmap/<quantity>` for every TensorBoard logger, at the step of the last record; with its capital it is
+    - the image `Heatmap/<quantity>` for every TensorBoard logger, at the step of the last record; its capital makes it
       the first thing on TensorBoard's first page
 
     at the end of epochs, once 50 times the duration of the last drawing has passed since, and at the end of the run, in
