@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from bnlab.errors import InputError
+from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
+from bnlab.reports.conclusions import conclusions_text
+from bnlab.reports.overview import left_out_lines, overview
+from bnlab.reports.report import check_runs, default_folder, main_tables
 
-if TYPE_CHECKING:
-    from bnlab.reports import Collection, Report
-
-_FORMATS = ("md", "csv", "html", "png", "svg")
 _EPILOG = """\
 Reads result.json of bnlab study and run.yaml of bnlab fit. Runs that are broken, failed or unfinished are named and
 left out. Writes report.html (one page, opens offline), report.md, tables/ and figures/.
@@ -45,9 +45,6 @@ def run(words: Sequence[str]) -> None:
     """
     given = _parser().parse_args(list(words[1:]))
     formats = _formats(given.format)
-    from bnlab.reports.collection import collect
-    from bnlab.reports.report import check_runs, default_folder, write_report
-
     collection = collect(given.folders)
     check_runs(collection)
     report = None
@@ -73,9 +70,9 @@ def _parser() -> _Parser:
     )
     parser.add_argument(
         "--format",
-        default=",".join(_FORMATS),
+        default=",".join(FORMATS),
         metavar="LIST",
-        help=f"what to write, separated by commas: {', '.join(_FORMATS)}; none writes nothing (default: all)",
+        help=f"what to write, separated by commas: {', '.join(FORMATS)}; none writes nothing (default: all)",
     )
     parser.add_argument(
         "--quantity",
@@ -88,12 +85,6 @@ def _parser() -> _Parser:
 
 def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
     """The main tables, or the conclusions; what was left out; where the files are."""
-    from bnlab.reports.claims import judge_all
-    from bnlab.reports.conclusions import conclusions_text
-    from bnlab.reports.overview import left_out_lines, overview
-    from bnlab.reports.report import main_tables
-    from bnlab.reports.table import to_text
-
     conclusions = report.conclusions if report else judge_all(collection) if thesis else ()
     parts = []
     if thesis:
@@ -104,10 +95,9 @@ def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
         parts += [to_text(table) for table in tables if table.name.endswith(("accuracy_mlp", "accuracy_cnn"))]
     counts = report.overview if report else overview(collection, conclusions)
     parts.append("".join(f"{sentence}\n" for sentence in counts.sentences()))
-    parts += [f"left out  {path}: {reason}\n" for path, reason in left_out_lines(collection)]
-    if report:
-        parts.append(_places(report))
-    sys.stdout.write("\n" + "\n".join(parts))
+    parts.append("".join(f"left out  {path}: {reason}\n" for path, reason in left_out_lines(collection)))
+    parts.append(_places(report) if report else "")
+    sys.stdout.write("\n" + "\n".join(part for part in parts if part))
 
 
 def _places(report: Report) -> str:
@@ -139,7 +129,7 @@ def _formats(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names in ([], ["none"]):
         return []
-    unknown = [name for name in names if name not in _FORMATS]
+    unknown = [name for name in names if name not in FORMATS]
     if unknown:
-        raise InputError(f"--format {text}: unknown {', '.join(unknown)}; there are {', '.join(_FORMATS)}, and none.")
+        raise InputError(f"--format {text}: unknown {', '.join(unknown)}; there are {', '.join(FORMATS)}, and none.")
     return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,7 @@ from bnlab.reports.curves import band
 from bnlab.reports.learning_curves import CurvesOf
 from bnlab.reports.names import BATCH_SIZE, dataset_title, norm_words
 from bnlab.reports.runs import Run
-from bnlab.reports.style import DASHES, OTHERS, colour, legend_below, line_handle, panels
+from bnlab.reports.style import DASHES, OTHERS, axis_start, colour, legend_below, line_handle, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,17 +62,6 @@ def comparison_figure(title: str, lines: Mapping[str, Sequence[Series]], curves:
     every = {one.name: one for series in lines.values() for one in series}
     legend_below(figure, [line_handle(name, color=one.colour, linestyle=one.dash) for name, one in every.items()])
     return figure
-
-
-def axis_start(shares: Sequence[float]) -> float:
-    """Where an axis of accuracies in percent starts: a multiple of ten at least five points below the lowest of those
-    that lines have reached after a quarter of their epochs, so that what they differ in later can be seen.
-
-    >>> axis_start([0.97, 0.93]), axis_start([0.1]), axis_start([])
-    (80.0, 0.0, 0.0)
-    """
-    known = [100 * share for share in shares if math.isfinite(share)]
-    return max(0.0, 10.0 * math.floor((min(known) - 5) / 10)) if known else 0.0
 
 
 def batch_size_figure(title: str, found: Mapping[str, Mapping[int, Sequence[Accuracy]]]) -> Figure:

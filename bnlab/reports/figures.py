@@ -105,6 +105,15 @@ def _of_line(collection: Collection, line: Line, curves: CurvesOf, quantity: str
         partial(training_figure, title, runs, curves),
         _short(line),
     )
+    title = f"Validation accuracy against wall time for {subject}"
+    yield FigurePlan(
+        f"wall_time_{of}",
+        subject,
+        title,
+        "Validation accuracy by the seconds of training and validation so far, a line for each run; the axis need not "
+        "start at 0. The thesis tells epochs from wall time in sections 7.1.6 and 7.2.6, without a figure.",
+        partial(wall_time_figure, title, runs, curves),
+    )
     title = f"Mean gradients for {subject}{beside(_gradients_figure(line))}"
     yield FigurePlan(
         f"gradients_{of}",
@@ -123,15 +132,6 @@ def _of_line(collection: Collection, line: Line, curves: CurvesOf, quantity: str
         "where batch norm's is larger, brown where vanilla's is. Up to the last step that both reached; mean over "
         "seeds.",
         partial(difference_figure, title, quantity, runs, curves),
-    )
-    title = f"Validation accuracy against wall time for {subject}"
-    yield FigurePlan(
-        f"wall_time_{of}",
-        subject,
-        title,
-        "Validation accuracy by the seconds of training and validation so far, a line for each run. The thesis tells "
-        "epochs from wall time in sections 7.1.6 and 7.2.6, without a figure.",
-        partial(wall_time_figure, title, runs, curves),
     )
 
 

@@ -10,7 +10,7 @@ from bnlab.reports.accuracy import accuracy
 from bnlab.reports.curves import Band, Curves, band
 from bnlab.reports.names import dataset_title, norm_words
 from bnlab.reports.runs import Run
-from bnlab.reports.style import TEXT, colour, legend_below, line_handle, panels, subtitle
+from bnlab.reports.style import TEXT, axis_start, colour, legend_below, line_handle, panels, subtitle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,14 +61,16 @@ def wall_time_figure(title: str, runs: Panels, curves: CurvesOf) -> Figure:
     figure, axes = panels([dataset_title(dataset) for dataset in runs], title)
     for each, sides in zip(axes, runs.values(), strict=True):
         each.set(xlabel="seconds of training and validation", ylabel="validation accuracy, %")
-        each.set_ylim(0, 100)
+        reached = []
         for side in sides:
             for run in side:
                 seconds, values = accuracy_over_time(curves(run))
+                reached += [value / 100 for value in values[len(values) // 4 : len(values) // 4 + 1]]
                 each.plot(
                     seconds, values, color=colour(run.batch_norm), linewidth=1.3, marker=_marker(values), markersize=4
                 )
         each.set_xlim(left=0)
+        each.set_ylim(axis_start(reached), 100)
     legend_below(figure, _net_handles(runs))
     return figure
 

@@ -98,7 +98,7 @@ def _run(folder: Path, content: Mapping[str, Any]) -> Run:
         val_acc=_number(content, "val_acc", highest=1.0),
         seconds_per_epoch=_number(content, "seconds_per_epoch"),
         test_images=_count(_mapping(content, "samples"), "test"),
-        hardware=_hardware(_mapping(content, "hardware")),
+        hardware=_hardware(_mapping(content, "hardware"), _mapping(content, "study")),
         versions=_versions(_mapping(content, "versions")),
         code=_code(_mapping(content, "git")),
         precision=clean(content.get("precision") or ""),
@@ -165,13 +165,16 @@ def changes_words(changes: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{name}={value}" for name, value in changes)
 
 
-def _hardware(found: Mapping[str, Any]) -> str:
+def _hardware(found: Mapping[str, Any], study: Mapping[str, Any]) -> str:
+    """`AMD EPYC (2 cpus, 1 thread)`; with several runs at once, which makes each slower, also how many."""
     if not found:
         return "hardware unknown"
     known = [(found[f"{noun}s"], noun) for noun in ("cpu", "thread", "rank") if found.get(f"{noun}s") is not None]
     details = [
         f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in known if (number, noun) != (1, "rank")
     ]
+    if study.get("jobs") not in (None, 1):
+        details.append(f"{study['jobs']} runs at once")
     return clean(f"{found.get('name') or found.get('device') or 'unknown'} ({', '.join(details)})")
 
 

@@ -7,6 +7,7 @@ differ in lightness too, so they can be told apart in grey and with any kind of 
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 import warnings
@@ -65,6 +66,17 @@ def panels(titles: Sequence[str], title: str, columns: int = 2, share: bool = Fa
         each.set_title(literal(name), fontsize=9, color=TEXT, loc="left")
         tidy(each)
     return figure, axes[: len(titles)]
+
+
+def axis_start(shares: Sequence[float]) -> float:
+    """Where an axis of accuracies in percent starts: a multiple of ten at least five points below the lowest of those
+    that lines have reached after a quarter of their epochs, so that what they differ in later can be seen.
+
+    >>> axis_start([0.97, 0.93]), axis_start([0.1]), axis_start([])
+    (80.0, 0.0, 0.0)
+    """
+    known = [100 * share for share in shares if math.isfinite(share)]
+    return max(0.0, 10.0 * math.floor((min(known) - 5) / 10)) if known else 0.0
 
 
 def tidy(axes: Axes) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from bnlab.reports import Run, collect
 from bnlab.reports.accuracy import accuracy
-from bnlab.reports.comparisons import axis_start, batch_size_figure, comparison_series
+from bnlab.reports.comparisons import batch_size_figure, comparison_series
 from bnlab.reports.curves import Curves, LayerTable, read_curves
 from bnlab.reports.figures import FigurePlan, plan_figures
 from bnlab.reports.gradient_figures import log_ratio, over_seeds
 from bnlab.reports.learning_curves import accuracy_over_time, loss_scale
-from bnlab.reports.style import BATCH_NORM, VANILLA, literal, panels, png, svg
+from bnlab.reports.style import BATCH_NORM, VANILLA, axis_start, literal, panels, png, svg
 from bnlab.reports.thesis_figures import COMPARISONS, CURVES, GRADIENTS
 from tests.reports.study_files import curve_rows, one_run, write_pair, write_run
 

@@ -1,6 +1,8 @@
 """`bnlab report` as a person runs it."""
 
 import csv
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from bnlab.cli.main import main
 from bnlab.cli.report import run
 from bnlab.errors import InputError
 from bnlab.reports import reference
-from tests.cli.runs import finish, fit, start
+from tests.cli.runs import PROJECT, finish, fit, start
 from tests.reports.study_files import curve_rows, write_pair, write_run
 from tests.test_packaging import build
 
@@ -96,6 +98,13 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     output = capsys.readouterr().out
     assert all(flag in output for flag in ("--output DIR", "--thesis", "--format LIST", "--quantity NAME", "FOLDER"))
+
+
+@pytest.mark.slow
+def test_the_command_loads_without_torch() -> None:
+    code = "import sys, bnlab.cli.report; print({'torch', 'matplotlib', 'jinja2', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.slow

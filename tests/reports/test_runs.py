@@ -40,6 +40,8 @@ def test_a_run_of_a_study(tmp_path: Path) -> None:
     assert (run.status, run.epochs, run.diverged, run.diverged_at) == ("early", 30, False, None)
     assert (run.test_acc, run.val_acc, run.seconds_per_epoch, run.test_images) == (0.5165, 0.981, 1.5, 10000)
     assert run.hardware == "AMD EPYC (2 cpus, 1 thread)"
+    beside_another = one_run(tmp_path / "b", study={"engine": "local", "jobs": 2})
+    assert beside_another.hardware == "AMD EPYC (2 cpus, 1 thread, 2 runs at once)"
     assert dict(run.versions)["torch"] == "2.14.1"
     assert (run.code, run.precision) == ("2a66be899b", "32-true")
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from bnlab.reports import reference
 from bnlab.reports.accuracy import accuracy, accuracy_gain
-from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict, scope
-from bnlab.reports.names import BATCH_SIZE, norm_words, thesis_dataset
+from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict
+from bnlab.reports.names import BATCH_SIZE, dataset_title, norm_words, thesis_dataset
 from bnlab.reports.runs import Run
 from bnlab.reports.statistics import Estimate
 
@@ -75,7 +75,7 @@ def compare_sides(lower: Side, upper: Side, rule: Callable[[Estimate], Verdict] 
             return None
         words = " against ".join(side.words(architecture, dataset, runs) for side, runs in reversed(sides))
         runs = tuple(run for _, some in sides for run in some)
-        return Finding(scope(dataset), rule(gain), f"{words}: {gain_words(gain)}", runs)
+        return Finding(dataset_title(dataset), rule(gain), f"{words}: {gain_words(gain)}", runs)
 
     return judge
 
@@ -103,7 +103,7 @@ def matches_all(best: Side, others: Sequence[Side]) -> Judge:
         if "contradicted" in verdicts:
             verdict = "contradicted"
         runs = tuple(dict.fromkeys(run for finding in known for run in finding.runs))
-        return Finding(scope(dataset), verdict, "; ".join(finding.numbers for finding in known), runs)
+        return Finding(dataset_title(dataset), verdict, "; ".join(finding.numbers for finding in known), runs)
 
     return judge
 
@@ -140,7 +140,7 @@ def trains_only_with_batch_norm(experiment: str) -> Judge:
         level = CHANCE.get(thesis_dataset(dataset) or dataset)
         parts = [_training_words(experiment, architecture, dataset, side) for side in sides]
         parts.append("chance unknown" if level is None else f"chance {100 * level:.2f}")
-        return Finding(scope(dataset), verdict, "; ".join(parts), tuple(sides[0] + sides[1]))
+        return Finding(dataset_title(dataset), verdict, "; ".join(parts), tuple(sides[0] + sides[1]))
 
     return judge
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict, scope
+from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict
 from bnlab.reports.curves import LayerTable
-from bnlab.reports.names import norm_words
+from bnlab.reports.names import dataset_title, norm_words
 from bnlab.reports.runs import Run
 from bnlab.reports.statistics import difference, mean
 
@@ -59,7 +59,7 @@ def converges_sooner(slow: Net, fast: Net) -> Judge:
         words = [_epoch_words(net.words(architecture), found) for net, found in zip((slow, fast), epochs, strict=True)]
         text = f"epochs to {100 * target:.2f} % validation accuracy: {', '.join(words)}"
         trained = [[len(values) for values in side] for side in series]
-        return Finding(scope(dataset), sooner(epochs, trained), text, tuple(sides[0] + sides[1]))
+        return Finding(dataset_title(dataset), sooner(epochs, trained), text, tuple(sides[0] + sides[1]))
 
     return judge
 
@@ -118,7 +118,7 @@ def steadier_gradients(experiment: str) -> Judge:
         )
         verdict = larger(spreads[1], spreads[0], _STEADIER)
         text = f"standard deviation of log10 of the gradients: {text}"
-        return Finding(scope(dataset), verdict, text, (*sides[0], *sides[1]))
+        return Finding(dataset_title(dataset), verdict, text, (*sides[0], *sides[1]))
 
     return judge
 
@@ -157,7 +157,9 @@ def larger_gradients(smaller: str, larger_one: str) -> Judge:
             for name, side in zip((smaller, larger_one), sizes, strict=True)
         )
         verdict = larger([10**value for value in sizes[0]], [10**value for value in sizes[1]], _LARGER)
-        return Finding(scope(dataset), verdict, f"mean gradients with batch norm: {text}", (*sides[0], *sides[1]))
+        return Finding(
+            dataset_title(dataset), verdict, f"mean gradients with batch norm: {text}", (*sides[0], *sides[1])
+        )
 
     return judge
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from bnlab.reports.accuracy import accuracy_gain
 from bnlab.reports.claims.accuracies import Side, gain_words, higher
-from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict, scope
-from bnlab.reports.names import norm_words
+from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict
+from bnlab.reports.names import dataset_title, norm_words
 from bnlab.reports.runs import Run
 from bnlab.reports.statistics import Estimate, slope
 from bnlab.reports.times import TimePair, baseline_sizes, compare_times
@@ -46,7 +46,7 @@ def accuracy_trend(sides: Sequence[bool], rising: bool) -> Judge:
             verdicts.append(sign_of(trend, rising))
             texts.append(f"{norm_words(flag)}: {_trend_words(trend)} of {_points(runs)}")
             used += runs
-        return Finding(scope(dataset), _all(verdicts), "; ".join(texts), tuple(used))
+        return Finding(dataset_title(dataset), _all(verdicts), "; ".join(texts), tuple(used))
 
     return judge
 
@@ -92,7 +92,7 @@ def better_at_sizes(below: float = math.inf) -> Judge:
             verdict = "contradicted"
         elif verdicts.count("supported") > len(verdicts) / 2:
             verdict = "supported"
-        return Finding(scope(dataset), verdict, "; ".join(texts), tuple(used))
+        return Finding(dataset_title(dataset), verdict, "; ".join(texts), tuple(used))
 
     return judge
 
@@ -117,7 +117,7 @@ def overhead_trend(rising: bool) -> Judge:
         ]
         shares = ", ".join(_overhead_words(pair) for pair in known)
         text = f"{_trend_words(trend, 'percentage points')} overhead by batch size: {shares}"
-        return Finding(scope(dataset), sign_of(trend, rising), text, tuple(runs))
+        return Finding(dataset_title(dataset), sign_of(trend, rising), text, tuple(runs))
 
     return judge
 
@@ -145,7 +145,7 @@ def smaller_gain(experiment: str, than: str) -> Judge:
         text = "; ".join(
             f"{architecture}_{name}: {gain_words(gain)}" for name, gain in zip((than, experiment), gains, strict=True)
         )
-        return Finding(scope(dataset), _smaller(*gains), text, tuple(used))
+        return Finding(dataset_title(dataset), _smaller(*gains), text, tuple(used))
 
     return judge
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from bnlab.reports.collection import Collection, Line
 from bnlab.reports.curves import Curves
-from bnlab.reports.names import BATCH_SIZE, dataset_title
+from bnlab.reports.names import BATCH_SIZE
 from bnlab.reports.runs import Run
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
@@ -123,8 +123,3 @@ def command(claim: Claim) -> str:
     names = ",".join(f"{claim.architecture}_{experiment}" for experiment in claim.experiments)
     sizes = "" if claim.batch_sizes == (BATCH_SIZE,) else f" --batch_sizes {','.join(map(str, claim.batch_sizes))}"
     return f"bnlab study --configs {names} --datasets mnist --batch_norm both{sizes}"
-
-
-def scope(dataset: str) -> str:
-    """A dataset's name, with what all its runs share apart from the thesis's protocol left to the report's notes."""
-    return dataset_title(dataset)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bnlab.reports.accuracy import accuracy, accuracy_gain
 from bnlab.reports.claims.accuracies import Side, gain_words, higher
-from bnlab.reports.claims.verdict import Evidence, Finding, Verdict, scope
-from bnlab.reports.names import EXPERIMENTS
+from bnlab.reports.claims.verdict import Evidence, Finding, Verdict
+from bnlab.reports.names import EXPERIMENTS, dataset_title
 
 _FEWEST = 5  # experiments on a dataset that "most" can be said of
 
@@ -27,7 +27,7 @@ def most_gain(evidence: Evidence, architecture: str, dataset: str) -> Finding | 
     better, worse = verdicts.count("supported"), verdicts.count("contradicted")
     verdict: Verdict = "supported" if better > count / 2 else "contradicted" if worse > count / 2 else "cannot tell"
     text = f"of {count} experiments batch norm is better in {better}, worse in {worse}, within the interval in the rest"
-    return Finding(scope(dataset), verdict, text, tuple(used))
+    return Finding(dataset_title(dataset), verdict, text, tuple(used))
 
 
 def dropout_is_best(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
@@ -52,4 +52,4 @@ def dropout_is_best(evidence: Evidence, architecture: str, dataset: str) -> Find
     assert gain is not None
     text = f"{best.words(architecture, dataset, runs)} against the best other, "
     text += f"{rival.words(architecture, dataset, rival_runs)}: {gain_words(gain)}"
-    return Finding(scope(dataset), higher(gain), text, tuple(used))
+    return Finding(dataset_title(dataset), higher(gain), text, tuple(used))
