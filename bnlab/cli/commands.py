@@ -20,7 +20,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bnlab.cli.arguments import config_of_checkpoint, flags_after_configs, given_names
-from bnlab.cli.going_on import Plan, announce, find_run, merged_config, plain, plan_run
+from bnlab.cli.going_on import (
+    END_OF_CONFIG,
+    Plan,
+    announce,
+    check_free,
+    check_whole,
+    find_run,
+    merged_config,
+    plain,
+    plan_resume,
+)
 from bnlab.cli.predictions import PredictionWriter
 from bnlab.cli.progress import TimedProgressBar
 from bnlab.cli.run_folder import RunLock, claim, experiment_name, make, variant_name
@@ -65,6 +75,7 @@ _DEFAULTS = {
     "checkpoint.enable_version_counter": False,
 }
 _LINKED = ("num_classes", "in_channels", "image_size")
+_FLAGS_OF_FIT = {"config", "run_folder", "resume"}  # which config.yaml does not keep
 _SIGTERM_STATUS = 128 + 15  # as a shell tells it
 
 
@@ -97,17 +108,20 @@ class BnlabCLI(LightningCLI):
     def __init__(self, words: list[str]) -> None:
         self.folder: Path | None = None
         self.plan = Plan()
-        self._lock: RunLock | None = None
-        super().__init__(
-            Classifier,
-            ImageDataModule,
-            args=words,
-            save_config_callback=None,  # `before_fit` writes config.yaml, into a folder that no other run has
-            seed_everything_default=0,
-            trainer_defaults=_TRAINER,
-            parser_kwargs={"exit_on_error": False},  # `main` prints the one message, without a screen of usage
-            auto_configure_optimizers=False,  # optimizer and schedule are the protocol's, through the model's flags
-        )
+        try:  # this runs the command, too
+            super().__init__(
+                Classifier,
+                ImageDataModule,
+                args=words,
+                save_config_callback=None,  # `before_fit` writes config.yaml, into a folder that no other run has
+                seed_everything_default=0,
+                trainer_defaults=_TRAINER,
+                parser_kwargs={"exit_on_error": False},  # `main` prints the one message, without a screen of usage
+                auto_configure_optimizers=False,  # optimizer and schedule are the protocol's, through the model's flags
+            )
+        finally:
+            if self.plan.lock is not None:
+                self.plan.lock.release()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """A section per diagnostic, so that a second --config never drops one; sizes come from the data."""
@@ -156,22 +170,30 @@ class BnlabCLI(LightningCLI):
         names = given_names(self._words)
         max_epochs = config["trainer"]["max_epochs"] if "trainer.max_epochs" in names else None
         folder = Path(config["run_folder"]) if config["run_folder"] else None
-        if folder is None and resume:
-            folder = find_run(self._variant_folder(config), max_epochs, _first_process())
-        if folder is None:
-            if resume and _first_process():
-                print(f"no run in {self._variant_folder(config)} is left to go on with: a new one begins.")
+        if not resume:
+            if folder is not None and _first_process():
+                check_free(folder)
+            self.plan = Plan(folder)
             return
-        # other ranks begin when the first one has made the folder
-        self.plan = plan_run(folder, resume or not _first_process(), max_epochs)
+        variant = self._variant_folder(config)
+        folder = folder or find_run(variant, max_epochs, _first_process())
+        if folder is not None:
+            self.plan = plan_resume(folder, max_epochs, _first_process())
         if _first_process():
-            announce(self.plan, print)
-        if self.plan.record is not None and (folder / "config.yaml").is_file():
-            of_run = self.parser.parse_args(["fit", "--config", str(folder / "config.yaml")])["fit"]
-            names -= {"config", "resume", "run_folder", "ckpt_path"}
-            self.config["fit"] = merged_config(config, of_run, names, folder)
+            announce(self.plan, variant, print)
+        if folder is not None and self.plan.record is not None:
+            self._take_config(config, folder, names)
         if self.plan.checkpoint is not None:
             self.config["fit"]["ckpt_path"] = str(self.plan.checkpoint.path)
+
+    def _take_config(self, config: Namespace, folder: Path, names: set[str]) -> None:
+        """Take the configuration of a run that goes on, and what may be changed of it by the words."""
+        path = folder / "config.yaml"
+        if not path.exists():  # the words have to say it all
+            return
+        check_whole(path)
+        of_run = self.parser.parse_args(["fit", "--config", str(path)])["fit"]
+        self.config["fit"] = merged_config(config, of_run, names - _FLAGS_OF_FIT - {"ckpt_path"}, folder)
 
     def _variant_folder(self, config: Namespace) -> Path:
         data, model = config["data"], config["model"]
@@ -255,13 +277,8 @@ class BnlabCLI(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Train, unless the run has ended already."""
-        if self.plan.ended:
-            return
-        try:
+        if not self.plan.ended:
             self.trainer.fit(**arguments)
-        finally:
-            if self._lock is not None:
-                self._lock.release()
 
     def _claim_folder(self) -> None:
         config = self.config["fit"]
@@ -271,7 +288,9 @@ class BnlabCLI(LightningCLI):
             self.folder = claim(self._variant_folder(config))
         else:
             self.folder = make(self.plan.folder)
-        self._lock = RunLock(self.folder)
+        if self.plan.lock is None:
+            self.plan.lock = RunLock(self.folder)
+            check_free(self.folder)  # again: now nobody else can begin one
         set_aside(self.plan.damaged)
         if self.plan.checkpoint is not None:
             for complaint in cut_back(self.folder, self.plan.checkpoint.state["files"]):
@@ -301,12 +320,12 @@ class BnlabCLI(LightningCLI):
 
     def _write_config(self, path: Path) -> None:
         config = self.config["fit"].clone()
-        for name in ("config", "run_folder", "resume"):
+        for name in _FLAGS_OF_FIT:
             config.pop(name, None)
         if self.plan.checkpoint is not None:
             config["ckpt_path"] = None  # the run's own
-        text = self._parser("fit").dump(config, skip_validation=True).encode()
-        replace_durably(path, lambda file: file.write(text))
+        text = self._parser("fit").dump(config, skip_validation=True) + END_OF_CONFIG
+        replace_durably(path, lambda file: file.write(text.encode()))
 
     def before_validate(self) -> None:
         """Check the input."""

@@ -18,6 +18,9 @@ from bnlab.training.run_record import describe
 
 ENDED = ("finished", "early", "diverged")
 
+END_OF_CONFIG = "...\n"
+"""YAML's own mark, which config.yaml ends with."""
+
 _HARMLESS_SECTIONS = ("checkpoint", "heatmaps", "charts")
 _HARMLESS = {
     *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "num_sanity_val_steps", "profiler")),
@@ -38,6 +41,7 @@ class Plan:
         checkpoint: what the run goes on from; None to begin.
         damaged: checkpoints to be set aside.
         ended: the run is over, and nothing is left to do.
+        lock: keeps other processes off a run that goes on, from the moment on that its state is read.
     """
 
     folder: Path | None = None
@@ -45,32 +49,54 @@ class Plan:
     checkpoint: GoodCheckpoint | None = None
     damaged: list[Path] = field(default_factory=list)
     ended: bool = False
+    lock: RunLock | None = None
 
 
-def plan_run(folder: Path, resume: bool, max_epochs: int | None) -> Plan:
-    """What to do in a given folder.
-
-    Args:
-        folder: it may not exist yet.
-        resume: whether to go on with a run that is there.
-        max_epochs: epochs that are asked for explicitly; None where they are not.
+def check_free(folder: Path) -> None:
+    """A run may begin in a folder.
 
     Raises:
-        InputError: the folder holds a run, and `resume` is false.
+        InputError: the folder holds a run.
     """
-    if not holds_run(folder):
-        return Plan(folder)
-    if not resume:
+    if holds_run(folder):
         raise InputError(
             f"--run_folder {folder} holds a run already. Add --resume to go on with it, or give another folder."
         )
+
+
+def plan_resume(folder: Path, max_epochs: int | None, first_process: bool = True) -> Plan:
+    """What `--resume` is to do in a folder, which may not exist yet.
+
+    Args:
+        folder: the run's.
+        max_epochs: epochs that are asked for explicitly; None where they are not.
+        first_process: False on ranks other than the first, which has locked the run.
+
+    Raises:
+        InputError: another process works on the run, or it is beyond `max_epochs`.
+    """
+    if not holds_run(folder):
+        return Plan(folder)
+    lock = RunLock(folder) if first_process else None
+    try:
+        plan = _plan_of_run(folder, max_epochs)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    plan.lock = lock
+    return plan
+
+
+def _plan_of_run(folder: Path, max_epochs: int | None) -> Plan:
     record = read_record(folder)
     if has_ended(record, max_epochs):
         return Plan(folder, record, ended=True)
     checkpoint, damaged = find_checkpoint(folder / "checkpoints", _say)
     if checkpoint is not None and max_epochs is not None and 0 <= max_epochs < checkpoint.epoch:
         raise InputError(
-            f"--trainer.max_epochs is {max_epochs}, but the run in {folder} has {checkpoint.epoch} epochs already."
+            f"--trainer.max_epochs is {max_epochs}, but the run in {folder} has {checkpoint.epoch} epochs already. "
+            "Give at least as many, or leave the flag out."
         )
     return Plan(folder, record, checkpoint, damaged)
 
@@ -116,6 +142,22 @@ def has_ended(record: dict[str, Any], max_epochs: int | None) -> bool:
     return outcome.get("status") in ENDED
 
 
+def check_whole(path: Path) -> None:
+    """A run's config.yaml is there to its end; what is missing would take its default unnoticed.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        whole = path.read_bytes().endswith(f"\n{END_OF_CONFIG}".encode())
+    except OSError:
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} is damaged: its end is missing. Remove it, and give the flags that the run was started with."
+        )
+
+
 def merged_config(given: Namespace, of_run: Namespace, names: Iterable[str], folder: Path) -> Namespace:
     """The run's own configuration, with the harmless ones of the given flags.
 
@@ -154,9 +196,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def announce(plan: Plan, say: Callable[[str], None]) -> None:
-    """Tell a person how the run goes on."""
-    if plan.ended:
+def announce(plan: Plan, variant: Path, say: Callable[[str], None]) -> None:
+    """Tell a person how the run goes on; `variant` is where one was looked for."""
+    if plan.folder is None:
+        say(f"no run in {variant} is left to go on with: a new one begins.")
+    elif plan.ended:
         assert plan.record is not None
         say(f"the run in {plan.folder} has ended, {describe(plan.record['outcome'])}: nothing is left to do.")
     elif plan.checkpoint is not None:

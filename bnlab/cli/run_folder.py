@@ -105,10 +105,11 @@ class RunLock:
     @staticmethod
     def is_held(folder: Path) -> bool:
         """Whether some process works on the run."""
-        descriptor = _lock(folder)
-        if descriptor is not None and descriptor >= 0:
-            os.close(descriptor)
-        return descriptor is None
+        try:
+            RunLock(folder).release()
+        except InputError:
+            return True
+        return False
 
 
 def _lock(folder: Path) -> int | None:

@@ -83,6 +83,18 @@ def test_lost_records_are_named_and_the_run_goes_on(left: Path, capsys: pytest.C
     assert read_yaml(left / "run.yaml")["outcome"]["status"] == "finished"
 
 
+def test_a_configuration_that_is_not_whole_is_an_error(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is missing would take its default, and another run would go on."""
+    path = left / "config.yaml"
+    whole = path.read_bytes()
+    for length in (*range(0, len(whole), 211), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SystemExit):
+            go_on(left, *WATCHED)
+        assert f"{path} is damaged: its end is missing." in capsys.readouterr().err, length
+    assert (left / CKPT).exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"outcome: [", b"\xff\xfe", b"- 1\n", b"outcome: {status: early}\n"])
 def test_a_record_that_cannot_be_read_is_written_anew(
     left: Path, content: bytes, capsys: pytest.CaptureFixture[str]
