@@ -37,11 +37,19 @@ def main() -> int:
     words += ["--trainer.log_every_n_steps", "5", "--early_stopping.patience", "60", "--engine", arguments.engine]
     with tempfile.TemporaryDirectory() as temporary, folder_for_a_study(Path(temporary)) as folder:
         begin = time.perf_counter()
-        assert start(*words, "--name", "undisturbed", folder=folder).wait() == 0
+        to_the_end(*words, "--name", "undisturbed", folder=folder)
         print(f"undisturbed: {time.perf_counter() - begin:.0f} s", flush=True)
         kill_often(words, folder, arguments.kills, random.Random(arguments.seed))
-        assert start(*words, "--name", "killed", folder=folder).wait() == 0
+        to_the_end(*words, "--name", "killed", folder=folder)
         return compare(folder)
+
+
+def to_the_end(*words: str, folder: Path) -> None:
+    """Run a study undisturbed; where it fails, show what it printed."""
+    study = start(*words, folder=folder, output=subprocess.PIPE)
+    output, _ = study.communicate()
+    if study.returncode:
+        sys.exit(f"the study ended with status {study.returncode}:\n{output}")
 
 
 def kill_often(words: list[str], folder: Path, kills: int, moments: random.Random) -> None:
