@@ -96,6 +96,7 @@ def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
     counts = report.overview if report else overview(collection, conclusions)
     parts.append("".join(f"{sentence}\n" for sentence in counts.sentences()))
     parts.append("".join(f"left out  {path}: {reason}\n" for path, reason in left_out_lines(collection)))
+    parts.append("".join(f"note      {note}\n" for note in report.notes) if report else "")
     parts.append(_places(report) if report else "")
     sys.stdout.write("\n" + "\n".join(part for part in parts if part))
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from bnlab.reports.accuracy import compare
+from bnlab.reports.accuracy import Pair, compare
 from bnlab.reports.accuracy_table import accuracy_lines
 from bnlab.reports.claims.verdict import Conclusion
 from bnlab.reports.collection import Collection, shown_path
-from bnlab.reports.names import dataset_title
+from bnlab.reports.names import dataset_title, norm_words
 from bnlab.reports.provenance import count
 from bnlab.reports.run_files import clean
 from bnlab.reports.runs import Run
+from bnlab.reports.statistics import mean
 from bnlab.reports.table import MISSING, Cell, Table, rounded
+
+
+class Deviation(NamedTuple):
+    """How far the test accuracies on a dataset lie from the thesis's, in points."""
+
+    dataset: str  # for people
+    cells: int
+    mean: float  # of the absolute values
+    largest: float  # with its sign, ours − the thesis's
+    where: str  # the cell of the largest, for people
 
 
 @dataclass(frozen=True)
@@ -25,11 +37,17 @@ class Overview:
     left_out: int
     datasets: tuple[str, ...]  # for people
     signs: Counter[str]  # of the cells that the thesis has too: agree, differ, within the interval
+    deviations: tuple[Deviation, ...]
     verdicts: Counter[str]  # of the conclusions: supported, contradicted, cannot tell, without runs
 
     def sentences(self) -> list[str]:
         """For people."""
         told = [f"{count(self.runs, 'run')} on {', '.join(self.datasets)}; {self.left_out} left out."]
+        told += [
+            f"{one.dataset}: {count(one.cells, 'test accuracy', 'test accuracies')} off the thesis's by "
+            f"{one.mean:.2f} points on average, at most by {one.largest:+.2f} ({one.where})."
+            for one in self.deviations
+        ]
         cells = sum(self.signs.values())
         if cells:
             parts = [f"{number} {sign}" for sign, number in self.signs.items() if number]
@@ -37,21 +55,47 @@ class Overview:
                 f"Sign of batch norm's gain against the thesis's: of {count(cells, 'cell')} {', '.join(parts)}."
             )
         parts = [f"{number} {verdict}" for verdict, number in self.verdicts.items() if number]
-        told.append(f"The thesis's conclusions: {', '.join(parts)}.")
+        if parts:
+            told.append(f"The thesis's conclusions: {', '.join(parts)}.")
         return told
 
 
 def overview(collection: Collection, conclusions: Sequence[Conclusion]) -> Overview:
     """Count everything."""
+    pairs = [
+        compare(collection, line, dataset)
+        for architecture in architectures(collection)
+        for line in accuracy_lines(collection, architecture)
+        for dataset in collection.datasets([line])
+    ]
     signs: Counter[str] = Counter({"agree": 0, "differ": 0, "within the interval": 0})
-    for architecture in architectures(collection):
-        lines = accuracy_lines(collection, architecture)
-        pairs = [compare(collection, line, dataset) for line in lines for dataset in collection.datasets(lines)]
-        signs.update(pair.verdict for pair in pairs if pair.verdict)
+    signs.update(pair.verdict for pair in pairs if pair.verdict)
     verdicts: Counter[str] = Counter({"supported": 0, "contradicted": 0, "cannot tell": 0, "without runs": 0})
     verdicts.update(one.verdict if one.findings else "without runs" for one in conclusions)
-    datasets = tuple(dataset_title(dataset) for dataset in collection.datasets(collection.lines))
-    return Overview(len(collection.runs), len(collection.left_out), datasets, signs, verdicts)
+    labels = collection.datasets(collection.lines)
+    found = [deviation(label, [pair for pair in pairs if pair.dataset == label]) for label in labels]
+    return Overview(
+        runs=len(collection.runs),
+        left_out=len(collection.left_out),
+        datasets=tuple(map(dataset_title, labels)),
+        signs=signs,
+        deviations=tuple(one for one in found if one is not None),
+        verdicts=verdicts,
+    )
+
+
+def deviation(dataset: str, pairs: Sequence[Pair]) -> Deviation | None:
+    """Of one dataset's cells that the thesis has too; None for none."""
+    off: dict[str, float] = {}
+    for pair in pairs:
+        sides = ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm))
+        for flag, (ours, thesis) in zip((False, True), sides, strict=True):
+            if ours.estimate is not None and thesis is not None:
+                off[f"{pair.line.experiment} {norm_words(flag)}"] = ours.estimate.value - thesis
+    if not off:
+        return None
+    where = max(off, key=lambda cell: abs(off[cell]))
+    return Deviation(dataset_title(dataset), len(off), mean([abs(value) for value in off.values()]), off[where], where)
 
 
 def architectures(collection: Collection) -> list[str]:

@@ -28,9 +28,9 @@ def shared_changes_note(changes: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     return (f"All runs depart from the thesis's protocol: {changes_words(changes)}.",) if changes else ()
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """`1 run`, `2 runs`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

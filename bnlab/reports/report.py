@@ -40,6 +40,7 @@ class Report:
     tables: tuple[Table, ...]
     conclusions: tuple[Conclusion, ...]
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()  # what could not be drawn
 
 
 def main_tables(collection: Collection) -> list[Table]:
@@ -151,7 +152,12 @@ class _Writer:
             ]
             page = html_page(title, made, collection, counts, conclusions, tables, runs, figures, problems, table_files)
             self._put(self._folder / "report.html", page)
-        return Report(self._folder, counts, tuple(tables), tuple(conclusions), tuple(self._files))
+        notes: tuple[str, ...] = ()
+        if figures and not any(figure.plan.name.startswith("difference_") for figure in figures):
+            notes = (
+                f"no heatmap of batch norm against vanilla: no pair of runs has recorded {clean(quantity)} of layers",
+            )
+        return Report(self._folder, counts, tuple(tables), tuple(conclusions), tuple(self._files), notes)
 
     def _write_table(self, table: Table) -> list[tuple[str, str]]:
         """Names and addresses of its files."""

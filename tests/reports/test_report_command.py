@@ -37,6 +37,14 @@ def test_the_main_table_and_the_files_are_printed(capsys: pytest.CaptureFixture[
     row = next(line for line in lines if "ReLU" in line)
     assert " ".join(row.split()) == "Activation function ReLU 98.00 (98.0) 99.00 (98.2) +1.00 (+0.2) agree"
     assert "2 runs on MNIST; 1 left out." in lines
+    expected = (
+        "MNIST: 2 test accuracies off the thesis's by 0.40 points on average, at most by +0.80 (mlp_relu batch norm)."
+    )
+    assert expected in lines
+    assert (
+        "note      no heatmap of batch norm against vanilla: no pair of runs has recorded grad_mean_abs of layers"
+        in lines
+    )
     assert any(line.startswith("left out  broken: result.json is not whole or no JSON") for line in lines)
     folder = Path("study/report").resolve()
     assert f"written   {folder}/report.html" in lines
@@ -55,6 +63,17 @@ def test_the_thesiss_conclusions_are_printed_and_nothing_is_written(capsys: pyte
     assert "The thesis's conclusions: 1 supported, 45 without runs." in output
     assert "written" not in output
     assert {path.name for path in Path("study").iterdir()} == {"mlp_lr_high"}
+
+
+def test_tables_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    write_pair(Path("study"), 0.1135, 0.985, experiment="mlp_lr_high")
+    write_pair(Path("study"), 0.1, 0.86, experiment="cnn_lr_high", dataset="cifar10_jpeg")
+    main(["report", "study", "--format", "none"])
+    output = capsys.readouterr().out
+    assert output.count("Test accuracy of the") == 2
+    assert "conclusions" not in output
+    assert "CIFAR-10 (jpeg): 2 test accuracies off the thesis's by 0.25 points on average, at most by -0.50" in output
+    assert not Path("study/report").exists()
 
 
 def test_several_folders_and_another_output(capsys: pytest.CaptureFixture[str]) -> None:

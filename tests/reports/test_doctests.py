@@ -1,0 +1,15 @@
+"""The examples in docstrings."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+MODULES = ("names", "reference", "provenance", "figures", "learning_curves", "style", "run_files", "claims.dynamics")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_are_true(name: str) -> None:
+    found = doctest.testmod(import_module(f"bnlab.reports.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0
