@@ -120,7 +120,7 @@ def _conclusion(collection: Collection, one: Conclusion) -> dict[str, Any]:
     return {
         "verdict": one.verdict,
         "statement": one.claim.statement,
-        "quote": one.claim.quote.replace("$L_2$", "L₂"),
+        "quote": one.claim.quote,
         "where": one.claim.where,
         "findings": one.findings,
         "reason": one.reason,

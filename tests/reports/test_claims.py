@@ -12,7 +12,7 @@ import pytest
 
 from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown
 from bnlab.reports.claims.accuracies import at_least, higher
-from bnlab.reports.claims.dynamics import epochs_to, fewer, larger, size, sooner, spread
+from bnlab.reports.claims.dynamics import early_size, epochs_to, fewer, larger, sooner, spread
 from bnlab.reports.claims.trends import sign_of
 from bnlab.reports.claims.verdict import Claim, Evidence, Finding, conclude
 from bnlab.reports.conclusions import conclusions_markdown, conclusions_table, conclusions_text
@@ -285,9 +285,11 @@ def test_the_spread_of_gradients() -> None:
     assert spread(table([0.1, 0.0, math.nan, 0.1]), 100) is None
 
 
-def test_the_size_of_gradients() -> None:
-    assert size(table([0.1, 0.01, math.inf], [0.001, 0.0, 1.0]), 10) == pytest.approx(-2.0)
-    assert size(table([0.0]), 10) is None
+def test_the_size_of_gradients_early_in_training() -> None:
+    steps = [0.9, 0.01, 0.0001] + [1.0] * 18  # 0, 10, …, 200; a tenth of 200 is 20
+    assert early_size(table(steps, [7.0] * 21), 200) == pytest.approx(0.001)  # √(0.01 · 0.0001), of the first layer
+    assert early_size(table([0.9, 0.0, math.inf, *[1.0] * 18], [7.0] * 21), 200) is None
+    assert early_size(table([0.9] * 21), 200) is None  # one layer is the last
 
 
 @pytest.mark.parametrize(
@@ -320,9 +322,11 @@ def test_steadier_gradients(tmp_path: Path) -> None:
 
 def test_larger_gradients_of_smaller_weights(tmp_path: Path) -> None:
     for experiment, value in (("mlp_init_high", 0.001), ("mlp_init_low", 0.01)):
-        write_run(tmp_path, curve_rows([0.5], gradients=gradients(value)), experiment=experiment, batch_norm=True)
+        rows = curve_rows([0.5] * 20, gradients=gradients(*[value] * 20))
+        write_run(tmp_path, rows, experiment=experiment, batch_norm=True)
     found = judged(tmp_path, "With batch norm, smaller initial weights give the MLP larger gradients.")
     assert (found.verdict, len(found.runs)) == ("supported", 2)
+    assert found.findings[0].numbers.endswith("mlp_init_high 0.001 (n = 1), mlp_init_low 0.01 (n = 1)")
 
 
 def all_experiments(root: Path, cnn: dict[str, tuple[float, float]]) -> None:

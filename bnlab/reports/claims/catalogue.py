@@ -238,7 +238,7 @@ _REGULARIZATION = (
         Claim(
             architecture,
             f"A small weight decay raises the accuracy of the {architecture.upper()}, {words}.",
-            "adding a small amount of $L_2$ weight regularization to the loss helps the model generalize",
+            "adding a small amount of L₂ weight regularization to the loss helps the model generalize",
             f"8.1.4; {where}",
             ("weight_decay", "relu"),
             compare_sides(Side("relu", flag), Side("weight_decay", flag)),
