@@ -12,7 +12,8 @@ from bnlab.cli.main import main
 from bnlab.cli.report import run
 from bnlab.errors import InputError
 from bnlab.reports import reference
-from tests.cli.runs import PROJECT, finish, fit, start
+from bnlab.studies.results import of_ended_run, write_result
+from tests.cli.runs import PROJECT, fit
 from tests.reports.study_files import curve_rows, write_pair, write_run
 from tests.test_packaging import build
 
@@ -127,33 +128,31 @@ def test_the_command_loads_without_torch() -> None:
 
 
 @pytest.mark.slow
-def test_on_runs_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in ("false", "true"):
+def test_on_runs_of_fit_and_on_their_results(capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs as `bnlab fit` leaves them; then with what a study writes beside them, in its own words."""
+    folders = [
         fit("--model.batch_norm", flag, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "2")
+        for flag in ("false", "true")
+    ]
     capsys.readouterr()
-    main(["report", "tb_logs", "--format", "md,csv,svg,html"])
-    output = capsys.readouterr().out
-    assert "2 runs on digits; 0 left out." in output
+    main(["report", "tb_logs", "--format", "md,svg,html"])
+    assert "2 runs on digits; 0 left out." in capsys.readouterr().out
     text = Path("tb_logs/report/report.md").read_text()
     assert "2 runs without test accuracy: bnlab fit does not test." in text
     assert "All runs depart from the thesis's protocol: trainer.max\\_epochs=2." in text
     assert len(list(Path("tb_logs/report/figures").glob("*.svg"))) == 4
 
-
-@pytest.mark.slow
-def test_on_a_study_in_a_process_of_its_own(tmp_path: Path) -> None:
-    words = ["study", "--configs", "mlp_relu", "--trainer.max_epochs", "1", "--jobs", "1"]
-    status, _, errors = finish(start(*words, "--trainer.accelerator", "cpu", folder=tmp_path), timeout=240)
-    assert status == 0, errors
-    status, output, errors = finish(start("report", "tb_logs/study", "--format", "csv,html", folder=tmp_path))
-    assert (status, errors) == (0, "")
-    assert "2 runs on digits; 0 left out." in output
-    assert (tmp_path / "tb_logs/study/report/report.html").is_file()
-    rows = list(csv.DictReader((tmp_path / "tb_logs/study/report/tables/runs.csv").read_text().splitlines()))
-    assert [row["run"] for row in rows] == [
-        f"mlp_relu/digits-{net}-seed0-accelerator_cpu-max_epochs_1" for net in ("bn", "vanilla")
-    ]
-    assert all(0 < float(row["test_accuracy_percent"]) <= 100 for row in rows)
+    for folder, batch_norm, test_acc in zip(folders, (False, True), (0.75, 0.875), strict=True):
+        identity = {"experiment": "mlp_relu", "architecture": "mlp", "dataset": "digits", "batch_norm": batch_norm}
+        identity |= {"seed": 0, "batch_size": 64, "overrides": {"trainer.max_epochs": 2}}
+        task = {"identity": identity, "words": ["fit"], "study": {"engine": "local", "jobs": 2, "threads": 1}}
+        write_result(folder, of_ended_run(folder, task, {"test_acc": test_acc, "test_loss": 0.5}))
+    main(["report", "tb_logs", "--format", "csv"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "ReLU" in line)
+    assert " ".join(row.split()) == "Activation function ReLU 75.00 87.50 +12.50"
+    rows = list(csv.DictReader(Path("tb_logs/report/tables/runs.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert all(row["hardware"].endswith("2 runs at once)") and float(row["seconds_per_epoch"]) > 0 for row in rows)
 
 
 @pytest.mark.slow
