@@ -194,8 +194,8 @@ class GradientMonitor(Monitor):
             self._taken.append(_Part(group, scale, packed, sums))
         for weight in alone:
             values = stored_values(_gradient(weight))
-            sums = gradient_sums(values, self._scratch)
-            self._taken.append(_Part((weight,), scale, None, (*sums, values.numel())))
+            alone_sums = gradient_sums(values, self._scratch)
+            self._taken.append(_Part((weight,), scale, None, (*alone_sums, values.numel())))
             self._remember(weight)
 
     def _pack(self, weights: list[Weight]) -> list[tuple[tuple[Weight, ...], PackedLayers]]:

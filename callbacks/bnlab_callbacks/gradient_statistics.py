@@ -14,15 +14,18 @@ from torch import Tensor
 
 from bnlab_callbacks.chunks import Scratch, flat, pieces, total, total_count, wide_dtype
 
+# mean squares that float32 holds with elements of any size around the mean: no square that matters is 0 or infinite
+_SQUARES = 1e-30, 1e30
+
 
 class GradientSums(NamedTuple):
-    """Sums over one gradient, as 0-dimensional tensors on its device."""
+    """Sums over one gradient, as 0-dimensional tensors on its device or, of an ordinary one on a CPU, as numbers."""
 
-    absolute: Tensor  # ‖g‖₁
-    signed: Tensor  # Σg
-    norm: Tensor  # ‖g‖₂
-    zeros: Tensor  # number of stored elements equal to 0
-    finite: Tensor  # number of stored elements that are finite
+    absolute: Tensor | float  # ‖g‖₁
+    signed: Tensor | float  # Σg
+    norm: Tensor | float  # ‖g‖₂
+    zeros: Tensor | float  # number of stored elements equal to 0
+    finite: Tensor | float  # number of stored elements that are finite
 
 
 def stored_values(grad: Tensor) -> Tensor:
@@ -40,6 +43,10 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     The 2-norm is taken of values divided by their mean magnitude: squares of gradients of 1e-34 (N(0, 1e-4²) weights in
     a deep net) would all be 0 in float32.
     """
+    if values.device.type == "cpu":
+        ordinary = _ordinary_sums(values, scratch)
+        if ordinary is not None:
+            return ordinary
     absolute, signed, zeros, finite = [], [], [], []
     wide = wide_dtype(values)
     for piece in pieces(values):
@@ -59,6 +66,21 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
         squares.append(torch.dot(scaled, scaled))
     norm = scale * total(squares).sqrt()
     return GradientSums(magnitude_sum, total(signed), norm, total_count(zeros), total_count(finite))
+
+
+def _ordinary_sums(values: Tensor, scratch: Scratch) -> GradientSums | None:
+    """The same sums on a CPU in one go over the pieces; None where some element is not finite or a square is lost."""
+    absolute = signed = square = zeros = 0.0
+    for piece in pieces(values):
+        piece = piece.to(wide_dtype(values))
+        absolute += torch.abs(piece, out=scratch.values(piece)).sum().item()
+        signed += piece.sum().item()
+        square += torch.dot(piece, piece).item()
+        zeros += torch.eq(piece, 0, out=scratch.flags(piece)).sum().item()
+    numel = values.numel()
+    if not math.isfinite(absolute) or not (_SQUARES[0] < square / numel < _SQUARES[1] or absolute == 0):
+        return None
+    return GradientSums(absolute, signed, math.sqrt(square), zeros, numel)
 
 
 def gradient_statistics(sums: Tensor, numel: Tensor, scale: Tensor) -> dict[str, Tensor]:

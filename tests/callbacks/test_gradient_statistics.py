@@ -226,3 +226,13 @@ def test_slope_over_depth() -> None:
     assert slope(*rms) == pytest.approx(np.polyfit(range(4), np.log10(rms), 1)[0], rel=1e-12)
     steps = torch.tensor([rms, rms[::-1]], dtype=torch.float64)
     assert depth_slope(steps).tolist() == [slope(*rms), slope(*rms[::-1])]
+
+
+def test_ordinary_gradients_take_one_pass_and_extreme_ones_the_exact_way() -> None:
+    ordinary = gradient_sums(torch.randn(PIECE + 100), Scratch())
+    assert all(isinstance(each, int | float) for each in ordinary)
+    for factor in (1e-34, 1e25, math.inf):
+        assert isinstance(gradient_sums(torch.ones(100) * factor, Scratch()).norm, Tensor)
+    grad = torch.randn(100, 7) * 1e-14
+    assert isinstance(gradient_sums(stored_values(grad), Scratch()).norm, float)
+    assert_equals_reference(computed(grad), grad)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
+from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, gradient_statistics
 from bnlab_callbacks import activation_hooks as hooks_module
 from bnlab_callbacks import activation_merge as merge_module
 from bnlab_callbacks import gradient_monitor as gradient_module
@@ -180,7 +180,9 @@ def test_records_of_gradients_are_one_copy_to_the_host(depth: int, every: int, m
     """Trap 14: one for all records that are published together, here three or two."""
     copies = []
     to_host = gradient_module.to_host
-    monkeypatch.setattr(gradient_module, "can_pack", lambda tensor: False)  # the accelerators' way
+    # the accelerators' way
+    monkeypatch.setattr(gradient_module, "can_pack", lambda tensor: False)
+    monkeypatch.setattr(gradient_statistics, "_ordinary_sums", lambda values, scratch: None)
     monkeypatch.setattr(gradient_module, "to_host", lambda tensors: copies.append(len(tensors)) or to_host(tensors))
     monitor = GradientMonitor(every)
     counts = count_reads(monitor, ["on_before_optimizer_step", "on_train_batch_end"], monkeypatch)
