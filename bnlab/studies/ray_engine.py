@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ class RayEngine:
     def __init__(self, worker: str, address: str | None, jobs: int | None, gpus: float | None, limit: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it asks for nothing outside unless a person says so
         self._ray = _import_ray()
+        if address is not None:
+            _check_address(address)
         self._worker = worker
         try:
             self._ray.init(
@@ -114,6 +117,17 @@ def work(worker: str, task: Mapping[str, Any], folder: str, variables: Mapping[s
             return process.wait()
         finally:
             process.kill()
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError where nothing answers; Ray itself would try for minutes. `auto` is left to it."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"--ray_address {address}: nothing answers there ({error}).") from error
 
 
 def _import_ray() -> Any:

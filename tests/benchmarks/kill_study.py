@@ -61,7 +61,7 @@ def kill_often(words: list[str], folder: Path, kills: int, moments: random.Rando
         if number % 3:
             while study.poll() is None and checkpoints(folder) == before:
                 time.sleep(0.005)
-            wait = moments.uniform(0, 2)
+            wait = moments.uniform(0, 8)
         else:
             wait = moments.uniform(0, 20)
         try:
