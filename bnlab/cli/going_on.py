@@ -92,13 +92,22 @@ def _plan_of_run(folder: Path, max_epochs: int | None) -> Plan:
     record = read_record(folder)
     if has_ended(record, max_epochs):
         return Plan(folder, record, ended=True)
-    checkpoint, damaged = find_checkpoint(folder / "checkpoints", _say)
+    checkpoint, damaged = find_checkpoint(_checkpoints_of(folder), _say)
     if checkpoint is not None and max_epochs is not None and 0 <= max_epochs < checkpoint.epoch:
         raise InputError(
             f"--trainer.max_epochs is {max_epochs}, but the run in {folder} has {checkpoint.epoch} epochs already. "
             "Give at least as many, or leave the flag out."
         )
     return Plan(folder, record, checkpoint, damaged)
+
+
+def _checkpoints_of(folder: Path) -> Path:
+    """Where a run keeps its checkpoints; whether its config.yaml is whole, is checked later."""
+    try:
+        place = yaml.safe_load((folder / "config.yaml").read_bytes())["checkpoint"]["dirpath"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        place = None
+    return Path(place) if place else folder / "checkpoints"
 
 
 def find_run(variant: Path, max_epochs: int | None, first_process: bool = True) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -26,13 +27,19 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write a checkpoint to a local `path`; other places (`s3://…`) are left to Lightning."""
+        """Write a checkpoint to a local `path`; other places (`s3://…`) are left to Lightning.
+
+        Raises:
+            OSError: the disk is full, or the like; what was there is left as it was.
+        """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        replace_durably(target, lambda file: torch.save(checkpoint, file), keep_as=target.with_name(PREVIOUS))
+        content = io.BytesIO()  # written to a file directly, PyTorch's own complaint would hide that the disk is full
+        torch.save(checkpoint, content)
+        replace_durably(target, lambda file: file.write(content.getbuffer()), keep_as=target.with_name(PREVIOUS))
 
 
 def replace_durably(path: Path, write: Callable[[Any], None], keep_as: Path | None = None) -> None:
@@ -45,10 +52,13 @@ def replace_durably(path: Path, write: Callable[[Any], None], keep_as: Path | No
     """
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with new.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with new.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's has no name
         if keep_as is not None and path.is_file():
             _replace_and_keep(path, new, keep_as)
         else:

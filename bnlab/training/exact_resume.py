@@ -88,13 +88,14 @@ class ExactResume(Callback):
             between_epochs(loops)
             checkpoint["epoch"] -= 1  # Lightning's is the epoch that just ended
         batches = 0 if self._between_epochs else within_epoch(loops)
+        metrics = trainer.callback_metrics.items()
         checkpoint[RUN_STATE] = {
             "epochs": loops["epoch_progress"]["current"]["completed"],
             "batches": batches,
             "steps": trainer.global_step,
             "random": of_all_ranks(trainer, random_state()),
             "files": settle(trainer, self.folder) if trainer.is_global_zero else {},
-            "metrics": {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()},
+            "metrics": {name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics},
             "should_stop": trainer.should_stop,
         }
 

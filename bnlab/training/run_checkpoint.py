@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bnlab_callbacks.run_output import publish_kept
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -18,8 +21,10 @@ class RunCheckpoint(ModelCheckpoint):
     to be saved is written just before the next batch begins, or when training ends.
     """
 
-    writing = False  # now, at such a moment
-    _due: list[Callable[[], None]]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.writing = False  # now, at such a moment
+        self._due: list[Callable[[], None]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing is due yet."""
@@ -28,7 +33,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def write_due(self, trainer: Trainer) -> None:
         """Write what is to be saved. To be called between two batches, by all ranks."""
+        if not self._due:
+            return
         due, self._due = self._due, []
+        publish_kept(trainer)  # a checkpoint holds no records
         self.writing = True
         try:
             for action in due:

@@ -13,14 +13,14 @@ from lightning.pytorch import Trainer
 from bnlab.training.checkpoint_file import sync
 from bnlab_callbacks import RecordFile
 from bnlab_callbacks.record_file import table_of
-from bnlab_callbacks.run_output import publish_kept, tensorboard_writers
+from bnlab_callbacks.run_output import tensorboard_writers
 
 _EVENTS = "events.out.tfevents.*"
 _TABLE = "records.csv"
 
 
 def settle(trainer: Trainer, folder: Path) -> dict[str, int]:
-    """Bring to the disk all that was recorded so far.
+    """Bring to the disk all that was published so far.
 
     Args:
         trainer: between two batches.
@@ -29,11 +29,11 @@ def settle(trainer: Trainer, folder: Path) -> dict[str, int]:
     Returns:
         sizes in bytes of the event files and the table of records, by their paths within the folder, or else in full.
     """
-    publish_kept(trainer)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined] # set by a connector
-        if isinstance(callback, RecordFile):
-            callback.write_out()
     folders = [folder]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined] # set by a connector
+        if isinstance(callback, RecordFile) and callback.active:
+            callback.write_out()
+            folders.append(callback.path.parent)
     for writer, _ in tensorboard_writers(trainer):
         writer.flush()
         folders.append(Path(writer.log_dir))
@@ -47,28 +47,33 @@ def settle(trainer: Trainer, folder: Path) -> dict[str, int]:
 def cut_back(folder: Path, sizes: Mapping[str, int]) -> list[str]:
     """Take a run's event files and table of records back to what they were when `settle` gave these sizes.
 
-    What came later is removed, so that the run that goes on from there writes it once only.
+    What came later is removed, so that the run that goes on from there writes it once only. Outside the run's folder,
+    files that are not known stay: they may be other runs'.
 
     Returns:
         complaints: files that are shorter than they were, which only a broken disk or a person can have made so.
     """
-    table_of(folder)
     known = {folder / name: size for name, size in sizes.items()}  # names outside the folder are absolute
-    complaints = []
-    for path in _appended_files({folder, *(path.parent for path in known)}):
-        size = known.pop(path, 0)
-        if size == 0:
+    for place in {folder, *(path.parent for path in known if path.name == _TABLE)}:
+        table_of(place)
+    for path in _appended_files([folder]):
+        if path not in known:
             path.unlink()
-            continue
-        if path.stat().st_size < size:
-            complaints.append(f"{path} has lost {size - path.stat().st_size} bytes; its last records are missing.")
-        else:
-            os.truncate(path, size)
-        sync(path)
-    complaints += [f"{path} is missing, and its records with it." for path, size in known.items() if size]
+    complaints = [each for path, size in known.items() if (each := _shorten(path, size))]
     _remove_unfinished(folder)
     sync(folder)
     return complaints
+
+
+def _shorten(path: Path, size: int) -> str | None:
+    """Take a file back to `size` bytes; what is wrong if it has fewer."""
+    if not path.is_file():
+        return f"{path} is missing, and its records with it."
+    if path.stat().st_size < size:
+        return f"{path} has lost {size - path.stat().st_size} bytes; its last records are missing."
+    os.truncate(path, size)
+    sync(path)
+    return None
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -120,7 +120,10 @@ class RunRecord(Callback):
             "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
             "ended": _now(),
         }
-        self._write(trainer)
+        try:
+            self._write(trainer)
+        except OSError as error:  # after the exception that says so too, which it must not hide
+            sys.stderr.write(f"bnlab: how the run ended could not be written ({error}).\n")
         sys.stdout.write(self.screen(_checkpoint(trainer)))
         sys.stdout.flush()
 

@@ -110,6 +110,11 @@ class RecordFile(RunOutput):
         for tag in tags:
             self._columns[tag] = _text([split_tag(tag)]).rstrip("\n")
 
+    @property
+    def path(self) -> Path:
+        """The table, while a run is on."""
+        return self._path
+
     @or_give_up
     def write_out(self) -> None:
         """Write what is kept in memory, for a checkpoint that counts on it."""

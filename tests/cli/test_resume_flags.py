@@ -170,6 +170,24 @@ def test_a_run_without_a_checkpoint_begins_again(capsys: pytest.CaptureFixture[s
     assert [each["checkpoint"] for each in record["resumed"]] == [None]
 
 
+def test_checkpoints_are_found_where_the_run_keeps_them(capsys: pytest.CaptureFixture[str]) -> None:
+    broken_off("--run_folder", "run", "--checkpoint.dirpath", "elsewhere")
+    assert not Path("run/checkpoints").exists()
+    main([*FIT, "--run_folder", "run", "--resume"])
+    assert "the run in run goes on from last.ckpt: epoch 1, step 9." in capsys.readouterr().out
+
+
+def test_what_begins_a_new_run_from_a_checkpoint_is_not_the_old_run() -> None:
+    """`--ckpt_path FILE`: early stopping ended that run, and the new one goes on, in a folder of its own."""
+    words = ("--model.lr", "1e-12", "--trainer.max_epochs", "4")
+    main([*FIT, *words, "--early_stopping.patience", "1", "--run_folder", "old"])
+    before = tree(Path("old"))
+    assert read_yaml(Path("old/run.yaml"))["outcome"]["epochs"] == 2
+    main([*FIT, *words, "--run_folder", "new", "--ckpt_path", "old/checkpoints/last.ckpt"])
+    assert read_yaml(Path("new/run.yaml"))["outcome"]["epochs"] > 2
+    assert tree(Path("old")) == before
+
+
 def test_a_fast_dev_run_still_leaves_nothing() -> None:
     main([*FIT, "--trainer.fast_dev_run", "true", "--run_folder", "run", "--resume"])
     assert list(Path().iterdir()) == []

@@ -62,8 +62,10 @@ def test_events_elsewhere_are_cut_too(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "run").mkdir()
     name, size = events_of_two_halves(tmp_path / "other")
+    (tmp_path / "other/records.csv").write_text("of another run")
     assert cut_back(tmp_path / "run", {str(tmp_path / "other" / name): size}) == []
     assert steps(tmp_path / "other") == [0, 1, 2, 3, 4]
+    assert (tmp_path / "other/records.csv").read_text() == "of another run"
 
 
 def test_what_is_lost_is_named(tmp_path: Path) -> None:
