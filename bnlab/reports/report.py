@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
+from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
 from bnlab.reports.accuracy_table import accuracy_table, batch_size_table
 from bnlab.reports.claims import Conclusion, judge_all
@@ -16,7 +17,7 @@ from bnlab.reports.collection import Collection
 from bnlab.reports.conclusions import conclusions_table
 from bnlab.reports.curves import Curves, read_curves
 from bnlab.reports.figures import GRADIENT, FigurePlan, plan_figures
-from bnlab.reports.files import address, write_whole
+from bnlab.reports.files import address
 from bnlab.reports.html_page import DrawnFigure, html_page
 from bnlab.reports.markdown_page import markdown_page
 from bnlab.reports.overview import Overview, architectures, overview, runs_table
@@ -198,7 +199,7 @@ class _Writer:
         return DrawnFigure(plan, shown, (width, height), tuple(files))
 
     def _put(self, path: Path, content: bytes | str) -> None:
-        write_whole(path, content)
+        write_durably(path, content)
         self._files.append(path)
 
 

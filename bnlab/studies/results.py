@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from bnlab.durable_files import write_durably
+
 SCHEMA = 1
 FILE, LOG = "result.json", "log.txt"
 _LOG_LINES, _LOG_BYTES = 20, 8192
@@ -33,17 +35,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def write_result(folder: Path, content: Mapping[str, Any]) -> None:
     """Write a result whole or not at all, as strict JSON."""
     text = json.dumps(strict({"schema": SCHEMA, **content}), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(folder / FILE, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, on the disk before its name is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_durably(folder / FILE, text)
 
 
 def strict(value: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from bnlab.durable_files import write_durably
 from bnlab.studies.datasets import dataset_text
 from bnlab.studies.grid import Grid
-from bnlab.studies.results import write_text
 
 FILE = "study.yaml"
 BATCH_NORM = {"off": (False,), "on": (True,), "both": (False, True)}
@@ -22,7 +22,7 @@ def write_study(folder: Path, grids: Sequence[Grid]) -> None:
     earlier = [grid for grid in _grids_there(folder / FILE) if grid not in here]
     content = {"name": folder.name, "root_dir": str(folder.parent), "grids": [*earlier, *here]}
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_durably(folder / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _grids_there(path: Path) -> list[Any]:

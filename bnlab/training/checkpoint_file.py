@@ -13,6 +13,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
+from bnlab.durable_files import replace_durably
+
 PREVIOUS = "previous.ckpt"
 
 RUN_STATE = "bnlab"
@@ -40,57 +42,6 @@ class DurableCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()  # written to a file directly, PyTorch's own complaint would hide that the disk is full
         torch.save(checkpoint, content)
         replace_durably(target, lambda file: file.write(content.getbuffer()), keep_as=target.with_name(PREVIOUS))
-
-
-def replace_durably(path: Path, write: Callable[[Any], None], keep_as: Path | None = None) -> None:
-    """Have `write` fill a binary file beside `path`, bring it to the disk, and put it in the place of `path`.
-
-    Args:
-        path: the file.
-        write: is given the open file.
-        keep_as: what the file that was there is called from now on; None lets go of it.
-    """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            with new.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's has no name
-        if keep_as is not None and path.is_file():
-            _replace_and_keep(path, new, keep_as)
-        else:
-            os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def _replace_and_keep(path: Path, new: Path, name: Path) -> None:
-    """Put `new` in the place of `path`, which is called `name` from then on; at every moment one of them is whole."""
-    link = name.with_name(f".{name.name}.{os.getpid()}")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links
-        os.replace(path, name)
-        os.replace(new, path)
-        return
-    os.replace(new, path)
-    os.replace(link, name)
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if os.name == "nt":  # which cannot do it for folders, nor for files that are open for reading
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class DamagedError(Exception):

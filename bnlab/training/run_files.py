@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from bnlab.training.checkpoint_file import sync
+from bnlab.durable_files import sync
 from bnlab_callbacks import RecordFile
 from bnlab_callbacks.record_file import table_of
 from bnlab_callbacks.run_output import tensorboard_writers

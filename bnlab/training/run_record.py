@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bnlab.training.checkpoint_file import replace_durably
+from bnlab.durable_files import write_durably
 from bnlab.training.divergence import DivergenceStop
 from bnlab.training.provenance import git_state, hardware, versions
 
@@ -202,7 +202,7 @@ def describe(outcome: dict[str, Any]) -> str:
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
     data = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
-    replace_durably(path, lambda file: file.write(data))
+    write_durably(path, data)
 
 
 def _checkpoint(trainer: Trainer) -> str | None:

@@ -10,10 +10,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
 from bnlab.reports import CLAIMS, Report, collect, write_report
 from bnlab.reports.figures import plan_figures
-from bnlab.reports.files import address, write_whole
+from bnlab.reports.files import address
 from tests.reports.study_files import curve_rows, write_fit_run, write_pair, write_run
 
 VOID = {"meta", "img", "link", "br", "hr", "input", "col"}
@@ -281,13 +282,13 @@ def test_no_runs_no_report(tmp_path: Path) -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a" / "b.txt"
-    write_whole(path, "one")
+    write_durably(path, "one")
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, "two")
+        write_durably(path, "two")
     assert path.read_text() == "one"
     assert [file.name for file in path.parent.iterdir()] == ["b.txt"]

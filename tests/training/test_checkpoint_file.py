@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from bnlab.durable_files import replace_durably
 from bnlab.training import checkpoint_file
-from bnlab.training.checkpoint_file import RUN_STATE, DurableCheckpointIO, find_checkpoint, replace_durably, set_aside
+from bnlab.training.checkpoint_file import RUN_STATE, DurableCheckpointIO, find_checkpoint, set_aside
 
 
 def content(step: int) -> dict[str, Any]:
