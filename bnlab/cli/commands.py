@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,9 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bnlab.cli.arguments import config_of_checkpoint, flags_after_configs, given_names
+from bnlab.cli.checks import check_batch_norm, checkpoint_arguments
 from bnlab.cli.going_on import (
     END_OF_CONFIG,
     Plan,
+    add_flags,
     announce,
     check_free,
     check_whole,
@@ -35,9 +36,10 @@ from bnlab.cli.predictions import PredictionWriter
 from bnlab.cli.progress import TimedProgressBar
 from bnlab.cli.run_folder import RunLock, claim, experiment_name, make, variant_name
 from bnlab.data import ImageDataModule
+from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
 from bnlab.training import Classifier, DivergenceStop
-from bnlab.training.checkpoint_file import DurableCheckpointIO, replace_durably, set_aside
+from bnlab.training.checkpoint_file import DurableCheckpointIO, set_aside
 from bnlab.training.exact_resume import ExactResume
 from bnlab.training.run_checkpoint import RunCheckpoint
 from bnlab.training.run_files import clear, cut_back
@@ -135,23 +137,7 @@ class BnlabCLI(LightningCLI):
         """`fit` has two flags of its own."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
-            parser.add_argument(
-                "--run_folder",
-                type=str | None,
-                default=None,
-                help="The run's folder itself, instead of the next free one in tb_logs/.",
-            )
-            parser.add_argument(
-                "--resume",
-                type=bool,
-                nargs="?",
-                const=True,
-                default=False,
-                help=(
-                    "Go on from the last checkpoint of the run in --run_folder, or of the newest one of this "
-                    "experiment and variant that has not ended; begin where there is none. Also: --ckpt_path last."
-                ),
-            )
+            add_flags(parser)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -325,7 +311,7 @@ class BnlabCLI(LightningCLI):
         if self.plan.checkpoint is not None:
             config["ckpt_path"] = None  # the run's own
         text = self._parser("fit").dump(config, skip_validation=True) + END_OF_CONFIG
-        replace_durably(path, lambda file: file.write(text.encode()))
+        write_durably(path, text)
 
     def before_validate(self) -> None:
         """Check the input."""
@@ -363,41 +349,6 @@ class BnlabCLI(LightningCLI):
 def _first_process() -> bool:
     """Whether this is the process that writes; known before the ranks meet."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def checkpoint_arguments(path: str) -> dict[str, Any]:
-    """The model's arguments in a checkpoint, read without running code from it.
-
-    Raises:
-        InputError: there is no such file, or it is no checkpoint of bnlab.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"--ckpt_path {path}: there is no such file; bnlab fit prints it at the end of a run.")
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
-    except Exception as error:
-        raise InputError(
-            f"--ckpt_path {path} is not a readable checkpoint of bnlab ({type(error).__name__})."
-        ) from error
-    return {name: value for name, value in saved.items() if name != "_instantiator"}
-
-
-def check_batch_norm(config: Namespace, synchronisable: bool) -> None:
-    """Batch norm needs two samples a batch, and its synchronised form a GPU.
-
-    Raises:
-        InputError: one of these is missing.
-    """
-    if config["model"]["batch_norm"] and config["data"]["batch_size"] == 1:
-        raise InputError(
-            "--model.batch_norm true with --data.batch_size 1: one sample has no variance to normalise by; "
-            "give a batch size of at least 2."
-        )
-    if config["trainer"]["sync_batchnorm"] and not synchronisable:
-        raise InputError(
-            "--trainer.sync_batchnorm true: torch synchronises batch norm on GPUs only. Leave it out on a CPU; each "
-            "rank then normalises by its own batch."
-        )
 
 
 def _described(plan: Plan) -> dict[str, Any] | None:

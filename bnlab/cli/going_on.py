@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from bnlab.cli.run_folder import RunLock, versions_newest_first
 from bnlab.errors import InputError
@@ -29,6 +29,25 @@ _HARMLESS = {
     *(f"data.{name}" for name in ("root", "download", "num_workers")),
 }
 """Flags that a run may go on with changed: they change where and how long it runs, not what it computes."""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add `--run_folder` and `--resume`."""
+    parser.add_argument(
+        "--run_folder",
+        type=str | None,
+        default=None,
+        help="The run's folder itself, instead of the next free one in tb_logs/.",
+    )
+    parser.add_argument(
+        "--resume",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Go on from the last checkpoint of the run in --run_folder, or of the newest one of this experiment and "
+        "variant that has not ended; begin where there is none. Also: --ckpt_path last.",
+    )
 
 
 @dataclass
