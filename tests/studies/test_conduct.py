@@ -193,5 +193,5 @@ def test_ctrl_c_ends_the_runs_too(tmp_path: Path) -> None:
     started = pids(tmp_path)
     study.send_signal(signal.SIGINT)
     study.wait(20)
-    assert not any(map(alive, started))
+    wait_for(lambda: not any(map(alive, started)))  # the kernel needs a moment
     assert not list(tmp_path.glob("*/*/result.json"))
