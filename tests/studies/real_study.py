@@ -1,6 +1,7 @@
 """Running `bnlab study` on the digits: in this process, which is fast to begin, or in one of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,4 +53,10 @@ def start(*words: str, folder: Path, output: Any = subprocess.DEVNULL) -> "subpr
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
+
+
+def heed_ctrl_c() -> None:
+    """A shell's background jobs ignore SIGINT, and hand that on to what they start, such as these tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.studies.real_study import PROJECT
+from tests.studies.real_study import PROJECT, heed_ctrl_c
 
 
 def total_after(seed: int, steps: int) -> int:
@@ -26,7 +26,8 @@ def lines(folder: Path, name: str) -> dict[str, list[str]]:
 def start(folder: Path, jobs: int, seeds: int, steps: int, engine: str = "local") -> "subprocess.Popen[bytes]":
     """A study in a process of its own."""
     words = [str(folder), str(jobs), str(seeds), str(steps), engine]
-    return subprocess.Popen([sys.executable, "-m", "tests.studies.stub_study", *words], cwd=PROJECT)
+    command = [sys.executable, "-m", "tests.studies.stub_study", *words]
+    return subprocess.Popen(command, cwd=PROJECT, preexec_fn=heed_ctrl_c)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
