@@ -12,6 +12,7 @@ import torch
 SET_BY_LIBRARIES = {
     *("PYTEST_CURRENT_TEST", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "TORCHINDUCTOR_CACHE_DIR"),
     *("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"),  # importing scikit-learn
+    "PYTORCH_NVML_BASED_CUDA_CHECK",  # importing Lightning
 }
 GRACE_S = 2.0  # for threads that were told to end
 
