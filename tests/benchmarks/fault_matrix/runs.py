@@ -1,0 +1,230 @@
+"""One run of the fault matrix: what it is, how it is trained, how it ended, and what the diagnosis said."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Sequence, Sized
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bnlab.data import load
+from tests.benchmarks.fault_matrix.faults import FAULTS, Setup
+from tests.benchmarks.fault_matrix.nets import NETS, SLOW
+
+STEPS = 350  # rules that ask for patience wait for 300
+WARM_UP = 100
+OPTIMIZERS = ("sgd", "adam", "adamw")
+TUNE_NETS = ("mlp", "mlp_bn", "cnn", "cnn_bn", "lstm", *SLOW)
+CONTROL, WARMED_UP = "control", "warm-up"
+
+
+class Task(NamedTuple):
+    """A run: `fault` is that of a table, or one of the two healthy kinds."""
+
+    fault: str
+    net: str
+    optimizer: str
+    data: str
+    seed: int
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong with it."""
+        return self.fault in (CONTROL, WARMED_UP)
+
+    @property
+    def part(self) -> str:
+        """`tune`: thresholds may be chosen on it; `held_out`: they are reported on it."""
+        return "tune" if self.seed == 0 and self.net in TUNE_NETS else "held_out"
+
+    @property
+    def control(self) -> Task:
+        """The sound run to compare with."""
+        return self._replace(fault=CONTROL)
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self))
+
+
+def tasks(seeds: int, healthy_seeds: int, data: Sequence[str]) -> list[Task]:
+    """The grid: controls of all nets × optimizers × data × `healthy_seeds`, slow starters, faults × nets × `seeds`.
+
+    A fault meets every net with every seed; which optimizer and data go with them alternates.
+    """
+    grid = [
+        Task(CONTROL, net, optimizer, name, seed)
+        for net in (*NETS, *SLOW)
+        for optimizer in OPTIMIZERS
+        for name in data
+        for seed in range(healthy_seeds)
+    ]
+    for seed in range(seeds):
+        for n, net in enumerate(NETS):
+            for o, optimizer in enumerate(OPTIMIZERS):
+                grid.append(Task(WARMED_UP, net, optimizer, data[(n + o + seed) % len(data)], seed))
+            for f, (title, fault) in enumerate(FAULTS.items()):
+                if net in fault.nets:
+                    turn = f + n + seed
+                    grid.append(Task(title, net, OPTIMIZERS[turn % 3], data[(turn + turn // 6) % len(data)], seed))
+    return sorted(grid, key=lambda task: (task.part != "tune", task.seed, not task.healthy))
+
+
+class Images(NamedTuple):
+    """Grey values (N, 1, H, W) of 0 … 255 and labels, for training and held out."""
+
+    images: Tensor
+    labels: Tensor
+    held_images: Tensor
+    held_labels: Tensor
+
+
+@lru_cache
+def read(data: str, root: str) -> Images:
+    """The digits in their own 8×8 pixels; 6,000 of MNIST's images at half size, 14×14."""
+    found = load(cast(Any, data), root)
+    if data == "digits":
+        shrink, n, held = 4, len(found.train_labels), len(found.test_labels)
+    else:
+        shrink, n, held = 2, 6000, 1000
+    return Images(
+        F.avg_pool2d(found.train_images[:n].float(), shrink),
+        found.train_labels[:n],
+        F.avg_pool2d(found.test_images[:held].float(), shrink),
+        found.test_labels[:held],
+    )
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]], Sized):
+    """The batches of a whole run, one item each, in an order of its seed."""
+
+    def __init__(self, run: Setup, images: Tensor, labels: Tensor, seed: int) -> None:
+        self.run, self.images, self.labels = run, images, labels
+        generator = torch.Generator().manual_seed(seed)
+        needed = STEPS * run.batch_size
+        epochs = math.ceil(needed / len(labels))
+        self.order = torch.cat([torch.randperm(len(labels), generator=generator) for _ in range(epochs)])[:needed]
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        chosen = self.order[step * self.run.batch_size :][: self.run.batch_size]
+        images, labels = self.images[chosen], self.labels[chosen]
+        return (images, labels) if self.run.batch_fault is None else self.run.batch_fault(step, images, labels)
+
+
+class Module(LightningModule):
+    """Cross entropy and one of three optimizers."""
+
+    def __init__(self, run: Setup, optimizer: str) -> None:
+        super().__init__()
+        self.run, self.optimizer_name = run, optimizer
+        self.net = run.net
+        if run.spare:
+            self.spare = nn.Linear(16, 16)
+        self.losses: list[Tensor] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        images, labels = batch
+        outputs = self.net(images)
+        loss = F.cross_entropy(outputs.softmax(1) if self.run.softmax else outputs, labels)
+        self.losses.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and where it is asked for a linear warm-up."""
+        left_out = {id(p) for name in self.run.left_out for p in self.net.get_submodule(name).parameters()}
+        parameters = [parameter for parameter in self.parameters() if id(parameter) not in left_out]
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_name == "sgd":
+            optimizer = torch.optim.SGD(parameters, self.run.lr, momentum=0.9, nesterov=True)
+        else:
+            kind = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
+            optimizer = kind(parameters, self.run.lr)
+        if not self.run.warm_up:
+            return optimizer
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.run.warm_up))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+
+def set_up(task: Task, side: int) -> Setup:
+    """The run with its fault."""
+    spec = (NETS | SLOW)[task.net]
+    torch.manual_seed(task.seed)
+    run = Setup(task.net, spec, spec.build(side), spec.lr[task.optimizer], side)
+    if task.fault == WARMED_UP:
+        run.warm_up = WARM_UP
+    elif not task.healthy:
+        FAULTS[task.fault].inject(run)
+    return run
+
+
+def perform(task: Task, root: str, diagnose: bool) -> dict[str, Any]:
+    """Train, and return what there is to know of the run; an error of the diagnosis is a result, too."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("bnlab_callbacks").setLevel(logging.ERROR)
+    begin = time.perf_counter()
+    result: dict[str, Any] = {**task._asdict(), "part": task.part}
+    try:
+        result |= _train(task, root, diagnose)
+    except Exception:  # noqa: BLE001 - the other runs go on, and the error is shown in the table
+        result["error"] = traceback.format_exc(limit=-6)
+    return result | {"seconds": round(time.perf_counter() - begin, 2)}
+
+
+def _train(task: Task, root: str, diagnose: bool) -> dict[str, Any]:
+    data = read(task.data, root)
+    run = set_up(task, data.images.shape[-1])
+    mean, std = (data.images.mean(), data.images.std()) if run.standardised else (torch.tensor(0.0), torch.tensor(1.0))
+    module = Module(run, task.optimizer)
+    batches = Batches(run, (data.images - mean) / std, data.labels, task.seed)
+    callbacks: list[Callback] = []
+    if diagnose:
+        from bnlab_callbacks import TrainingDiagnosis
+
+        callbacks = [TrainingDiagnosis()]
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=callbacks,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **run.trainer,
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    module.eval()
+    with torch.no_grad():
+        outputs = module.net((data.held_images - mean) / std)
+    losses = torch.stack(module.losses)
+    finite = bool(losses.isfinite().all()) and all(bool(p.isfinite().all()) for p in module.parameters())
+    return {
+        "accuracy": round(float((outputs.argmax(1) == data.held_labels).float().mean()), 4),
+        "finite": finite,
+        "losses": [_number(losses[step]) for step in (0, 10, 50, 100, 200, STEPS - 1)],
+        "layers": run.layers,
+        "findings": [_finding(found) for callback in callbacks for found in cast(Any, callback).findings],
+    }
+
+
+def _number(value: Tensor) -> float | None:
+    return float(f"{float(value):.4g}") if value.isfinite() else None
+
+
+def _finding(found: Any) -> dict[str, Any]:
+    names = ("name", "severity", "layer", "since", "noticed", "ended", "evidence")
+    return {name: getattr(found, name) for name in names}
