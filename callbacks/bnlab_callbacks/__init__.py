@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.activation_monitor import ActivationMonitor
     from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
     from bnlab_callbacks.chart_layout import ChartLayout
+    from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
     from bnlab_callbacks.epoch_timer import EpochTimer
     from bnlab_callbacks.gradient_monitor import GradientMonitor
     from bnlab_callbacks.heatmap import LayerHeatmap
@@ -29,6 +30,7 @@ __all__ = [
     "GradientMonitor",
     "LayerHeatmap",
     "RecordFile",
+    "TrainingDiagnosis",
     "read_records",
 ]
 
@@ -42,6 +44,7 @@ _MODULES = {
     "GradientMonitor": "gradient_monitor",
     "LayerHeatmap": "heatmap",
     "RecordFile": "record_file",
+    "TrainingDiagnosis": "diagnosis.training_diagnosis",
     "read_records": "record_file",
 }
 

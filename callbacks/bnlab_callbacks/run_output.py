@@ -6,14 +6,24 @@ import os
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor
 from bnlab_callbacks.records import Record, RecordListener
 
 P = ParamSpec("P")
-R = TypeVar("R", bound="RunOutput")
+
+
+class _GivesUp(Protocol):
+    """A callback that can be off."""
+
+    active: bool
+
+    def give_up(self, reason: str) -> None: ...
+
+
+R = TypeVar("R", bound=_GivesUp)
 
 
 def or_give_up(method: Callable[Concatenate[R, P], None]) -> Callable[Concatenate[R, P], None]:

@@ -1,0 +1,96 @@
+"""What can be known of a net by looking at it: which layers are trained, by which optimizer, and from what weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from bnlab_callbacks.gradient_monitor import Weight, find_weights
+from bnlab_callbacks.naming import clean_name
+
+
+def frozen_layers(model: nn.Module) -> tuple[str, ...]:
+    """Modules that hold weights (two or more dimensions) of which none is trainable."""
+    return tuple(
+        clean_name(name)
+        for name, module in model.named_modules()
+        if (own := [weight for weight in module.parameters(recurse=False) if weight.ndim > 1])
+        and not any(weight.requires_grad for weight in own)
+    )
+
+
+def layers_without_optimizer(weights: Sequence[Weight], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
+    """Trainable layers that are in no optimizer's parameter groups."""
+    held = {id(parameter) for optimizer in optimizers for parameter in _parameters(optimizer)}
+    return tuple(weight.layer for weight in weights if id(weight.parameter) not in held)
+
+
+def constant_layers(weights: Sequence[Weight]) -> dict[str, float]:
+    """Layers of two or more weights that are all equal → the weight; one copy off the device."""
+    dense = [w for w in weights if w.parameter.layout == torch.strided and not w.parameter.is_complex()]
+    dense = [weight for weight in dense if weight.parameter.numel() > 1 and weight.parameter.device.type != "meta"]
+    if not dense:
+        return {}
+    ends = [torch.stack(torch.aminmax(weight.parameter.detach().float())) for weight in dense]
+    pairs = torch.stack([pair.to(ends[0].device) for pair in ends]).tolist()
+    return {weight.layer: low for weight, (low, high) in zip(dense, pairs, strict=True) if low == high}
+
+
+def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
+    """Batch-norm layers with trainable scales and running statistics in evaluation mode, in a module that trains."""
+    return tuple(
+        name
+        for name, norm in batch_norms(model)
+        if model.training
+        and not norm.training
+        and norm.track_running_stats
+        and norm.weight is not None
+        and norm.weight.requires_grad
+    )
+
+
+def norm_momenta(model: nn.Module) -> dict[str, float | None]:
+    """Batch-norm layers with running statistics → momentum."""
+    return {name: norm.momentum for name, norm in batch_norms(model) if norm.track_running_stats}
+
+
+def batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Batch-norm layers, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            yield clean_name(name), module
+
+
+class GradientSeen:
+    """Which layers have had a gradient since training began, among those whose optimizer made steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {id(weight.parameter): weight for weight in find_weights(model)}
+        self.without: dict[str, None] = {}
+        self._with: set[str] = set()
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Note an optimizer's step, before it is made."""
+        for parameter in _parameters(optimizer):
+            weight = self._weights.get(id(parameter))
+            if weight is None or weight.layer in self._with:
+                continue
+            if parameter.grad is None:
+                self.without[weight.layer] = None
+            else:
+                self._with.add(weight.layer)
+                self.without.pop(weight.layer, None)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers without a gradient so far, in order of definition."""
+        return tuple(weight.layer for weight in self._weights.values() if weight.layer in self.without)
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

@@ -1,0 +1,173 @@
+"""What the rules look at: one observation for each recorded optimizer step, and the losses of all steps."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+_RECENT = 400  # losses that are kept
+_WARM = 5  # steps whose largest loss is the scale of the first losses
+
+
+@dataclass
+class Facts:
+    """What is known about a run beside its records; None and empty for what is not known.
+
+    Attributes:
+        chance_loss: the loss of a net that knows nothing: ln C for cross entropy over C classes.
+        gradient_clip: the norm that the Trainer clips gradients to.
+        scaled: whether a loss scaler is at work, whose overflows are no fault.
+        without_gradient: layers that an optimizer holds and whose gradient was None in every step so far.
+        without_optimizer: trainable layers that no optimizer holds.
+        frozen: layers with `requires_grad=False`.
+        constant: layers all of whose weights were equal when training began → that weight.
+        norm_eval: batch-norm layers in evaluation mode while the module trains, with trainable scales.
+        norm_momentum: batch-norm layers → their momentum (None: cumulative average).
+        norm_values: batch-norm layers → values per channel in the smallest training batch so far.
+        softmax_twice: whether the loss is the cross entropy of probabilities taken for logits.
+        weights: layer → number of its weights.
+    """
+
+    chance_loss: float | None = None
+    gradient_clip: float | None = None
+    scaled: bool = False
+    without_gradient: tuple[str, ...] = ()
+    without_optimizer: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    constant: Mapping[str, float] = field(default_factory=dict)
+    norm_eval: tuple[str, ...] = ()
+    norm_momentum: Mapping[str, float | None] = field(default_factory=dict)
+    norm_values: Mapping[str, int] = field(default_factory=dict)
+    softmax_twice: bool = False
+    weights: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A recorded optimizer step.
+
+    Attributes:
+        step: counted from 0.
+        values: quantity → layer → value, layers in order of execution; as in `GradientMonitor`, `ActivationMonitor`
+            and `BatchNormMonitor`, and `weight_rms`, ‖w‖₂/√n. Empty for what was not recorded.
+        whole: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of the
+            last layer), `input_mean`, `input_std`, `input_absmax` of the batch.
+        bad_rank: the first rank whose loss was not finite.
+    """
+
+    step: int
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    whole: Mapping[str, float] = field(default_factory=dict)
+    bad_rank: int | None = None
+
+    def of(self, quantity: str) -> Mapping[str, float]:
+        """The layers' values of a quantity."""
+        return self.values.get(quantity, {})
+
+
+class Losses:
+    """The training losses of all optimizer steps up to the present one; steps without a loss are missing."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: float | None = None
+        self.largest_early = 0.0  # of the first finite ones
+        self.recent: deque[float] = deque(maxlen=_RECENT)
+        self.bad_step: int | None = None  # the first one whose loss was not finite
+
+    def add(self, step: int, loss: float) -> None:
+        """Take in the loss of the next step."""
+        self.count += 1
+        self.recent.append(loss)
+        if not math.isfinite(loss):
+            self.bad_step = step if self.bad_step is None else self.bad_step
+            return
+        if self.first is None:
+            self.first = loss
+        if self.count <= _WARM:
+            self.largest_early = max(self.largest_early, abs(loss))
+
+    @property
+    def last(self) -> float | None:
+        """The present step's loss."""
+        return self.recent[-1] if self.recent else None
+
+    def mean(self, steps: int, before: int = 0) -> float | None:
+        """Mean of the losses of `steps` steps that ended `before` steps ago; None where there are not as many."""
+        if len(self.recent) < steps + before:
+            return None
+        values = list(self.recent)[len(self.recent) - steps - before : len(self.recent) - before]
+        return fmean(values)
+
+    def smooth(self) -> float | None:
+        """Mean of the last ten losses, or of as many as there are."""
+        return fmean(list(self.recent)[-10:]) if self.recent else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lists and numbers."""
+        return {
+            "count": self.count,
+            "first": self.first,
+            "largest_early": self.largest_early,
+            "recent": list(self.recent),
+            "bad_step": self.bad_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self.count, self.first, self.bad_step = state["count"], state["first"], state["bad_step"]
+        self.largest_early = state["largest_early"]
+        self.recent = deque(state["recent"], maxlen=_RECENT)
+
+
+@dataclass
+class History:
+    """Everything a rule may look at: the present observation last.
+
+    Attributes:
+        observations: the last recorded steps.
+        first: the first recorded step of the run.
+        losses: of all steps up to the present one.
+        facts: about the run.
+    """
+
+    observations: Sequence[Observation]
+    first: Observation
+    losses: Losses
+    facts: Facts
+
+    @property
+    def now(self) -> Observation:
+        """The present observation."""
+        return self.observations[-1]
+
+    def scale(self) -> float | None:
+        """The size of a loss of a net that has learned nothing: ln C where it is known, else that of the first ones."""
+        early = self.losses.largest_early or None
+        chance = self.facts.chance_loss
+        return early if chance is None else chance if early is None else max(early, chance)
+
+    def level(self) -> float | None:
+        """The present loss, over ten steps, as a share of chance (or of the first losses); None without a loss."""
+        smooth = self.losses.smooth()
+        reference = self.facts.chance_loss or self.losses.largest_early
+        return None if smooth is None or not reference else smooth / reference
+
+    def unlearned(self, share: float = 0.5) -> bool:
+        """Whether the loss is above a share of chance; also true where there is no loss to see."""
+        level = self.level()
+        return level is None or not level <= share
+
+
+def layers_in(values: Mapping[str, float], above: float) -> list[str]:
+    """The layers whose value is above a threshold (NaN is not), in order of execution."""
+    return [layer for layer, value in values.items() if value > above]
+
+
+def middle(values: Mapping[str, float]) -> float | None:
+    """The median over layers."""
+    return median(values.values()) if values else None

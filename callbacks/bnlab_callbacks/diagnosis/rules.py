@@ -1,0 +1,11 @@
+"""All rules of a diagnosis, in the order in which they are checked."""
+
+from __future__ import annotations
+
+from bnlab_callbacks.diagnosis.activation_rules import ACTIVATION_RULES
+from bnlab_callbacks.diagnosis.batch_norm_rules import BATCH_NORM_RULES
+from bnlab_callbacks.diagnosis.gradient_rules import GRADIENT_RULES
+from bnlab_callbacks.diagnosis.loss_rules import LOSS_RULES
+from bnlab_callbacks.diagnosis.rule import Rule
+
+RULES: tuple[Rule, ...] = (*LOSS_RULES, *GRADIENT_RULES, *ACTIVATION_RULES, *BATCH_NORM_RULES)

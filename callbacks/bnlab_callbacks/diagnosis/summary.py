@@ -1,0 +1,108 @@
+"""The one-screen table at the end of a run, and diagnosis.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnlab_callbacks.diagnosis.findings import Finding, worst
+from bnlab_callbacks.diagnosis.gradient_rules import relative_gradients
+from bnlab_callbacks.diagnosis.observations import Observation
+from bnlab_callbacks.run_output import replace_file
+
+SCHEMA = 1
+FILE = "diagnosis.json"
+_ROWS = 24
+_COLUMNS = ("‖g‖/‖w‖", "‖Δw‖/‖w‖", "mean", "std", "saturated", "dead")
+
+
+def verdict_of(findings: Sequence[Finding]) -> str:
+    """`failing`, `warning` or `healthy`, after what lasts."""
+    return worst(findings) or "healthy"
+
+
+def to_dict(
+    findings: Sequence[Finding], last: Observation | None, steps: int, not_checked: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `diagnosis.json` holds, strict JSON (a number that is not finite is a text).
+
+    `schema`: 1; `verdict`: failing, warning or healthy; `steps`: optimizer steps seen; `findings`: see `Finding`;
+    `not_checked`: rule → why; `layers`: layer → column → value at the last recorded step, `step`.
+    """
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict_of(findings),
+        "steps": steps,
+        "findings": [finding.to_dict() for finding in findings],
+        "not_checked": dict(not_checked),
+        "step": None if last is None else last.step,
+        "layers": {} if last is None else {k: _json_row(row) for k, row in _layers(last).items()},
+    }
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write `diagnosis.json`, whole or not at all."""
+    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    replace_file(folder / FILE, lambda path: _write_text(path, text))
+
+
+def lines(content: dict[str, Any]) -> list[str]:
+    """The table and the verdict, for a screen."""
+    out = [f"diagnosis after {content['steps']} steps: {content['verdict']}"]
+    out += [f"  {_finding_line(Finding.from_dict(values))}" for values in content["findings"]]
+    for rule, reason in content["not_checked"].items():
+        out.append(f"  not checked: {rule.replace('_', ' ')} ({reason})")
+    out += _table(content["layers"], content["step"])
+    return out
+
+
+def _finding_line(finding: Finding) -> str:
+    return finding.line if finding.ended is None else f"{finding.line} (over since step {finding.ended})"
+
+
+def _layers(last: Observation) -> dict[str, dict[str, float]]:
+    quantities: Iterable[tuple[str, Mapping[str, float]]] = (
+        (_COLUMNS[0], relative_gradients(last)),
+        (_COLUMNS[1], {layer: 10**value for layer, value in last.of("update_ratio").items() if value < 300}),
+        (_COLUMNS[2], last.of("act_mean")),
+        (_COLUMNS[3], last.of("act_std")),
+        (_COLUMNS[4], last.of("sat_frac")),
+        (_COLUMNS[5], last.of("dead_frac")),
+    )
+    rows: dict[str, dict[str, float]] = {}
+    for column, values in quantities:
+        for layer, value in values.items():
+            rows.setdefault(layer, {})[column] = value
+    return rows
+
+
+def _json_row(row: Mapping[str, float]) -> dict[str, float | str]:
+    return {column: value if math.isfinite(value) else str(value) for column, value in row.items()}
+
+
+def _table(layers: Mapping[str, Mapping[str, float | str]], step: int | None) -> list[str]:
+    if not layers:
+        return []
+    width = max(len(layer) for layer in [*layers, "layer"])
+    used = [column for column in _COLUMNS if any(column in row for row in layers.values())]
+    out = [f"  at step {step}:", "  " + "layer".ljust(width) + "".join(column.rjust(11) for column in used)]
+    for layer, row in list(layers.items())[:_ROWS]:
+        out.append("  " + layer.ljust(width) + "".join(_cell(column, row.get(column)).rjust(11) for column in used))
+    if len(layers) > _ROWS:
+        out.append(f"  … and {len(layers) - _ROWS} more")
+    return out
+
+
+def _cell(column: str, value: float | str | None) -> str:
+    if value is None:
+        return "·"
+    if isinstance(value, str):
+        return value
+    return f"{value:.0%}" if column in _COLUMNS[4:] else f"{value:.2g}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
