@@ -52,6 +52,7 @@ from bnlab_callbacks import (
     GradientMonitor,
     LayerHeatmap,
     RecordFile,
+    TrainingDiagnosis,
 )
 
 # the thesis's protocol (section 6.2), and what every run shares
@@ -64,6 +65,7 @@ _SECTIONS = {
     "heatmaps": LayerHeatmap,
     "charts": ChartLayout,
     "records": RecordFile,
+    "diagnosis": TrainingDiagnosis,
     "early_stopping": EarlyStopping,
     "checkpoint": RunCheckpoint,
 }
@@ -289,7 +291,7 @@ class BnlabCLI(LightningCLI):
                 TensorBoardLogger(self.folder, name=None, version="", default_hp_metric=False)  # into the folder itself
             ]
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, LayerHeatmap | RecordFile) and callback.folder is None:
+            if isinstance(callback, LayerHeatmap | RecordFile | TrainingDiagnosis) and callback.folder is None:
                 callback.folder = str(self.folder)
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

@@ -23,6 +23,7 @@ commands:
   predict     class probabilities of the test images, written beside the checkpoint's run
   study       train and test a whole grid of runs, several at once; it survives being killed
   report      tables and figures of a folder of runs, beside the thesis's
+  diagnose    what was wrong in finished runs, where, and since when
 
   bnlab COMMAND --help     all flags, by section: data, model, gradients, activations, timing, early_stopping,
                            checkpoint, trainer
@@ -38,7 +39,7 @@ options:
   -h, --help  this text
   --version   the version
 """
-COMMANDS = ("fit", "validate", "test", "predict", "study", "report")
+COMMANDS = ("fit", "validate", "test", "predict", "study", "report", "diagnose")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -88,6 +89,10 @@ def _command(name: str) -> Callable[[list[str]], object]:
         from bnlab.cli import report
 
         return report.run
+    if name == "diagnose":
+        from bnlab.cli import diagnose
+
+        return diagnose.run
     from bnlab.cli import commands
 
     return commands.run

@@ -29,7 +29,7 @@ def vanishing(history: History) -> Verdict | None:
     ratios = relative_gradients(history.now)
     if not _vanished(history, ratios) or _spread(ratios) > _SPREAD:
         return None
-    layer, low = next((layer, value) for layer, value in ratios.items() if value < _VANISHED)
+    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < _VANISHED)
     return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {_VANISHED:.0e}; {_spread_text(ratios)}", layer)
 
 
@@ -41,7 +41,7 @@ def vanishing_with_depth(history: History) -> Verdict | None:
     ratios = relative_gradients(history.now)
     if not _vanished(history, ratios) or _spread(ratios) <= _SPREAD:
         return None
-    layer, low = next((layer, value) for layer, value in ratios.items() if value < _VANISHED)
+    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < _VANISHED)
     return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {_VANISHED:.0e}; {_spread_text(ratios)}", layer)
 
 

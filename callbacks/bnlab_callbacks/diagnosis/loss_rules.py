@@ -90,7 +90,7 @@ def learning_rate_too_low(history: History) -> Verdict | None:
     move = moves[len(moves) // 2]
     if not move < _LOW_MOVE or math.isinf(move):
         return None
-    return Verdict(f"a step moves the median layer by 1e{move:.1f} of its weights (below 1e{_LOW_MOVE:g})")
+    return Verdict(f"a step moves the median layer by {10**move:.1e} of its weights (below {10**_LOW_MOVE:.0e})")
 
 
 def not_learning(history: History) -> Verdict | None:

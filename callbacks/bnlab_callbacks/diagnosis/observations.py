@@ -75,12 +75,15 @@ class Losses:
     def __init__(self) -> None:
         self.count = 0
         self.first: float | None = None
-        self.largest_early = 0.0  # of the first finite ones
+        self.largest_early = 0.0  # magnitude among the first ones, before the present one
         self.recent: deque[float] = deque(maxlen=_RECENT)
         self.bad_step: int | None = None  # the first one whose loss was not finite
 
     def add(self, step: int, loss: float) -> None:
         """Take in the loss of the next step."""
+        previous = self.last
+        if previous is not None and self.count <= _WARM and math.isfinite(previous):
+            self.largest_early = max(self.largest_early, abs(previous))
         self.count += 1
         self.recent.append(loss)
         if not math.isfinite(loss):
@@ -88,7 +91,6 @@ class Losses:
             return
         if self.first is None:
             self.first = loss
-        if self.count <= _WARM:
             self.largest_early = max(self.largest_early, abs(loss))
 
     @property
@@ -146,10 +148,11 @@ class History:
         return self.observations[-1]
 
     def scale(self) -> float | None:
-        """The size of a loss of a net that has learned nothing: ln C where it is known, else that of the first ones."""
-        early = self.losses.largest_early or None
-        chance = self.facts.chance_loss
-        return early if chance is None else chance if early is None else max(early, chance)
+        """The size of a loss of a net that has learned nothing: ln C where it is known, or the first loss."""
+        chance, first = self.facts.chance_loss, self.losses.first
+        if chance is not None:
+            return chance if first is None else max(first, chance)
+        return self.losses.largest_early or None
 
     def level(self) -> float | None:
         """The present loss, over ten steps, as a share of chance (or of the first losses); None without a loss."""

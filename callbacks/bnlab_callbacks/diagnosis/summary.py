@@ -15,6 +15,7 @@ from bnlab_callbacks.run_output import replace_file
 
 SCHEMA = 1
 FILE = "diagnosis.json"
+NOTHING_OF_THE_KIND = "nothing of the kind in this net"
 _ROWS = 24
 _COLUMNS = ("‖g‖/‖w‖", "‖Δw‖/‖w‖", "mean", "std", "saturated", "dead")
 
@@ -53,8 +54,10 @@ def lines(content: dict[str, Any]) -> list[str]:
     """The table and the verdict, for a screen."""
     out = [f"diagnosis after {content['steps']} steps: {content['verdict']}"]
     out += [f"  {_finding_line(Finding.from_dict(values))}" for values in content["findings"]]
-    for rule, reason in content["not_checked"].items():
-        out.append(f"  not checked: {rule.replace('_', ' ')} ({reason})")
+    reasons = {rule: reason for rule, reason in content["not_checked"].items() if reason != NOTHING_OF_THE_KIND}
+    for reason in dict.fromkeys(reasons.values()):
+        rules = ", ".join(rule.replace("_", " ") for rule, why in reasons.items() if why == reason)
+        out.append(f"  not checked: {rules} ({reason})")
     out += _table(content["layers"], content["step"])
     return out
 

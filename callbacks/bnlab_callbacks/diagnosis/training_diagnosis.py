@@ -32,7 +32,7 @@ from bnlab_callbacks.diagnosis.silent_monitors import (
     SilentBatchNormMonitor,
     SilentGradientMonitor,
 )
-from bnlab_callbacks.diagnosis.summary import lines, to_dict, verdict_of, write
+from bnlab_callbacks.diagnosis.summary import NOTHING_OF_THE_KIND, lines, to_dict, verdict_of, write
 from bnlab_callbacks.gradient_monitor import find_weights
 from bnlab_callbacks.lightning_api import (
     LightningModule,
@@ -144,7 +144,7 @@ class TrainingDiagnosis(QuietCallback):
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
         reasons = [monitor.failure for monitor in (self._activations, self._gradients) if monitor.failure]
-        reason = reasons[0] if reasons else "nothing of the kind in this net"
+        reason = reasons[0] if reasons else NOTHING_OF_THE_KIND
         return {rule.name: reason for rule in self.rules if rule.needs and self._seen.isdisjoint(rule.needs)}
 
     def _restart(self) -> None:
@@ -154,6 +154,7 @@ class TrainingDiagnosis(QuietCallback):
         self._first: Observation | None = None
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
+        self._said: set[str] = set()
         self._pending: dict[int, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         self._waiting: list[tuple[int, Tensor]] = []  # losses, by step
         self._whole: dict[int, dict[str, Tensor]] = {}
@@ -354,11 +355,23 @@ class TrainingDiagnosis(QuietCallback):
         self._observations.append(observation)
         self._seen.update(observation.values, observation.whole)
         history = History(self._observations, self._first, self._losses, self.facts)
+        if any(finding.name == "non_finite" for finding in self.findings):
+            return  # nothing that comes after NaN tells anything
         for latch in self._latches:
             finding = latch.update(history)
             if finding is not None:
-                over = f"over since step {finding.ended}: {finding.name.replace('_', ' ')} (began at {finding.since})"
-                trainer.print(f"diagnosis: {finding.line if finding.ended is None else over}")
+                self._say(trainer, finding)
+
+    def _say(self, trainer: Trainer, finding: Finding) -> None:
+        """Say what began or is over; what comes of something failing that lasts is found, but not said."""
+        failing = {other.name for other in self.findings if other.severity == "failing" and other.ended is None}
+        name = finding.name.replace("_", " ")
+        if finding.ended is None and (not failing - {finding.name} or finding.severity == "failing"):
+            if finding.name not in self._said or finding.severity == "failing":
+                trainer.print(f"diagnosis: {finding.line}")
+            self._said.add(finding.name)
+        elif finding.ended is not None and finding.name in self._said and not failing:
+            trainer.print(f"diagnosis: over since step {finding.ended}: {name} (began at step {finding.since})")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the next epoch."""
@@ -392,7 +405,7 @@ class TrainingDiagnosis(QuietCallback):
         content = to_dict(self.findings, last, self._losses.count, self.not_checked)
         text = lines(content)
         if self.summary:
-            trainer.print("\n".join(text))
+            trainer.print("\n" + "\n".join(text))
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
             return
         for writer, prefix in tensorboard_writers(trainer):
@@ -421,6 +434,7 @@ class TrainingDiagnosis(QuietCallback):
             if first is None
             else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.whole)],
             "seen": sorted(self._seen),
+            "said": sorted(self._said),
             "constant": dict(self.facts.constant),
             "task": [self._unknown_task, self.facts.chance_loss, self.facts.softmax_twice],
             "monitors": [monitor.state_dict() for monitor in self._monitors],
@@ -436,7 +450,7 @@ class TrainingDiagnosis(QuietCallback):
                 latch.load_state_dict(saved[latch.rule.name].pop(0))
         self._losses.load_state_dict(state_dict["losses"])
         self._first = None if state_dict["first"] is None else Observation(*state_dict["first"])
-        self._seen = set(state_dict["seen"])
+        self._seen, self._said = set(state_dict["seen"]), set(state_dict["said"])
         self.facts.constant = dict(state_dict["constant"])
         self._unknown_task, chance, self.facts.softmax_twice = state_dict["task"]
         self.facts.chance_loss = self.chance_loss or chance
