@@ -34,6 +34,7 @@ def a_run(task: Task, accuracy: float, *findings: dict[str, Any], finite: bool =
         "accuracy": accuracy,
         "finite": finite,
         "losses": [2.3],
+        "exploded": None if finite else 2,
         "layers": layers,
         "findings": list(findings),
     }
@@ -101,6 +102,22 @@ def test_tables_count_false_alarms_of_sound_runs_only_and_complaints_name_the_ru
     assert "**false alarm**: `control/mlp/sgd/digits/1`" in complaints(outcomes, "held_out")
 
 
+def test_delays_count_from_the_step_at_which_the_loss_went_out_of_bounds():
+    control = CONTROL._replace(net="cnn")
+    high, deep = CONTROL._replace(fault="lr x100"), CONTROL._replace(fault="deep sigmoid")
+    runs = [
+        a_run(CONTROL, 0.9),
+        a_run(control, 0.9),
+        a_run(high, 0.1, finding("exploding", noticed=7), finite=False),
+        a_run(high._replace(net="cnn"), 0.1, finding("non_finite", noticed=8), finite=False),
+        a_run(deep, 0.1, finding("vanishing_with_depth", noticed=20)),
+        a_run(deep._replace(net="cnn"), 0.1, finding("not_learning", noticed=4)),
+    ]
+    rows = table(Outcomes(runs), "held_out").splitlines()
+    assert "Explosions in 2 failed runs: 1 named within 5 steps, the latest after 6." in rows
+    assert "Vanishing in 2 failed runs: 1 named within 20 steps, the latest after 20." in rows
+
+
 @pytest.mark.slow
 def test_a_nan_in_one_batch_ends_a_real_run_and_its_control_learns():
     nan = CONTROL._replace(fault="NaN in one batch")
@@ -109,5 +126,6 @@ def test_a_nan_in_one_batch_ends_a_real_run_and_its_control_learns():
     assert runs[0]["accuracy"] > 0.8
     assert math.isfinite(runs[0]["losses"][-1])
     assert runs[1]["losses"][1:] == [None] * 5
+    assert [run["exploded"] for run in runs] == [None, 7]
     assert Outcomes(runs).failed(nan) is True
     assert alarms(runs[1]) == []

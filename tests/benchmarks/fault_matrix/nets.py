@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) → (N, outputs, H / stride, W / stride)."""
         inner = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
-        return self.act2(inner + self.skip(x))
+        y: Tensor = self.act2(inner + self.skip(x))
+        return y
 
 
 class ResNet(nn.Module):
@@ -48,7 +49,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, H, W) → (N, classes)."""
-        return self.logits(self.blocks(self.act(self.norm(self.stem(x)))).mean((2, 3)))
+        y: Tensor = self.logits(self.blocks(self.act(self.norm(self.stem(x)))).mean((2, 3)))
+        return y
 
 
 class TransformerBlock(nn.Module):
@@ -71,7 +73,8 @@ class TransformerBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
         x = x + self.out(mixed)
-        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+        y: Tensor = x + self.fc2(self.act(self.fc1(self.norm2(x))))
+        return y
 
 
 class Transformer(nn.Module):
@@ -89,7 +92,8 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, H, W) → (N, classes)."""
         tokens = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
-        return self.logits(self.norm(self.blocks(self.embed(tokens) + self.positions)).mean(1))
+        y: Tensor = self.logits(self.norm(self.blocks(self.embed(tokens) + self.positions)).mean(1))
+        return y
 
 
 class RowLSTM(nn.Module):
@@ -103,7 +107,8 @@ class RowLSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, H, W) → (N, classes)."""
-        return self.logits(self.rnn(self.embed(x.squeeze(1)))[0][:, -1])
+        y: Tensor = self.logits(self.rnn(self.embed(x.squeeze(1)))[0][:, -1])
+        return y
 
 
 def mlp(side: int, batch_norm: bool, activation: ActivationName = "relu") -> nn.Module:
@@ -170,17 +175,17 @@ class Net(NamedTuple):
         return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.build(8).modules())
 
 
-def _lrs(sgd: float, adam: float = 1e-3) -> dict[str, Any]:
+def _lrs(sgd: float, adam: float = 1e-3) -> dict[str, float]:
     return {"sgd": sgd, "adam": adam, "adamw": adam}
 
 
-_MLP = {"middle": "fc2", "cut": ("act2", ("fc1", "fc2"))}
-_CNN = {"middle": "conv2_1", "cut": ("act2_1", ("conv1_1", "conv1_2", "conv2_1"))}
+_CUT_MLP = ("act2", ("fc1", "fc2"))
+_CUT_CNN = ("act2_1", ("conv1_1", "conv1_2", "conv2_1"))
 NETS: dict[str, Net] = {
-    "mlp": Net(lambda side: mlp(side, False), bias=("fc2", "act2"), lr=_lrs(0.01), **_MLP),
-    "mlp_bn": Net(lambda side: mlp(side, True), bias=("norm2", "act2"), lr=_lrs(0.01), **_MLP),
-    "cnn": Net(lambda side: cnn(side, False), bias=("conv2_1", "act2_1"), lr=_lrs(0.01), **_CNN),
-    "cnn_bn": Net(lambda side: cnn(side, True), bias=("norm2_1", "act2_1"), lr=_lrs(0.01), **_CNN),
+    "mlp": Net(lambda side: mlp(side, False), "fc2", ("fc2", "act2"), _CUT_MLP, _lrs(0.01)),
+    "mlp_bn": Net(lambda side: mlp(side, True), "fc2", ("norm2", "act2"), _CUT_MLP, _lrs(0.01)),
+    "cnn": Net(lambda side: cnn(side, False), "conv2_1", ("conv2_1", "act2_1"), _CUT_CNN, _lrs(0.01)),
+    "cnn_bn": Net(lambda side: cnn(side, True), "conv2_1", ("norm2_1", "act2_1"), _CUT_CNN, _lrs(0.01)),
     "lstm": Net(RowLSTM, "embed", None, ("embed", ("embed",)), _lrs(0.1, 5e-3)),
     "resnet": Net(
         lambda side: ResNet(), "blocks.1.conv1", None, ("blocks.1", ("stem", "blocks.0", "blocks.1")), _lrs(0.03, 3e-3)

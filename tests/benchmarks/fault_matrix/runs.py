@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import time
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bnlab.data import load
 from tests.benchmarks.fault_matrix.faults import FAULTS, Setup
-from tests.benchmarks.fault_matrix.nets import NETS, SLOW
+from tests.benchmarks.fault_matrix.nets import CLASSES, NETS, SLOW
 
 STEPS = 350  # rules that ask for patience wait for 300
 WARM_UP = 100
@@ -179,7 +181,8 @@ def perform(task: Task, root: str, diagnose: bool) -> dict[str, Any]:
     begin = time.perf_counter()
     result: dict[str, Any] = {**task._asdict(), "part": task.part}
     try:
-        result |= _train(task, root, diagnose)
+        with contextlib.redirect_stdout(io.StringIO()):
+            result |= _train(task, root, diagnose)
     except Exception:  # noqa: BLE001 - the other runs go on, and the error is shown in the table
         result["error"] = traceback.format_exc(limit=-6)
     return result | {"seconds": round(time.perf_counter() - begin, 2)}
@@ -216,9 +219,16 @@ def _train(task: Task, root: str, diagnose: bool) -> dict[str, Any]:
         "accuracy": round(float((outputs.argmax(1) == data.held_labels).float().mean()), 4),
         "finite": finite,
         "losses": [_number(losses[step]) for step in (0, 10, 50, 100, 200, STEPS - 1)],
+        "exploded": _exploded(losses),
         "layers": run.layers,
         "findings": [_finding(found) for callback in callbacks for found in cast(Any, callback).findings],
     }
+
+
+def _exploded(losses: Tensor) -> int | None:
+    """The first step whose loss is not finite, or above 50 times that of guessing; sound runs begin at 11 at most."""
+    steps = (~(losses <= 50 * math.log(CLASSES))).nonzero()
+    return int(steps[0]) if len(steps) else None
 
 
 def _number(value: Tensor) -> float | None:

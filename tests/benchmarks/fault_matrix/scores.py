@@ -12,6 +12,7 @@ from tests.benchmarks.fault_matrix.runs import CONTROL, WARMED_UP, Task
 
 Run = dict[str, Any]
 Share = tuple[int, int]
+VANISHING = ("init N(0,1e-4^2)", "deep sigmoid", "deep tanh, gain 0.2")
 SOUND = 0.6  # accuracy that a control must reach to be one
 
 
@@ -115,7 +116,10 @@ def table(outcomes: Outcomes, part: str) -> str:
     ]
     everything = Scores([], [])
     for fault in FAULTS:
-        scores = _scores(outcomes, [task for task in chosen if task.fault == fault])
+        of_it = [task for task in chosen if task.fault == fault]
+        if not of_it:
+            continue
+        scores = _scores(outcomes, of_it)
         everything = Scores([*everything.failed, *scores.failed], [*everything.survived, *scores.survived])
         lines.append(_row(fault, scores))
     lines += [_row("**all**", everything), "", "| healthy | runs | *failing* | *warning* |", "|---|---:|---:|---:|"]
@@ -129,11 +133,25 @@ def table(outcomes: Outcomes, part: str) -> str:
         runs = [outcomes.runs[task] for task in chosen if task.healthy and belongs(task) and outcomes.sound(task)]
         failing, warned = ((_count(runs, severity), len(runs)) for severity in ("failing", "warning"))
         lines.append(f"| {kind} | {len(runs)} | {_share(failing)} | {_share(warned)} |")
+    lines += ["", _soon("Explosions", 5, [run for run in everything.failed if run["exploded"] is not None])]
+    lines += [_soon("Vanishing", 20, [run for run in everything.failed if run["fault"] in VANISHING])]
     dropped = sum(1 for t in chosen if (not outcomes.sound(t) if t.healthy else outcomes.failed(t) is None))
     errors = sum("error" in run for task, run in outcomes.runs.items() if task.part == part)
     return "\n".join(
         [*lines, "", f"Left out: {dropped} runs without a sound control, {errors} that ended in an error."]
     )
+
+
+def _soon(what: str, limit: int, runs: Sequence[Run]) -> str:
+    """How many of the runs have an alarm, by a right name, at most `limit` steps after the loss went out of bounds."""
+    delays = []
+    for run in runs:
+        steps = [finding["noticed"] for finding in rightly_named(run, alarms(run))]
+        if steps:
+            delays.append(min(steps) - (run["exploded"] or 0))
+    soon = sum(delay <= limit for delay in delays)
+    latest = f", the latest after {max(delays)}" if delays else ""
+    return f"{what} in {len(runs)} failed runs: {soon} named within {limit} steps{latest}."
 
 
 def complaints(outcomes: Outcomes, part: str) -> str:
