@@ -41,7 +41,7 @@ def a_run(task: Task, accuracy: float, *findings: dict[str, Any], finite: bool =
 
 
 def test_the_grid_meets_every_fault_net_and_optimizer_and_has_a_control_for_each_run():
-    grid = tasks(3, 7, ("digits", "mnist"))
+    grid = tasks(3, 8, ("digits", "mnist"))
     assert len(set(grid)) == len(grid)
     assert {task.control for task in grid} <= set(grid)
     for name, fault in FAULTS.items():
@@ -90,7 +90,7 @@ def test_names_places_and_steps_are_counted_over_failed_runs():
     scores = Scores([right, elsewhere, misnamed, noted], [survivor])
     assert (scores.recall, scores.name, scores.place) == ((3, 4), (2, 3), (1, 2))
     assert scores.steps == "4 (30)"
-    assert (scores.told, scores.condemned) == ((1, 1), (1, 1))
+    assert (scores.told, scores.told_where, scores.condemned) == ((1, 1), (1, 1), (1, 1))
 
 
 def test_tables_count_false_alarms_of_sound_runs_only_and_complaints_name_the_run():

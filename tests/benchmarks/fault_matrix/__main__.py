@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fault_matrix.jsonl"))
     parser.add_argument("--part", choices=("tune", "held_out"))
     parser.add_argument("--seeds", type=int, default=3, help="of the faults and warm-ups")
-    parser.add_argument("--healthy_seeds", type=int, default=7, help="of the controls")
+    parser.add_argument("--healthy_seeds", type=int, default=8, help="of the controls")
     parser.add_argument("--only", default="", help="a regular expression for fault/net/optimizer/data/seed")
     parser.add_argument("--limit", type=int, help="make so many runs at most")
     parser.add_argument("--jobs", type=int, default=2)

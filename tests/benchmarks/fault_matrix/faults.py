@@ -78,10 +78,20 @@ def deep_net(activation: type[nn.Module], gain: float) -> Callable[[Setup], None
 def dead_bias(run: Setup) -> None:
     """A bias of -5 before a rectifier, in a net whose inputs to it have a deviation near 1."""
     assert run.spec.bias is not None
-    bias = run.net.get_submodule(run.spec.bias[0]).bias
+    bias = run.net.get_submodule(run.spec.bias).bias
     assert isinstance(bias, Tensor)
     nn.init.constant_(bias, -5.0)
-    run.layers = (run.spec.bias[0], run.spec.bias[1], run.spec.middle)
+    run.layers = (run.spec.middle, run.spec.bias, run.spec.after)
+
+
+def one_layer(factor: float) -> Callable[[Setup], None]:
+    """The weights of one layer in the middle at another scale than its neighbours'."""
+
+    def inject(run: Setup) -> None:
+        run.net.get_submodule(run.spec.middle).get_parameter("weight").data.mul_(factor)
+        run.layers = (run.spec.middle, run.spec.after)
+
+    return inject
 
 
 def frozen(run: Setup) -> None:
@@ -207,4 +217,6 @@ FAULTS: dict[str, Fault] = {
     "batch norm, batch of 2": Fault(batch_of_two, frozenset({"batch_norm_small_batch"}), _NORM_NETS),
     "clipping to 1e-4": Fault(tight_clipping, frozenset({"clipping_too_tight"})),
     "fp16 overflow": Fault(overflow, frozenset({"loss_scale_overflow"}), ("mlp", "mlp_bn", "cnn", "cnn_bn")),
+    "one layer x100": Fault(one_layer(100), _GROWS | {"poor_initialisation", "dead_units", "saturated"}),
+    "one layer x1e-4": Fault(one_layer(1e-4), _DEPTH),
 }

@@ -165,7 +165,8 @@ class Net(NamedTuple):
 
     build: Callable[[int], nn.Module]
     middle: str  # a layer with weights
-    bias: tuple[str, str] | None  # a module whose bias can silence the rectifier that follows, and that rectifier
+    after: str  # what shows its outputs: the activation that follows, or the next layer
+    bias: str | None  # a module whose bias can silence the rectifier `after` it
     cut: tuple[str, tuple[str, ...]]  # where the graph can be cut, and the layers then without gradients
     lr: dict[str, float]
 
@@ -182,15 +183,27 @@ def _lrs(sgd: float, adam: float = 1e-3) -> dict[str, float]:
 _CUT_MLP = ("act2", ("fc1", "fc2"))
 _CUT_CNN = ("act2_1", ("conv1_1", "conv1_2", "conv2_1"))
 NETS: dict[str, Net] = {
-    "mlp": Net(lambda side: mlp(side, False), "fc2", ("fc2", "act2"), _CUT_MLP, _lrs(0.01)),
-    "mlp_bn": Net(lambda side: mlp(side, True), "fc2", ("norm2", "act2"), _CUT_MLP, _lrs(0.01)),
-    "cnn": Net(lambda side: cnn(side, False), "conv2_1", ("conv2_1", "act2_1"), _CUT_CNN, _lrs(0.01)),
-    "cnn_bn": Net(lambda side: cnn(side, True), "conv2_1", ("norm2_1", "act2_1"), _CUT_CNN, _lrs(0.01)),
-    "lstm": Net(RowLSTM, "embed", None, ("embed", ("embed",)), _lrs(0.1, 5e-3)),
+    "mlp": Net(lambda side: mlp(side, False), "fc2", "act2", "fc2", _CUT_MLP, _lrs(0.01)),
+    "mlp_bn": Net(lambda side: mlp(side, True), "fc2", "act2", "norm2", _CUT_MLP, _lrs(0.01)),
+    "cnn": Net(lambda side: cnn(side, False), "conv2_1", "act2_1", "conv2_1", _CUT_CNN, _lrs(0.01)),
+    "cnn_bn": Net(lambda side: cnn(side, True), "conv2_1", "act2_1", "norm2_1", _CUT_CNN, _lrs(0.01)),
+    "lstm": Net(RowLSTM, "embed", "rnn", None, ("embed", ("embed",)), _lrs(0.1, 5e-3)),
     "resnet": Net(
-        lambda side: ResNet(), "blocks.1.conv1", None, ("blocks.1", ("stem", "blocks.0", "blocks.1")), _lrs(0.03, 3e-3)
+        lambda side: ResNet(),
+        "blocks.1.conv1",
+        "blocks.1.act1",
+        None,
+        ("blocks.1", ("stem", "blocks.0", "blocks.1")),
+        _lrs(0.03, 3e-3),
     ),
-    "transformer": Net(Transformer, "blocks.0.fc1", None, ("blocks.0", ("embed", "positions", "blocks.0")), _lrs(0.03)),
+    "transformer": Net(
+        Transformer,
+        "blocks.0.fc1",
+        "blocks.0.act",
+        None,
+        ("blocks.0", ("embed", "positions", "blocks.0")),
+        _lrs(0.03),
+    ),
 }
 SLOW: dict[str, Net] = {
     "mlp_sigmoid": NETS["mlp"]._replace(build=lambda side: mlp(side, False, "sigmoid")),

@@ -86,8 +86,7 @@ class Scores:
     @property
     def place(self) -> Share:
         """Of those, the ones with the right layer, where a layer was made faulty."""
-        injected = [run for run in self.named if run["layers"]]
-        return sum(rightly_placed(run, rightly_named(run, alarms(run))) for run in injected), len(injected)
+        return _placed([run for run in self.named if run["layers"]])
 
     @property
     def steps(self) -> str:
@@ -101,6 +100,11 @@ class Scores:
         return sum(bool(rightly_named(run, run["findings"])) for run in self.survived), len(self.survived)
 
     @property
+    def told_where(self) -> Share:
+        """Of those, the ones with the right layer, where a layer was made faulty."""
+        return _placed([run for run in self.survived if run["layers"] and rightly_named(run, run["findings"])])
+
+    @property
     def condemned(self) -> Share:
         """Survivors with a failing verdict."""
         return _count(self.survived, "failing"), len(self.survived)
@@ -111,8 +115,8 @@ def table(outcomes: Outcomes, part: str) -> str:
     chosen = [task for task in outcomes.runs if task.part == part and "error" not in outcomes.runs[task]]
     lines = [
         "| fault | runs | failed | recall | right name | right layer | first alarm, median (max) "
-        "| survivors: fault named | survivors: *failing* |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| survivors: named | right layer | *failing* |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     everything = Scores([], [])
     for fault in FAULTS:
@@ -195,9 +199,15 @@ def _scores(outcomes: Outcomes, chosen: Sequence[Task]) -> Scores:
 
 
 def _row(fault: str, s: Scores) -> str:
-    shares = " | ".join(map(_share, (s.recall, s.name, s.place)))
+    alarmed, survived = (
+        " | ".join(map(_share, shares)) for shares in ((s.recall, s.name, s.place), (s.told, s.told_where, s.condemned))
+    )
     runs = len(s.failed) + len(s.survived)
-    return f"| {fault} | {runs} | {len(s.failed)} | {shares} | {s.steps} | {_share(s.told)} | {_share(s.condemned)} |"
+    return f"| {fault} | {runs} | {len(s.failed)} | {alarmed} | {s.steps} | {survived} |"
+
+
+def _placed(runs: Sequence[Run]) -> Share:
+    return sum(rightly_placed(run, rightly_named(run, run["findings"])) for run in runs), len(runs)
 
 
 def _count(runs: Iterable[Run], severity: str) -> int:
