@@ -9,7 +9,7 @@ from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
 
 _DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
-_SATURATED = 0.9
+_SATURATED = 0.8
 _COLLAPSED = 1e-3
 _SHRINKS, _GROWS = 1e3, 30.0
 _STD, _CENTRE = (0.05, 20.0), 5.0
@@ -40,7 +40,7 @@ def dead_units(history: History) -> Verdict | None:
 
 
 def saturated(history: History) -> Verdict | None:
-    """More than 90 % of a two-sided function's outputs where its slope is below 5 %, while the loss is high."""
+    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss is high."""
     shares = history.now.of("sat_frac")
     two_sided = history.now.of("sat_hi")
     layers = [layer for layer, share in shares.items() if layer in two_sided and share > _SATURATED]

@@ -105,8 +105,8 @@ def output_spread(output: Tensor | None) -> dict[str, Tensor]:
 def task_of(batch: Any, output: Tensor | None, loss: float) -> Task:
     """Recognize classification: whole-number targets (N, …) and outputs (N, …, C) or (N, C) of C ≥ 2 classes.
 
-    The loss of guessing is then ln C, unless the first loss says that it is no cross entropy of these (less than half
-    of it, for example mean squared error). One copy off the device, of three numbers.
+    The loss of guessing is then ln C, unless the first loss is far from the cross entropy of these (half or twice;
+    label smoothing and penalties stay within). Two copies off the device, of two numbers each, once in a run.
     """
     found = _logits_and_targets(batch, output)
     if found is None or not math.isfinite(loss):
@@ -117,7 +117,7 @@ def task_of(batch: Any, output: Tensor | None, loss: float) -> Task:
     twice = F.cross_entropy(logits.softmax(1), targets)
     once, again = torch.stack([plain, twice]).tolist()
     doubled = math.isclose(again, loss, rel_tol=_SAME) and not math.isclose(once, loss, rel_tol=_SAME)
-    plausible = loss > 0.5 * math.log(classes) or math.isclose(once, loss, rel_tol=_SAME)
+    plausible = doubled or 0.5 * once < loss < 2 * once
     return Task(math.log(classes) if plausible else None, doubled)
 
 

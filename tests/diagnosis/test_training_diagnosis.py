@@ -1,0 +1,328 @@
+"""`TrainingDiagnosis` in real runs: what it says of nets that fail, and that it changes nothing."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnlab.cli.main import main
+from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
+from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.rule import Rule
+from tests.silent_trainer import trainer_in
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Net(LightningModule):
+    """Cross entropy over three classes, SGD with momentum."""
+
+    def __init__(self, net: nn.Module, lr: float = 0.1, probabilities: bool = False) -> None:
+        super().__init__()
+        self.net, self.lr, self.probabilities = net, lr, probabilities
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        out = self.net(x)
+        return F.cross_entropy(out.softmax(1) if self.probabilities else out, y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+def batches(scale: float = 1.0, bad: int | None = None) -> DataLoader[Any]:
+    """Three clouds in six dimensions, 16 batches of 16; one batch may hold a NaN."""
+    generator = torch.Generator().manual_seed(3)
+    y = torch.arange(256) % 3
+    x = scale * (F.one_hot(y, 6) * 2.0 + torch.randn(256, 6, generator=generator))
+    if bad is not None:
+        x[bad * 16, 0] = math.nan
+    return DataLoader(TensorDataset(x, y), batch_size=16)
+
+
+def net(*hidden: nn.Module, seed: int = 1) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        named = nn.Sequential()
+        named.add_module("fc1", nn.Linear(6, 20))
+        named.add_module("act1", nn.ReLU())
+        for index, module in enumerate(hidden):
+            named.add_module(f"more{index}", module)
+        named.add_module("out", nn.Linear(20, 3))
+        return named
+
+
+def fit(folder: Path, module: LightningModule, loader: DataLoader[Any] | None = None, **options: Any) -> Any:
+    diagnosis = options.pop("diagnosis", None) or TrainingDiagnosis()
+    callbacks = [*options.pop("callbacks", []), diagnosis]
+    trainer_in(folder, callbacks=callbacks, **({"max_epochs": 3} | options)).fit(module, loader or batches())
+    return diagnosis
+
+
+def found(diagnosis: TrainingDiagnosis) -> dict[str, str | None]:
+    return {finding.name: finding.layer for finding in diagnosis.findings if finding.severity != "note"}
+
+
+def test_a_healthy_run_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diagnosis = fit(tmp_path, Net(net()), diagnosis=TrainingDiagnosis(summary=False))
+    assert diagnosis.findings == []
+    assert diagnosis.verdict == "healthy"
+    assert diagnosis.facts.chance_loss == pytest.approx(math.log(3))
+    assert "diagnosis" not in capsys.readouterr().out
+
+
+def test_a_nan_in_a_batch_is_found_at_its_step_and_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diagnosis = fit(tmp_path, Net(net()), batches(bad=7))
+    (first, *_) = diagnosis.findings
+    assert (first.name, first.severity, first.layer, first.since) == ("non_finite", "failing", "net.act1", 7)
+    assert first.noticed <= 12
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("diagnosis: ")]
+    assert lines == [f"diagnosis: {first.line}"]  # once, in one line
+
+
+def test_stop_ends_a_hopeless_run(tmp_path: Path) -> None:
+    module = Net(net())
+    diagnosis = fit(tmp_path, module, batches(bad=7), diagnosis=TrainingDiagnosis(stop=True))
+    assert module.trainer.global_step <= 12
+    assert diagnosis.verdict == "failing"
+
+
+def test_small_weights_vanish(tmp_path: Path) -> None:
+    module = Net(net(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU()))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=1e-5)
+    diagnosis = fit(tmp_path, module)
+    names = found(diagnosis)
+    assert {"vanishing_with_depth", "collapsed_output"} <= set(names)
+    assert names["vanishing_with_depth"] == "net.fc1"
+    assert {f.name: f.noticed for f in diagnosis.findings}["vanishing_with_depth"] == 4
+
+
+def test_dead_bias_names_its_layer(tmp_path: Path) -> None:
+    module = Net(net(nn.Linear(20, 20), nn.ReLU()))
+    nn.init.constant_(module.net.more0.bias, -50.0)  # type: ignore[union-attr, arg-type]
+    names = found(fit(tmp_path, module))
+    assert names["dead_units"] == "net.more1"
+    assert names["no_gradient"] == "net.fc1"
+
+
+class Branches(Net):
+    """Beside `net`: a layer that is never used, one whose output is detached, one without optimizer, one frozen."""
+
+    def __init__(self) -> None:
+        super().__init__(net())
+        self.unused = nn.Linear(4, 4)
+        self.free = nn.Linear(6, 3)
+        self.fixed = nn.Linear(6, 3)
+        self.fixed.requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]) + self.fixed(batch[0]) + self.free(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        held = [*self.net.parameters(), *self.unused.parameters()]
+        return torch.optim.SGD(held, lr=0.1)
+
+
+def test_layers_that_no_gradient_or_optimizer_reaches(tmp_path: Path) -> None:
+    diagnosis = fit(tmp_path, Branches())
+    assert found(diagnosis) == {"no_gradient": "unused", "not_updated": "free"}
+    assert [(f.layer, f.severity) for f in diagnosis.findings if f.severity == "note"] == [("fixed", "note")]
+
+
+def test_probabilities_taken_for_logits(tmp_path: Path) -> None:
+    assert "doubled_softmax" in found(fit(tmp_path, Net(net(), probabilities=True), max_epochs=1))
+    assert found(fit(tmp_path, Net(net(nn.Identity())), max_epochs=1)) == {}
+
+
+def test_inputs_far_from_standard_and_weights_all_equal(tmp_path: Path) -> None:
+    assert "inputs_not_standardised" in found(fit(tmp_path, Net(net(), lr=1e-4), batches(100.0), max_epochs=1))
+    module = Net(net())
+    nn.init.constant_(module.net.fc1.weight, 0.1)  # type: ignore[union-attr, arg-type]
+    assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.fc1"
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")  # that is what is tested
+@pytest.mark.parametrize(
+    ("norm", "loader_size", "name"),
+    [
+        (nn.BatchNorm1d(20).eval(), 16, "batch_norm_eval_mode"),
+        (nn.BatchNorm1d(20, momentum=1.0), 16, "batch_norm_running_statistics"),
+        (nn.BatchNorm1d(20), 2, "batch_norm_small_batch"),
+    ],
+)
+def test_batch_norm(tmp_path: Path, norm: nn.BatchNorm1d, loader_size: int, name: str) -> None:
+    module = Net(net(norm), lr=0.01)
+    mode = norm.training
+
+    class Keep(TrainingDiagnosis):
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            norm.train(mode)  # Lightning has put the whole module into training mode
+            super().on_train_batch_start(*arguments)
+
+    loader = DataLoader(batches().dataset, batch_size=loader_size)
+    assert found(fit(tmp_path, module, loader, diagnosis=Keep(), max_epochs=1))[name] == "net.more0"
+
+
+def test_clipping(tmp_path: Path) -> None:
+    assert "clipping_too_tight" in found(fit(tmp_path, Net(net()), gradient_clip_val=1e-4))
+
+
+class Regression(Net):
+    """Mean squared error of one output."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.mse_loss(self.net(batch[0])[:, 0], batch[1])
+
+
+def numbers() -> DataLoader[Any]:
+    x, y = batches().dataset[:]
+    return DataLoader(TensorDataset(x, y.float()), batch_size=16)
+
+
+def test_a_regression_has_no_chance_loss_and_explodes_by_its_own_measure(tmp_path: Path) -> None:
+    healthy = fit(tmp_path, Regression(net(), lr=0.01), numbers())
+    assert (healthy.facts.chance_loss, found(healthy)) == (None, {})
+    wild = fit(tmp_path, Regression(net(), lr=3.0), numbers())
+    assert {finding.name for finding in wild.findings} & {"exploding", "non_finite"}
+    assert min(finding.since for finding in wild.findings) <= 5
+
+
+class Manual(Net):
+    """Manual optimization; returns nothing."""
+
+    automatic_optimization = False
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+def test_a_loss_that_cannot_be_seen_is_no_finding(tmp_path: Path) -> None:
+    diagnosis = fit(tmp_path, Manual(net()))
+    assert found(diagnosis) == {}
+
+
+def test_a_net_without_activation_modules_lists_what_was_not_checked(tmp_path: Path) -> None:
+    diagnosis = fit(tmp_path, Net(nn.Linear(6, 3)))
+    assert "no activation modules" in diagnosis.not_checked["dead_units"]
+    assert "vanishing" not in diagnosis.not_checked
+
+
+def test_rules_can_be_added_and_left_out(tmp_path: Path) -> None:
+    rule = Rule("always", lambda seen: Verdict(f"step {seen.now.step}"), "note", ("nothing",))
+    diagnosis = fit(tmp_path, Net(net()), diagnosis=TrainingDiagnosis(rules=[rule], without=["non_finite"]))
+    assert [finding.name for finding in diagnosis.findings] == ["always"]
+    with pytest.raises(ValueError, match="there is no such rule"):
+        TrainingDiagnosis(without=["nonsense"])
+    with pytest.raises(ValueError, match="at least 1"):
+        TrainingDiagnosis(every_n_steps=0)
+    with pytest.raises(ValueError, match="above 0"):
+        TrainingDiagnosis(chance_loss=0.0)
+
+
+def test_a_rule_that_fails_ends_the_diagnosis_and_not_the_run(tmp_path: Path) -> None:
+    def broken(seen: Any) -> Verdict | None:
+        raise RuntimeError("broken rule")
+
+    module = Net(net())
+    with pytest.warns(UserWarning, match="TrainingDiagnosis is off.*broken rule"):
+        fit(tmp_path, module, diagnosis=TrainingDiagnosis(rules=[Rule("b", broken, "note", ())]))
+    assert module.trainer.global_step == 48
+    assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in module.modules())
+
+
+def test_what_others_record_is_the_same_with_a_diagnosis(tmp_path: Path) -> None:
+    def record(diagnosed: bool) -> list[dict[str, float]]:
+        monitors = [GradientMonitor(every_n_steps=5), ActivationMonitor(every_n_steps=5)]
+        extra = [TrainingDiagnosis()] if diagnosed else []
+        trainer_in(tmp_path, callbacks=[*monitors, *extra], max_epochs=2).fit(Net(net()), batches())
+        return [dict(monitor.latest) for monitor in monitors]
+
+    assert record(True) == record(False)
+
+
+def test_findings_survive_a_resume(tmp_path: Path) -> None:
+    def small() -> Net:
+        module = Net(net(nn.Linear(20, 20), nn.ReLU()))
+        for parameter in module.parameters():
+            nn.init.constant_(parameter, 1e-6)
+        return module
+
+    whole = fit(tmp_path / "whole", small(), max_epochs=4)
+    half = trainer_in(tmp_path / "half", callbacks=[TrainingDiagnosis()], max_epochs=2)
+    half.fit(small(), batches())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    assert torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]["TrainingDiagnosis"]
+    resumed = TrainingDiagnosis()
+    trainer = trainer_in(tmp_path / "on", callbacks=[resumed], max_epochs=4)
+    trainer.fit(small(), batches(), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert resumed.findings == whole.findings != []
+
+
+def test_the_file_and_the_text_of_tensorboard(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    diagnosis = fit(tmp_path, Net(net()), batches(bad=7), logger=logger)
+    content = json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"))
+    assert (content["schema"], content["verdict"], content["steps"]) == (1, "failing", 48)
+    assert content["findings"][0] == diagnosis.findings[0].to_dict()
+    assert set(content["layers"]) == {"net.fc1", "net.out", "net.act1"}
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert "diagnosis/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.slow
+def test_the_command_line_gives_the_same_weights_with_and_without(tmp_path: Path, monkeypatch: Any) -> None:
+    def weights(name: str, *words: str) -> dict[str, Tensor]:
+        seed_everything(0, verbose=False)
+        flags = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+        folder = ["--run_folder", str(tmp_path / name)]
+        main(["fit", "--config", "configs/mlp_dropout.yaml", *flags, *folder, *words])
+        checkpoint = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        return dict(checkpoint["state_dict"])
+
+    with_it, without = weights("a"), weights("b", "--diagnosis.enabled", "false")
+    assert with_it.keys() == without.keys()
+    assert all(torch.equal(with_it[key], without[key]) for key in without)
+    assert (tmp_path / "a" / "diagnosis.json").exists()
+    assert not (tmp_path / "b" / "diagnosis.json").exists()
+
+
+def test_diagnose_shows_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, bad in (("sound", None), ("broken", 7)):
+        diagnosis = TrainingDiagnosis(folder=str(tmp_path / name), summary=False)
+        fit(tmp_path, Net(net()), batches(bad=bad), diagnosis=diagnosis, max_epochs=1)
+    capsys.readouterr()
+    main(["diagnose", str(tmp_path)])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split() == ["run", "verdict", "found", "(first", "layer,", "step)"]
+    assert rows[1].split(maxsplit=2)[1:] == ["failing", "non finite (net.act1, 7)"]
+    assert rows[2].split(maxsplit=2)[1:] == ["healthy", "—"]
+    main(["diagnose", str(tmp_path / "broken")])
+    assert "failing: non finite at net.act1 since step 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 1, "findings": 3}'])
+def test_diagnose_refuses_what_it_cannot_read(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "diagnosis.json").write_text(text)
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["diagnose", str(folder)])
+        assert stopped.value.code == 2
+        assert str(folder) in capsys.readouterr().err
