@@ -34,6 +34,7 @@ from bnlab_callbacks.diagnosis.loss_rules import (
     loss_scale_overflow,
     non_finite,
     not_learning,
+    steps_too_large,
 )
 from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
@@ -123,6 +124,14 @@ def test_learning_rate_too_high() -> None:
     assert layer(learning_rate_too_high(history([3.0, 9.1], update_ratio=big))) == "fc2"
     assert learning_rate_too_high(history([3.0, 8.9], update_ratio=big)) is None
     assert learning_rate_too_high(history([3.0, 9.1], update_ratio=small)) is None
+
+
+def test_steps_too_large() -> None:
+    big = {"fc1": -3.0, "fc2": -1.2, "fc3": 0.0}
+    assert layer(steps_too_large(history(step=20, update_ratio=big))) == "fc2"
+    assert steps_too_large(history(step=19, update_ratio=big)) is None
+    assert steps_too_large(history(step=20, update_ratio=big | {"fc2": -1.4})) is None
+    assert steps_too_large(history([0.1] * 21, update_ratio=big)) is None
 
 
 def test_learning_rate_too_low() -> None:

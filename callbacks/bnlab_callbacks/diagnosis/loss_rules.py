@@ -81,6 +81,20 @@ def learning_rate_too_high(history: History) -> Verdict | None:
     )
 
 
+def steps_too_large(history: History) -> Verdict | None:
+    """From step 20 on: the median layer moves by more than 5 % in a step, for twenty records, near the loss of chance.
+
+    Adam's steps do not grow with the gradient, so that the loss need not jump. Healthy runs: 4 % at most after step 20.
+    """
+    moves = sorted(history.now.of("update_ratio").items(), key=lambda item: item[1])
+    if not moves or history.now.step < 20 or not history.unlearned(0.8):
+        return None
+    layer, move = moves[len(moves) // 2]
+    if not move > _LR_MOVE:
+        return None
+    return Verdict(f"a step moves it, the median layer, by {10**move:.0%} of its weights ({10**_LR_MOVE:.0%})", layer)
+
+
 def learning_rate_too_low(history: History) -> Verdict | None:
     """The median layer moves by less than 1e-5 of its weights in a step, and the loss is near its beginning.
 
@@ -180,6 +194,14 @@ LOSS_RULES = (
         ("a learning rate three to ten times lower (--model.lr)", "a warm-up, or batch normalization"),
         ("update_ratio",),
         2,
+    ),
+    Rule(
+        "learning_rate_too_high",
+        steps_too_large,
+        "warning",
+        ("a learning rate ten times lower (--model.lr)", "a warm-up"),
+        ("update_ratio",),
+        20,
     ),
     Rule(
         "learning_rate_too_low",

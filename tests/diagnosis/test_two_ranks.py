@@ -1,0 +1,30 @@
+"""Two processes under DDP on the CPU: one voice, the same findings on every rank."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.callbacks.launch_ranks import two_ranks
+from tests.diagnosis.test_training_diagnosis import Net, batches, fit, net
+
+
+@pytest.mark.slow
+def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -> None:
+    first, second = two_ranks("tests.diagnosis.two_ranks", tmp_path)
+    for run in ("healthy", "bad", "small"):
+        assert first[run]["findings"] == second[run]["findings"]
+    assert first["healthy"]["findings"] == []
+    bad = first["bad"]["findings"][0]
+    assert (bad["name"], bad["since"]) == ("non_finite", 7)
+    assert "first on rank 1" in bad["evidence"]
+    assert first["bad"]["steps"] == second["bad"]["steps"] <= 12  # stopped together
+    assert {finding["name"] for finding in first["small"]["findings"]} >= {"collapsed_output", "poor_initialisation"}
+    assert first["bad"]["files"] == ["diagnosis.json"]
+    assert second["bad"]["files"] == []
+    logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(2)]
+    assert "diagnosis: failing: non finite" in logs[0]
+    assert "diagnosis: " not in logs[1]
+
+
+def test_a_healthy_run_of_one_process_with_the_same_batches(tmp_path: Path) -> None:
+    assert fit(tmp_path, Net(net()), batches()).findings == []

@@ -1,0 +1,57 @@
+"""A diagnosed run under DDP, started once per rank by test_two_ranks.py; writes what each rank found.
+
+Arguments: the output file. Rank and addresses come in the environment, as from a cluster's launcher.
+"""
+
+import json
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from bnlab_callbacks import TrainingDiagnosis
+from tests.diagnosis.test_training_diagnosis import Net, batches, net
+from tests.silent_trainer import trainer_in
+
+RANK = int(os.environ["LOCAL_RANK"])
+
+
+def shard(bad: int | None) -> DataLoader[Any]:
+    """Every second sample; on rank 1 one of step `bad` is NaN."""
+    x, y = batches().dataset[:]
+    if bad is not None:
+        x[bad * 16 + 1, 0] = math.nan
+    dataset = TensorDataset(x, y)
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, 2, RANK, shuffle=False)
+    return DataLoader(dataset, batch_size=8, sampler=sampler)
+
+
+def diagnose(folder: Path, bad: int | None, scale: float = 1.0, **arguments: Any) -> dict[str, Any]:
+    diagnosis = TrainingDiagnosis(folder=str(folder), **arguments)
+    module = Net(net(torch.nn.Linear(20, 20), torch.nn.ReLU()))
+    for parameter in module.parameters():
+        parameter.data *= scale
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, "max_epochs": 3}
+    trainer_in(folder, callbacks=[diagnosis], **options).fit(module, shard(bad))
+    return {
+        "findings": [finding.to_dict() for finding in diagnosis.findings],
+        "steps": module.trainer.global_step,
+        "files": sorted(path.name for path in folder.iterdir()) if folder.exists() else [],
+    }
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    file = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    found = {
+        "healthy": diagnose(file.with_suffix(".healthy"), None),
+        "bad": diagnose(file.with_suffix(".bad"), 7, stop=True),
+        "small": diagnose(file.with_suffix(".small"), None, 1e-5),
+    }
+    file.write_text(json.dumps(found))
