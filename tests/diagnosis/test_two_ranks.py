@@ -18,7 +18,7 @@ def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -
     assert (bad["name"], bad["since"]) == ("non_finite", 7)
     assert "first on rank 1" in bad["evidence"]
     assert first["bad"]["steps"] == second["bad"]["steps"] <= 12  # stopped together
-    assert {finding["name"] for finding in first["small"]["findings"]} >= {"collapsed_output", "poor_initialisation"}
+    assert {finding["name"] for finding in first["small"]["findings"]} >= {"collapsed_output", "vanishing"}
     assert first["bad"]["files"] == ["diagnosis.json"]
     assert second["bad"]["files"] == []
     logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(2)]

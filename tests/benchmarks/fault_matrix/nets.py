@@ -44,7 +44,7 @@ class ResNet(nn.Module):
         self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.act = nn.ReLU()
-        self.blocks = nn.Sequential(ResidualBlock(8, 8, 1), ResidualBlock(8, 16, 2), ResidualBlock(16, 32, 2))
+        self.blocks = nn.Sequential(ResidualBlock(8, 8, 2), ResidualBlock(8, 16, 2), ResidualBlock(16, 32, 2))
         self.logits = nn.Linear(32, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class Transformer(nn.Module):
 
     def __init__(self, side: int, width: int = 32) -> None:
         super().__init__()
-        self.patch = 2
+        self.patch = side // 4  # 16 tokens
         self.embed = nn.Linear(self.patch**2, width)
-        self.positions = nn.Parameter(0.02 * torch.randn((side // self.patch) ** 2, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(16, width))
         self.blocks = nn.Sequential(TransformerBlock(width, 4), TransformerBlock(width, 4))
         self.norm = nn.LayerNorm(width)
         self.logits = nn.Linear(width, CLASSES)
