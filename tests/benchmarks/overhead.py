@@ -32,7 +32,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from bnlab import ImageDataModule
-from bnlab_callbacks import ActivationMonitor, ChartLayout, EpochTimer, GradientMonitor, LayerHeatmap, RecordFile
+from bnlab_callbacks import (
+    ActivationMonitor,
+    ChartLayout,
+    EpochTimer,
+    GradientMonitor,
+    LayerHeatmap,
+    RecordFile,
+    TrainingDiagnosis,
+)
 
 sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
 
@@ -133,6 +141,8 @@ def contenders(architecture: str, data: ImageDataModule, steps: int) -> dict[str
         "monitors, every step": lambda: monitors(1),
         "the same, with file, heatmap and charts": lambda: [*monitors(1), RecordFile(), LayerHeatmap(), ChartLayout()],
         "monitors, every step, budget 1 % each": lambda: monitors(1, budget=0.01),
+        "TrainingDiagnosis alone": lambda: [TrainingDiagnosis(summary=False)],
+        "monitors, default interval, and TrainingDiagnosis": lambda: [*monitors(), TrainingDiagnosis(summary=False)],
         "hand-written recipe, every step": lambda: [HandWritten()],
     }
     if importlib.util.find_spec("wandb"):

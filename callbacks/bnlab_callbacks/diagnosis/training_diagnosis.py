@@ -161,6 +161,7 @@ class TrainingDiagnosis(QuietCallback):
         self._gradient_seen: GradientSeen | None = None
         self._batch: Any = None
         self._unknown_task = True
+        self._recording = False
         self._ended = True
 
     # one fit
@@ -225,23 +226,22 @@ class TrainingDiagnosis(QuietCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
-        if self.active:
+        self._recording = self.active and self._schedule.records(logged_step(trainer))
+        if self._recording:
             for monitor in self._monitors:
                 monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
             self._open(trainer, batch)
 
     @or_give_up
     def _open(self, trainer: Trainer, batch: Any) -> None:
-        step = logged_step(trainer)
-        if self._schedule.records(step):
-            self._ends.gate.open = True
-            if self._unknown_task:
-                self._batch = batch
-                self._whole[step] = input_statistics(batch)
+        self._ends.gate.open = True
+        if self._unknown_task:
+            self._batch = batch
+            self._whole[logged_step(trainer)] = input_statistics(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
-        if self.active:
+        if self._recording and self.active:
             for monitor in (self._activations, self._norms):
                 monitor.on_before_backward(trainer, pl_module, loss)
             self._shut(trainer, loss.detach() * trainer.accumulate_grad_batches)
@@ -250,10 +250,7 @@ class TrainingDiagnosis(QuietCallback):
     def _shut(self, trainer: Trainer, loss: Tensor) -> None:
         output, batch = self._ends.take_output(), self._batch
         self._batch = None
-        step = logged_step(trainer)
-        if not self._schedule.records(step):
-            return
-        self._whole.setdefault(step, {}).update(output_spread(output))
+        self._whole.setdefault(logged_step(trainer), {}).update(output_spread(output))
         if batch is not None:
             self._unknown_task = False
             task = task_of(batch, output, float(loss))
@@ -262,15 +259,15 @@ class TrainingDiagnosis(QuietCallback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the monitors' hooks again."""
-        if self.active:
+        if self._recording and self.active:
             for monitor in (self._activations, self._norms):
                 monitor.on_after_backward(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        if self.active:
+        if self._recording and self.active:
             self._gradients.on_before_optimizer_step(trainer, pl_module, optimizer)
-            if self._gradient_seen is not None and self._schedule.records(logged_step(trainer)):
+            if self._gradient_seen is not None:
                 self._gradient_seen.look(optimizer)
 
     def on_train_batch_end(
@@ -279,16 +276,17 @@ class TrainingDiagnosis(QuietCallback):
         """Keep the loss, and look at what was recorded, now or together with the next steps."""
         if not self.active:
             return
+        step, parts = logged_step(trainer), trainer.accumulate_grad_batches
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, Tensor):
+            self._waiting.append((step, loss.detach() if parts == 1 else loss.detach() * parts))
+        if not self._recording:
+            return
         for monitor in self._monitors:
             monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._ends.take_output()
-        step = logged_step(trainer)
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        if isinstance(loss, Tensor):
-            self._waiting.append((step, loss.detach() * trainer.accumulate_grad_batches))
-        accumulating = trainer.fit_loop._should_accumulate()
         early = step < _TOGETHER or step % _TOGETHER == 0 or step >= self.first_steps
-        if self._schedule.records(step) and early and not accumulating:
+        if early and not trainer.fit_loop._should_accumulate():
             self._look(trainer)
 
     @or_give_up
