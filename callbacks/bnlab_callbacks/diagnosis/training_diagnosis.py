@@ -48,6 +48,7 @@ from bnlab_callbacks.scalars import gather_ranks, to_host, widest
 
 _WHOLE = ("output_std", "input_mean", "input_std", "input_absmax")
 _TOGETHER = 5  # recorded steps that are looked at together, behind the first ones
+_WAITING = 1000  # losses that wait for a look at most
 _KEPT = 64  # observations that rules may look back on
 
 
@@ -281,6 +282,8 @@ class TrainingDiagnosis(QuietCallback):
         if isinstance(loss, Tensor):
             self._waiting.append((step, loss.detach() if parts == 1 else loss.detach() * parts))
         if not self._recording:
+            if len(self._waiting) >= _WAITING:
+                self._look(trainer)
             return
         for monitor in self._monitors:
             monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
