@@ -218,6 +218,37 @@ def test_a_loss_that_cannot_be_seen_is_no_finding(tmp_path: Path) -> None:
     assert found(diagnosis) == {}
 
 
+class Adversarial(LightningModule):
+    """Two nets, two optimizers, one after the other in each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.generator = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 6))
+            self.judge = nn.Sequential(nn.Linear(6, 20), nn.LeakyReLU(0.2), nn.Linear(20, 1))
+        self.noise = torch.Generator().manual_seed(5)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        of_judge, of_generator = self.optimizers()  # type: ignore[misc]
+        fake = self.generator(torch.randn(16, 4, generator=self.noise))
+        loss = F.softplus(-self.judge(batch[0])).mean() + F.softplus(self.judge(fake.detach())).mean()
+        for optimizer, part in ((of_judge, loss), (of_generator, None)):
+            optimizer.zero_grad()
+            self.manual_backward(F.softplus(-self.judge(fake)).mean() if part is None else part)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(part.parameters(), lr=1e-3) for part in (self.judge, self.generator)]
+
+
+def test_two_optimizers(tmp_path: Path) -> None:
+    diagnosis = fit(tmp_path, Adversarial())
+    assert diagnosis.findings == []
+    assert set(diagnosis._observations[-1].of("grad_rms")) == {"generator.0", "generator.2", "judge.0", "judge.2"}
+
+
 def test_a_net_without_activation_modules_lists_what_was_not_checked(tmp_path: Path) -> None:
     diagnosis = fit(tmp_path, Net(nn.Linear(6, 3)))
     assert "no activation modules" in diagnosis.not_checked["dead_units"]
