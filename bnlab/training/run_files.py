@@ -88,7 +88,7 @@ def clear(folder: Path) -> None:
     """Remove what a run without a checkpoint has recorded: the next one begins anew."""
     cut_back(folder, {})
     shutil.rmtree(folder / "heatmaps", ignore_errors=True)
-    for name in ("dead_units.csv", "hparams.yaml"):
+    for name in ("dead_units.csv", "diagnosis.json", "hparams.yaml"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -41,7 +41,8 @@ def test_a_run_lands_in_the_folder_that_is_named() -> None:
     main([*FIT, *SHORT, "--run_folder", "some/where"])
     assert {path.name for path in Path().iterdir()} == {"some"}
     names = {path.name for path in Path("some/where").iterdir() if not path.name.startswith("events")}
-    whole = {"checkpoints", "config.yaml", "run.yaml", "records.csv", "dead_units.csv", "heatmaps", "hparams.yaml"}
+    written = {"records.csv", "dead_units.csv", "diagnosis.json", "heatmaps"}
+    whole = {"checkpoints", "config.yaml", "run.yaml", "hparams.yaml"} | written
     assert names == whole
     assert {path.name for path in Path("some/where/checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert "run_folder" not in read_yaml(Path("some/where/config.yaml"))
