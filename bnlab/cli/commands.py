@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bnlab.cli.arguments import config_of_checkpoint, flags_after_configs, given_names
-from bnlab.cli.checks import check_batch_norm, checkpoint_arguments
+from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
+from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
 from bnlab.cli.going_on import (
     END_OF_CONFIG,
     Plan,
@@ -83,8 +83,8 @@ _FLAGS_OF_FIT = {"config", "run_folder", "resume"}  # which config.yaml does not
 _SIGTERM_STATUS = 128 + 15  # as a shell tells it
 
 
-def run(words: list[str]) -> BnlabCLI:
-    """Run a command, given as words; returns what ran it, with its Trainer."""
+def run(words: list[str], cli: type[BnlabCLI] | None = None) -> BnlabCLI:
+    """Run a command, given as words; returns what ran it (a `BnlabCLI`, or the `cli` given), with its Trainer."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # images are in memory: loader processes would only slow it down
@@ -101,7 +101,9 @@ def run(words: list[str]) -> BnlabCLI:
         # Lightning 2.6 asks torch 2.15 for a class that is on its way out
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
         try:
-            return BnlabCLI(flags_after_configs(config_of_checkpoint(words)))
+            words = flags_after_configs(config_of_checkpoint(words))
+            check_configs(words)
+            return (cli or BnlabCLI)(words)
         except SIGTERMException as stopped:
             raise SystemExit(_SIGTERM_STATUS) from stopped
 
@@ -254,6 +256,8 @@ class BnlabCLI(LightningCLI):
             return
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         check_batch_norm(self.config["fit"], synchronisable=not on_cpu)
+        if self.config["fit"]["ckpt_path"]:
+            check_weights(self.config["fit"]["ckpt_path"], self.model, to_train=True)
         if _first_process():
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
@@ -344,6 +348,7 @@ class BnlabCLI(LightningCLI):
                     f"{config['ckpt_path']} was trained on images with {name}={saved[name]}, but "
                     f"--data.dataset {self.datamodule.dataset} has {getattr(self.datamodule, name)}."
                 )
+        check_weights(config["ckpt_path"], self.model, to_train=False)
         if _first_process():
             self.datamodule.prepare_data()
 
