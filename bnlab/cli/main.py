@@ -21,6 +21,7 @@ commands:
   validate    validation accuracy of a checkpoint
   test        test accuracy of a checkpoint
   predict     class probabilities of the test images, written beside the checkpoint's run
+  preflight   looks at the net that fit would train, with one batch: what is wrong with it already, and too high an lr
   study       train and test a whole grid of runs, several at once; it survives being killed
   report      tables and figures of a folder of runs, beside the thesis's
   diagnose    what was wrong in finished runs, where, and since when
@@ -39,7 +40,7 @@ options:
   -h, --help  this text
   --version   the version
 """
-COMMANDS = ("fit", "validate", "test", "predict", "study", "report", "diagnose")
+COMMANDS = ("fit", "validate", "test", "predict", "preflight", "study", "report", "diagnose")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -89,6 +90,10 @@ def _command(name: str) -> Callable[[list[str]], object]:
         from bnlab.cli import report
 
         return report.run
+    if name == "preflight":
+        from bnlab.cli import preflight
+
+        return preflight.run
     if name == "diagnose":
         from bnlab.cli import diagnose
 

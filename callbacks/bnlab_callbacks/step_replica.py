@@ -75,6 +75,16 @@ class StepReplica:
 
     def run(self, twin: LightningModule) -> Evaluation:
         """Loss and gradient of a copy that `twin` made."""
+        # half-precision gradients would be 0 without the run's own loss scale
+        scaler = getattr(self._trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        with self.loss(twin) as loss:
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+        return Evaluation(loss.detach().to(wide_dtype(loss)), _take_gradients(twin, scale))
+
+    @contextmanager
+    def loss(self, twin: LightningModule) -> Iterator[Tensor]:
+        """The loss of a copy that `twin` made, with its graph, for backward passes within the context."""
         index = (self._batch_idx,) if _takes_index(twin) else ()
         before = RandomState(twin)
         self._random.restore()
@@ -84,13 +94,9 @@ class StepReplica:
                 loss = output["loss"] if isinstance(output, Mapping) else output
                 if not isinstance(loss, Tensor):
                     raise TypeError("training_step returned no loss")
-                # half-precision gradients would be 0 without the run's own loss scale
-                scaler = getattr(self._trainer.precision_plugin, "scaler", None)
-                scale = 1.0 if scaler is None else float(scaler.get_scale())
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                yield loss
         finally:
             before.restore()
-        return Evaluation(loss.detach().to(wide_dtype(loss)), _take_gradients(twin, scale))
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
         """Loss and gradient where some parameters have other values, one forward and one backward pass."""

@@ -1,0 +1,113 @@
+"""`bnlab preflight`: one batch before training, with the flags of `bnlab fit`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from bnlab.cli import commands
+from bnlab.cli.checks import check_batch_norm
+from bnlab.cli.going_on import add_flags
+from bnlab.data import ImageDataModule
+from bnlab.durable_files import write_durably
+from bnlab.errors import InputError
+from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
+
+
+def run(words: list[str]) -> None:
+    """Run the command, given as words.
+
+    Raises:
+        SystemExit: with status 1 where something is failing or a warning.
+    """
+    found = commands.run(words, PreflightCLI).trainer.found  # type: ignore[attr-defined]
+    if found.verdict in ("failing", "warning"):
+        raise SystemExit(1)
+
+
+class PreflightTrainer(Trainer):
+    """A Trainer that looks at the first training batch and trains nothing."""
+
+    found: Preflight | None = None
+    curvature_steps = 10
+
+    def preflight(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Look at one batch before training, against theory: signals, gradients, first loss, curvature.
+
+        Args:
+            model: what would be trained.
+            train_dataloaders: not used.
+            val_dataloaders: not used.
+            datamodule: where the batch comes from.
+            ckpt_path: a checkpoint whose weights to begin with.
+            weights_only: as for `torch.load`.
+        """
+        assert datamodule is not None
+        if ckpt_path:
+            checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=bool(weights_only))
+            model.load_state_dict(checkpoint["state_dict"])
+        device = self.strategy.root_device
+        model.to(device)
+        datamodule.trainer = self
+        batch = next(iter(datamodule.train_dataloader()))
+        batch = datamodule.on_before_batch_transfer(batch, 0)
+        batch = datamodule.transfer_batch_to_device(batch, device, 0)
+        batch = datamodule.on_after_batch_transfer(batch, 0)
+        self.found = preflight(model, batch, trainer=self, curvature_steps=self.curvature_steps)
+
+
+class PreflightCLI(commands.BnlabCLI):
+    """The parts of a run, built as for `fit`; nothing is written but what `--json` asks for."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """One command, with the arguments that are not flags."""
+        return {"preflight": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        self.trainer_class = PreflightTrainer
+        super()._add_subcommands(parser, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        add_flags(parser)  # of fit: the same words will do, and these two have no effect
+        parser.add_argument(
+            "--curvature_steps",
+            type=int,
+            default=10,
+            help="Hessian-vector products for the largest curvature, each about three training steps; 0: none.",
+        )
+        parser.add_argument("--json", type=str | None, default=None, help="A file for the findings, as JSON.")
+        return parser
+
+    def before_preflight(self) -> None:
+        """Check the input, and get the data."""
+        self.trainer.curvature_steps = self.config["preflight"]["curvature_steps"]  # type: ignore[attr-defined]
+        file = self.config["preflight"]["json"]
+        if file and not Path(file).parent.is_dir():
+            raise InputError(f"--json {file}: there is no folder {Path(file).parent}. Make it, or choose another.")
+        synchronisable = self.trainer.strategy.root_device.type != "cpu"
+        check_batch_norm(self.config["preflight"], synchronisable=synchronisable)
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+
+    def after_preflight(self) -> None:
+        """Say what was found."""
+        found = self.trainer.found  # type: ignore[attr-defined]
+        sys.stdout.write(found.table() + "\n")
+        if file := self.config["preflight"]["json"]:
+            write_durably(Path(file), json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
