@@ -278,6 +278,18 @@ def test_a_rule_that_fails_ends_the_diagnosis_and_not_the_run(tmp_path: Path) ->
     assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in module.modules())
 
 
+def test_a_preflight_is_printed_and_changes_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def weights(*callbacks: Any) -> list[Tensor]:
+        module = Net(net(nn.BatchNorm1d(20), nn.Dropout(0.5)))
+        seed_everything(0, verbose=False)
+        trainer_in(tmp_path, callbacks=list(callbacks), max_epochs=1).fit(module, batches())
+        return [*module.state_dict().values()]
+
+    with_it = weights(TrainingDiagnosis(preflight=True))
+    assert "preflight, before step 0:" in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a, b in zip(with_it, weights(), strict=True))
+
+
 def test_what_others_record_is_the_same_with_a_diagnosis(tmp_path: Path) -> None:
     def record(diagnosed: bool) -> list[dict[str, float]]:
         monitors = [GradientMonitor(every_n_steps=5), ActivationMonitor(every_n_steps=5)]

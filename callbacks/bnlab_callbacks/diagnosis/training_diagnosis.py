@@ -86,6 +86,8 @@ class TrainingDiagnosis(QuietCallback):
         rules: rules of your own (`bnlab_callbacks.diagnosis.rule.Rule`), in addition.
         chance_loss: the loss of a net that knows nothing; None to find out: ln C for a classification of C classes, and
             for other tasks the largest of the first five losses.
+        preflight: whether to look at the net with the first batch before it is trained on it, against theory
+            (`bnlab_callbacks.diagnosis.preflight`), and print what that says; some thirty passes over the batch.
         summary: whether to print the table at the end.
         folder: where `diagnosis.json` goes; None for the folder of the run's logger; without either none is written.
         enabled: False switches the callback off.
@@ -103,6 +105,7 @@ class TrainingDiagnosis(QuietCallback):
         without: Sequence[str] = (),
         rules: Sequence[Rule] = (),
         chance_loss: float | None = None,
+        preflight: bool = False,
         summary: bool = True,
         folder: str | None = None,
         enabled: bool = True,
@@ -119,6 +122,7 @@ class TrainingDiagnosis(QuietCallback):
         self.every_n_steps = every_n_steps
         self.stop = stop
         self.chance_loss = chance_loss
+        self.preflight = preflight
         self.summary = summary
         self.folder = folder
         self.enabled = enabled
@@ -227,11 +231,23 @@ class TrainingDiagnosis(QuietCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
+        if self.active and self.preflight and not trainer.global_step and not batch_idx:
+            self._look_before_training(trainer, pl_module, batch)
         self._recording = self.active and self._schedule.records(logged_step(trainer))
         if self._recording:
             for monitor in self._monitors:
                 monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
             self._open(trainer, batch)
+
+    def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        from bnlab_callbacks.diagnosis.preflight import preflight
+
+        try:
+            text = preflight(pl_module, batch, trainer=trainer).table()
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            rank_zero_warn(f"TrainingDiagnosis makes no preflight: {type(error).__name__}: {error}")
+        else:
+            trainer.print(f"preflight, before step 0:\n{text}")
 
     @or_give_up
     def _open(self, trainer: Trainer, batch: Any) -> None:
