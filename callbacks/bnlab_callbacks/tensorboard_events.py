@@ -12,6 +12,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from bnlab_callbacks.lightning_api import rank_zero_warn
+
 if TYPE_CHECKING:
     import numpy
     from torch import Tensor
@@ -127,14 +129,24 @@ class _Framed(bytes):
 
 
 class _FastRecords:
-    """Writes what TensorBoard's `RecordWriter.write` writes, byte by byte."""
+    """Writes what TensorBoard's `RecordWriter.write` writes, byte by byte, until the file cannot be written.
+
+    TensorBoard would raise at some later value and end the training; this says once what is lost.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._failed = False
 
     def write(self, data: bytes) -> None:
         """Write one record, or what is framed already."""
-        self._file.write(data if isinstance(data, _Framed) else _frames([data])[0])
+        if self._failed:  # half a record may stand in the file: what follows would not be read
+            return
+        try:
+            self._file.write(data if isinstance(data, _Framed) else _frames([data])[0])
+        except OSError as error:  # a full disk, or a folder that was removed
+            self._failed = True
+            rank_zero_warn(f"No TensorBoard events for the rest of this run: {type(error).__name__}: {error}")
 
 
 def mask(crc: int) -> int:
