@@ -124,9 +124,9 @@ def _checkpoints_of(folder: Path) -> Path:
     """Where a run keeps its checkpoints; whether its config.yaml is whole, is checked later."""
     try:
         place = yaml.safe_load((folder / "config.yaml").read_bytes())["checkpoint"]["dirpath"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         place = None
-    return Path(place) if place else folder / "checkpoints"
+    return Path(place) if place and isinstance(place, str) else folder / "checkpoints"
 
 
 def find_run(variant: Path, max_epochs: int | None, first_process: bool = True) -> Path | None:
@@ -154,9 +154,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_bytes())
         describe(content["outcome"])
+        int(content["outcome"].get("epochs", 0))
+        list(content.get("resumed", []))
     except FileNotFoundError:
         return {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         _say(f"{path} is no record of a run ({type(error).__name__}); the run's history is left out.")
         return {}
     return dict(content)
@@ -203,14 +205,55 @@ def merged_config(given: Namespace, of_run: Namespace, names: Iterable[str], fol
         asked, had = plain(given.get(name)), plain(of_run.get(name))
         if asked == had or (name == "seed_everything" and asked is True):
             continue
-        if name not in _HARMLESS and name.partition(".")[0] not in _HARMLESS_SECTIONS:
-            raise InputError(
-                f"--{name} is {asked!r}, but the run in {folder} was started with {had!r}. Leave the flag out to go on "
-                "with that run, or start another one: without --resume, or in another --run_folder."
-            )
-        merged[name] = given[name]
+        if name == "data.batch_size" and _global_batch(of_run) is not None:
+            merged[name] = given[name]  # judged below, together with the ranks
+        elif name not in _HARMLESS and name.partition(".")[0] not in _HARMLESS_SECTIONS:
+            raise InputError(_differs(name, asked, had, folder))
+        else:
+            merged[name] = given[name]
+    _check_global_batch(merged, of_run, folder)
     merged["config"] = given.get("config") or of_run.get("config")  # the experiment's name comes from it
     return merged
+
+
+def _check_global_batch(merged: Namespace, of_run: Namespace, folder: Path) -> None:
+    """On another number of ranks each has batches of another size, so that an optimizer step sees as many images.
+
+    Raises:
+        InputError: an optimizer step would see another number of images than the run's steps so far.
+    """
+    now, had = _global_batch(merged), _global_batch(of_run)
+    if now == had or now is None or had is None:
+        return
+    size, old_size = merged["data"]["batch_size"], of_run["data"]["batch_size"]
+    ranks, old_ranks = now // size, had // old_size
+    if ranks == old_ranks:
+        raise InputError(_differs("data.batch_size", size, old_size, folder))
+    whole = had % ranks == 0
+    advice = f"Give --data.batch_size {had // ranks}." if whole else f"Choose a number of ranks that divides {had}."
+    raise InputError(
+        f"{ranks} rank{'s' if ranks > 1 else ''} with --data.batch_size {size} take {now} images a step, but the run "
+        f"in {folder} took {had}: --data.batch_size is per rank. {advice}"
+    )
+
+
+def _global_batch(config: Namespace) -> int | None:
+    """Images in a step's batch on all ranks together; None where only the machine knows the number of ranks."""
+    trainer, devices = config["trainer"], config["trainer"]["devices"]
+    if devices == "auto" and trainer["accelerator"] == "cpu":
+        devices = 1
+    if isinstance(devices, list):
+        devices = len(devices)
+    if not str(devices).isdecimal() or int(devices) == 0:
+        return None
+    return int(config["data"]["batch_size"]) * int(devices) * int(trainer["num_nodes"])
+
+
+def _differs(name: str, asked: Any, had: Any, folder: Path) -> str:
+    return (
+        f"--{name} is {asked!r}, but the run in {folder} was started with {had!r}. Leave the flag out to go on with "
+        "that run, or start another one: without --resume, or in another --run_folder."
+    )
 
 
 def plain(value: Any) -> Any:

@@ -121,6 +121,15 @@ def test_a_run_that_has_ended_is_not_run_again(capsys: pytest.CaptureFixture[str
         (("--model.dropout=0.1",), "--model.dropout is 0.1, but the run in run was started with 0.5."),
         (("--data.dataset", "mnist"), "--data.dataset is 'mnist', but the run in run was started with 'digits'."),
         (("--seed_everything", "7"), "--seed_everything is 7, but the run in run was started with 0."),
+        (
+            ("--trainer.devices", "2"),
+            "2 ranks with --data.batch_size 64 take 128 images a step, but the run in run took 64: "
+            "--data.batch_size is per rank. Give --data.batch_size 32.",
+        ),
+        (
+            ("--trainer.devices", "3"),
+            "took 64: --data.batch_size is per rank. Choose a number of ranks that divides 64.",
+        ),
         (("--trainer.precision", "bf16-true"), "--trainer.precision is 'bf16-true', but the run in run was started"),
         (
             ("--gradients.every_n_steps", "3"),
