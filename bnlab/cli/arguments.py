@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from bnlab.errors import InputError
 
 _CONFIG = ("--config", "-c")
 
@@ -42,10 +45,32 @@ def given_names(words: list[str]) -> set[str]:
     for position, word in enumerate(words):
         file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
         if file and Path(file).is_file():
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            for section, values in (content or {}).items():
+            for section, values in _mapping(file).items():
                 names |= {f"{section}.{name}" for name in values} if isinstance(values, dict) else {section}
     return names
+
+
+def check_configs(words: list[str]) -> None:
+    """Every config file that the words name is a mapping.
+
+    Raises:
+        InputError: one of them is not; the message names it.
+    """
+    for position, word in enumerate(words):
+        file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
+        if file and Path(file).is_file():
+            _mapping(file)
+
+
+def _mapping(file: str) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        told = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise InputError(f"--config {file} cannot be read as YAML: {told}.") from error
+    if not isinstance(content, dict | None):
+        raise InputError(f"--config {file} is no mapping of sections such as `model:`, but {type(content).__name__}.")
+    return content or {}
 
 
 def _name(flag: str) -> str:

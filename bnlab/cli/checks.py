@@ -7,25 +7,57 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch import nn
 
 from bnlab.errors import InputError
+from bnlab.training.checkpoint_file import DamagedError, check_sums
 
 
 def checkpoint_arguments(path: str) -> dict[str, Any]:
     """The model's arguments in a checkpoint, read without running code from it.
 
     Raises:
-        InputError: there is no such file, or it is no checkpoint of bnlab.
+        InputError: there is no such file, it is damaged, or it is no checkpoint of bnlab.
     """
     if not Path(path).is_file():
         raise InputError(f"--ckpt_path {path}: there is no such file; bnlab fit prints it at the end of a run.")
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
+        check_sums(Path(path))
+        saved = _content(path)["hyper_parameters"]
+        return {name: value for name, value in saved.items() if name != "_instantiator"}
     except Exception as error:
+        told = str(error) if isinstance(error, DamagedError) else type(error).__name__
+        raise InputError(f"--ckpt_path {path} is not a readable checkpoint of bnlab ({told}).") from error
+
+
+def check_weights(path: str, model: nn.Module, to_train: bool) -> None:
+    """A checkpoint has the model's weights and, to go on with training, what the optimizer needs.
+
+    Raises:
+        InputError: it has not; the message names the first that is missing or has another shape.
+    """
+    content = _content(path)
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict):
+        raise InputError(f"--ckpt_path {path} holds no weights; give another checkpoint.")
+    for name, wanted in model.state_dict().items():
+        found = weights.get(name)
+        if not isinstance(found, torch.Tensor) or found.shape != wanted.shape:
+            has = f"of the shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else "missing"
+            raise InputError(
+                f"--ckpt_path {path} does not fit the model: {name} must have the shape {tuple(wanted.shape)} and is "
+                f"{has}. Give another checkpoint."
+            )
+    if to_train and not {"optimizer_states", "lr_schedulers", "loops"} <= content.keys():
         raise InputError(
-            f"--ckpt_path {path} is not a readable checkpoint of bnlab ({type(error).__name__})."
-        ) from error
-    return {name: value for name, value in saved.items() if name != "_instantiator"}
+            f"--ckpt_path {path} holds weights only, which can be tested but not trained on; give one that was saved "
+            "with --checkpoint.save_weights_only false."
+        )
+
+
+def _content(path: str) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    return content
 
 
 def check_batch_norm(config: Namespace, synchronisable: bool) -> None:

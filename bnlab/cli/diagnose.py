@@ -54,7 +54,7 @@ def _read(file: Path) -> dict[str, Any]:
         if content["schema"] != SCHEMA:
             raise InputError(f"{file} has schema {content['schema']!r}; this bnlab reads {SCHEMA}.")
         lines(content)  # everything that is shown is there
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is no diagnosis that can be read ({type(error).__name__}: {error}).") from error
     return dict(content)
 

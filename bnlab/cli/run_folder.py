@@ -23,7 +23,12 @@ def experiment_name(configs: Sequence[Path], fallback: str) -> str:
 def _stem(config: Path) -> str:
     record = config.parent / "run.yaml"
     if config.name == "config.yaml" and record.is_file():
-        return str(yaml.safe_load(record.read_text(encoding="utf-8"))["experiment"])
+        try:
+            name = yaml.safe_load(record.read_text(encoding="utf-8"))["experiment"]
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
+            name = None
+        if isinstance(name, str) and name and Path(name).name == name:  # it becomes a folder's name
+            return name
     return config.stem
 
 

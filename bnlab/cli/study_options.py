@@ -70,7 +70,7 @@ def read_options(words: Sequence[str]) -> Options:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path} must hold keys such as configs, datasets and seeds.")

@@ -53,6 +53,16 @@ def load(dataset: str, root: str | Path) -> ImageSet:
     check_dataset_name(dataset)
     folder = Path(root).expanduser()
     check_present(dataset, folder)
+    try:
+        return _read(dataset, folder)
+    except OSError as error:
+        raise InputError(
+            f"{dataset}: {error.filename or folder} cannot be read ({error.strerror or error}). Mend that, or set "
+            "--data.root to another folder; --data.dataset digits needs no files."
+        ) from error
+
+
+def _read(dataset: str, folder: Path) -> ImageSet:
     if dataset == "digits":
         return read_digits()
     if dataset == "mnist":

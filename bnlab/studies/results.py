@@ -27,9 +27,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The result in a run's folder; None while there is none, or one that this version cannot read."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return None
+    outcome = content.get("outcome")
+    return content if isinstance(outcome, dict) and isinstance(outcome.get("status"), str) else None
 
 
 def write_result(folder: Path, content: Mapping[str, Any]) -> None:
@@ -98,7 +101,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The run.yaml of a run; empty where there is none."""
     try:
         content = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -112,11 +115,14 @@ def epoch_seconds(folder: Path) -> list[float]:
 
     seconds: dict[int, float] = {}
     partial: set[int] = set()
-    for row in read_records(path):
-        if row.quantity == "time/epoch_s":
-            seconds[row.epoch] = row.value
-        elif row.quantity == "time/partial_epoch":
-            partial.add(row.epoch)
+    try:
+        for row in read_records(path):
+            if row.quantity == "time/epoch_s":
+                seconds[row.epoch] = row.value
+            elif row.quantity == "time/partial_epoch":
+                partial.add(row.epoch)
+    except (OSError, ValueError):  # a damaged table is no reason to lose the run; run.yaml knows the mean
+        return []
     return [value for epoch, value in sorted(seconds.items()) if epoch not in partial]
 
 

@@ -32,7 +32,7 @@ def settings_there(folder: Path) -> dict[str, Any] | None:
     """The settings that a run was started with, flat, from its config.yaml; None without one that can be read."""
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
     return flat(content) if isinstance(content, dict) else None
 

@@ -28,7 +28,7 @@ def write_study(folder: Path, grids: Sequence[Grid]) -> None:
 def _grids_there(path: Path) -> list[Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return []
     grids = content.get("grids") if isinstance(content, Mapping) else None
     return list(grids) if isinstance(grids, list) else []

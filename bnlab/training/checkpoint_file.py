@@ -83,7 +83,7 @@ def find_checkpoint(folder: Path, say: Callable[[str], None]) -> Search:
             candidates.append(found)
     for found in sorted(candidates, key=lambda each: (each.step, each.path.name != PREVIOUS), reverse=True):
         try:
-            _check_sums(found.path)
+            check_sums(found.path)
         except DamagedError as reason:
             say(f"{found.path} is left out: {reason}.")
             damaged.append(found.path)
@@ -109,11 +109,20 @@ def _look_into(path: Path) -> GoodCheckpoint | None:
     except Exception as error:
         raise DamagedError(f"it cannot be read ({type(error).__name__}: {str(error)[:80]})") from error
     state = content.get(RUN_STATE) if isinstance(content, dict) else None
-    return None if state is None else GoodCheckpoint(path, state, state["epochs"], state["steps"])
+    if state is None:
+        return None
+    whole = isinstance(state, dict) and isinstance(state.get("files"), dict)
+    if not whole or not all(type(state.get(name)) is int for name in ("epochs", "steps")):
+        raise DamagedError("it does not say where its run stood")
+    return GoodCheckpoint(path, state, state["epochs"], state["steps"])
 
 
-def _check_sums(path: Path) -> None:
-    """Compare all of a checkpoint with its checksums, which PyTorch does not do for large tensors."""
+def check_sums(path: Path) -> None:
+    """Compare all of a checkpoint with its checksums, which PyTorch does not do for large tensors.
+
+    Raises:
+        DamagedError: it is no checkpoint, or something in it is not what was written.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()

@@ -219,8 +219,11 @@ def _read_csv(path: Path) -> Iterator[Row]:
         header = next(lines, list(Row._fields))
         if header != list(Row._fields):
             raise ValueError(f"{path} is no table of records: its header is {','.join(header)[:80]!r}.")
-        for step, epoch, wall_time, quantity, layer, value in lines:
-            yield Row(int(step), int(epoch), float(wall_time), quantity, layer, float(value))
+        try:
+            for step, epoch, wall_time, quantity, layer, value in lines:
+                yield Row(int(step), int(epoch), float(wall_time), quantity, layer, float(value))
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table of records: {error}.") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -16,7 +16,10 @@ from bnlab.training.checkpoint_file import RUN_STATE, DurableCheckpointIO, find_
 
 def content(step: int) -> dict[str, Any]:
     """What a checkpoint needs to be found, and a tensor that is too large for PyTorch to check."""
-    return {RUN_STATE: {"epochs": step // 9, "steps": step}, "state_dict": {"weight": torch.full((5000,), float(step))}}
+    return {
+        RUN_STATE: {"epochs": step // 9, "steps": step, "files": {}},
+        "state_dict": {"weight": torch.full((5000,), float(step))},
+    }
 
 
 def save(folder: Path, step: int, name: str = "last.ckpt") -> Path:
@@ -162,7 +165,7 @@ def test_what_is_no_checkpoint_is_left_out_and_runs_no_code(tmp_path: Path) -> N
     (tmp_path / "a.ckpt").mkdir()
     (tmp_path / "b.ckpt").write_bytes(b"")
     (tmp_path / "c.ckpt").write_bytes(pickle.dumps(Hostile()))
-    torch.save({RUN_STATE: {"epochs": 99, "steps": 99}, "more": Hostile()}, tmp_path / "d.ckpt")
+    torch.save({RUN_STATE: {"epochs": 99, "steps": 99, "files": {}}, "more": Hostile()}, tmp_path / "d.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
     torch.save([1, 2], tmp_path / "list.ckpt")
     name, said = found(tmp_path)
