@@ -24,10 +24,10 @@ def run(words: list[str]) -> None:
     """Run the command, given as words.
 
     Raises:
-        SystemExit: with status 1 where something is failing or a warning.
+        SystemExit: with status 1 where something is failing.
     """
     found = commands.run(words, PreflightCLI).trainer.found  # type: ignore[attr-defined]
-    if found.verdict in ("failing", "warning"):
+    if found.verdict == "failing":
         raise SystemExit(1)
 
 
@@ -54,11 +54,11 @@ class PreflightTrainer(Trainer):
             val_dataloaders: not used.
             datamodule: where the batch comes from.
             ckpt_path: a checkpoint whose weights to begin with.
-            weights_only: as for `torch.load`.
+            weights_only: as for `torch.load`; None for True, so that no code in the file is run.
         """
         assert datamodule is not None
         if ckpt_path:
-            checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=bool(weights_only))
+            checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             model.load_state_dict(checkpoint["state_dict"])
         device = self.strategy.root_device
         model.to(device)
