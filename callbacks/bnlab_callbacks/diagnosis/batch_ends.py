@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
 def inputs_of(batch: Any) -> Tensor | None:
     """The first tensor of real numbers in a batch."""
-    return next((tensor for tensor in _tensors(batch) if is_dense_float(tensor)), None)
+    return next((tensor for tensor in tensors_of(batch) if is_dense_float(tensor)), None)
 
 
 def input_statistics(batch: Any) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def task_of(batch: Any, output: Tensor | None, loss: float) -> Task:
     The loss of guessing is then ln C, unless the first loss is far from the cross entropy of these (half or twice;
     label smoothing and penalties stay within). Two copies off the device, of two numbers each, once in a run.
     """
-    found = _logits_and_targets(batch, output)
+    found = logits_and_targets(batch, output)
     if found is None or not math.isfinite(loss):
         return Task(None, False)
     logits, targets = found
@@ -121,10 +121,11 @@ def task_of(batch: Any, output: Tensor | None, loss: float) -> Task:
     return Task(math.log(classes) if plausible else None, doubled)
 
 
-def _logits_and_targets(batch: Any, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def logits_and_targets(batch: Any, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Outputs as logits (N, C) and the batch's whole-number targets (N,) that fit them; None where there are none."""
     if output is None or not 0 < output.numel() <= _LARGE or output.ndim < 2:
         return None
-    for target in _tensors(batch):
+    for target in tensors_of(batch):
         if target.dtype not in (torch.int64, torch.int32) or target.ndim == 0:
             continue
         for logits in (output, output.movedim(1, -1)):
@@ -136,13 +137,13 @@ def _logits_and_targets(batch: Any, output: Tensor | None) -> tuple[Tensor, Tens
     return None
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def tensors_of(batch: Any) -> Iterator[Tensor]:
     """All tensors of a batch, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for value in batch:
-            yield from _tensors(value)
+            yield from tensors_of(value)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.diagnosis.batch_ends import _logits_and_targets, input_statistics, output_spread, task_of
+from bnlab_callbacks.diagnosis.batch_ends import (
+    input_statistics,
+    logits_and_targets,
+    output_spread,
+    task_of,
+    tensors_of,
+)
 from bnlab_callbacks.diagnosis.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.inventory import constant_layers, frozen_layers, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.layer_flow import FlowHooks, LayerFlow
@@ -172,7 +178,7 @@ def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list
 
 def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:
     """The loss of guessing, ln C, also where the first loss is not finite; and note the labels' entropy."""
-    found = _logits_and_targets(batch, output)
+    found = logits_and_targets(batch, output)
     if found is None or m.loss is None:
         return None
     logits, targets = found
@@ -258,9 +264,7 @@ def _plain_trainer() -> Trainer:
 
 
 def _samples(batch: Any) -> int:
-    from bnlab_callbacks.diagnosis.batch_ends import _tensors
-
-    return next((len(tensor) for tensor in _tensors(batch) if tensor.ndim), 0)
+    return next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), 0)
 
 
 def _number(value: Tensor | None) -> float | None:

@@ -299,9 +299,9 @@ def learning_rate(m: Measured) -> list[Check]:
 
     Never failing: curvature changes within a few steps, mostly down from its value at the start, and trained nets live
     at the limit (Cohen et al. 2021). Measured: the thesis's vanilla CNN starts at 26 × and trains, slowly; with ten
-    times its learning rate (260 ×) it explodes in a step. The MLP at lr 0.1 loses its units at 8.5 ×, healthy MLPs have
-    up to 2.4 ×: what a note says is worth a look. With batch norm never more than a note: it makes the loss blind to
-    the size of weights, curvature falls as they grow, and the CNN with sigmoids trains from above 50 ×.
+    times its learning rate (so 260 ×) it explodes in a step. The MLP at lr 0.1 loses its units at 8.5 ×, healthy MLPs
+    have up to 2.4 ×: what a note says is worth a look. With batch norm never more than a note: it makes the loss
+    blind to the size of weights, curvature falls as they grow, and the CNN with sigmoids trains from above 50 ×.
     """
     if m.curvature is None or m.lr is None:
         return []
