@@ -159,7 +159,7 @@ def test_the_search_for_what_is_held_finds_what_a_run_needs() -> None:
 STEPS, EPOCH = 10_000, 2_500
 LOOKS = (480, 2_400)  # steps of an epoch: as far from its start as whole groups of records published together
 SETTLED = EPOCH  # steps until all has been used once
-PER_RECORD = 0.05  # blocks of memory; one object that every group of 16 records left would be more
+PER_RECORD = 0.06  # blocks of memory; one object that every group of 16 records left would be more
 
 
 class Tiny(pl.LightningModule):
@@ -202,4 +202,5 @@ def test_memory_does_not_grow_over_ten_thousand_records() -> None:
     assert gradients.overhead.records == activations.overhead.records == STEPS
     assert len(memory.blocks) == 6
     assert len(set(memory.tensors)) == 1
-    assert max(memory.blocks) - memory.blocks[0] < PER_RECORD * (STEPS - SETTLED)
+    # not from the first look on: Python's own caches still fill then, without the callbacks too
+    assert max(memory.blocks) - memory.blocks[1] < PER_RECORD * (STEPS - SETTLED - LOOKS[1])
