@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.gradient_monitor import Weight
 from bnlab_callbacks.scalars import widest
 from bnlab_callbacks.step_replica import Evaluation, StepReplica
+from bnlab_callbacks.weights import Weight
 
 
 def shift(before: Tensor, after: Tensor) -> dict[str, Tensor]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import Tensor
 from torch.optim import Optimizer
 
 from bnlab_callbacks.chunks import Scratch, flat
 from bnlab_callbacks.forward_order import ForwardOrder
+from bnlab_callbacks.gradient_parts import Part, joined_moves, joined_sums
 from bnlab_callbacks.gradient_statistics import (
     depth_slope,
     gradient_statistics,
@@ -25,36 +25,14 @@ from bnlab_callbacks.gradient_statistics import (
 )
 from bnlab_callbacks.lightning_api import LightningModule, Trainer
 from bnlab_callbacks.monitor import Monitor, never_break_training
-from bnlab_callbacks.naming import clean_name, number
-from bnlab_callbacks.packed_layers import SMALL, PackedLayers, can_pack
+from bnlab_callbacks.naming import number
+from bnlab_callbacks.packed_layers import PackedLayers, can_pack
 from bnlab_callbacks.records import Table
 from bnlab_callbacks.scalars import to_host
+from bnlab_callbacks.weights import Weight, cache_sized, find_weights, real
 
 # sets of small layers whose buffers are kept
 _LAYOUTS = 8
-
-
-class Weight(NamedTuple):
-    """A weight tensor that is watched."""
-
-    layer: str
-    module: str  # name of the module that holds it
-    parameter: nn.Parameter
-
-
-class _Part(NamedTuple):
-    """What one optimizer step left to be published for some small layers packed together, or for one other layer."""
-
-    weights: tuple[Weight, ...]
-    scale: float
-    packed: PackedLayers | None
-    sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
-    moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """The same for parts of different steps that can be computed together."""
-        return (id(self.packed), len(self.moved), *map(id, self.weights))
 
 
 class GradientMonitor(Monitor):
@@ -120,7 +98,7 @@ class GradientMonitor(Monitor):
         self._numbered: dict[str, str] = {}
         self._small: set[str] = set()
         self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
-        self._taken: list[_Part] = []
+        self._taken: list[Part] = []
         self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
         self._nonfinite_steps: dict[str, int] = defaultdict(int)
@@ -163,7 +141,7 @@ class GradientMonitor(Monitor):
             return
         self.schedule.mark(trainer, stream)
         taken = {weight.layer for part in self._taken for weight in part.weights}
-        weights = [weight for weight in owned.values() if weight.layer not in taken and _has_gradient(weight)]
+        weights = [weight for weight in owned.values() if weight.layer not in taken and weight.has_gradient]
         with torch.no_grad():
             self._take(weights, remaining_loss_scale(trainer, optimizer))
 
@@ -182,20 +160,20 @@ class GradientMonitor(Monitor):
         alone: list[Weight] = []
         small: list[Weight] = []
         for weight in weights:
-            dense = _gradient(weight).layout == torch.strided
+            dense = weight.gradient.layout == torch.strided
             (small if dense and weight.layer in self._small else alone).append(weight)
         for group, packed in self._pack(small):
-            sums = packed.sums([_gradient(weight) for weight in group])
+            sums = packed.sums([weight.gradient for weight in group])
             if sums is None:
                 alone += group
                 continue
             if self.update_ratio:
                 packed.remember([weight.parameter for weight in group])
-            self._taken.append(_Part(group, scale, packed, sums))
+            self._taken.append(Part(group, scale, packed, sums))
         for weight in alone:
-            values = stored_values(_gradient(weight))
+            values = stored_values(weight.gradient)
             alone_sums = gradient_sums(values, self._scratch)
-            self._taken.append(_Part((weight,), scale, None, (*alone_sums, values.numel())))
+            self._taken.append(Part((weight,), scale, None, (*alone_sums, values.numel())))
             self._remember(weight)
 
     def _pack(self, weights: list[Weight]) -> list[tuple[tuple[Weight, ...], PackedLayers]]:
@@ -226,11 +204,11 @@ class GradientMonitor(Monitor):
                 if not part.moved and (owned is None or id(part.weights[0].parameter) in owned):
                     self._taken[index] = part._replace(moved=self._moved(part))
 
-    def _moved(self, part: _Part) -> tuple[Any, ...]:
+    def _moved(self, part: Part) -> tuple[Any, ...]:
         if part.packed:
             return part.packed.moved([weight.parameter for weight in part.weights])
         (weight,) = part.weights
-        return update_norms(self._before[weight.layer], flat(_real(weight.parameter.detach())), self._scratch)
+        return update_norms(self._before[weight.layer], flat(real(weight.parameter.detach())), self._scratch)
 
     def epoch_values(self, trainer: Trainer) -> dict[str, float]:
         """The number of steps whose gradient was not finite."""
@@ -254,13 +232,13 @@ class GradientMonitor(Monitor):
 
     def _remember(self, weight: Weight) -> None:
         if self.update_ratio:
-            now = flat(_real(weight.parameter.detach()))
+            now = flat(real(weight.parameter.detach()))
             if weight.layer in self._before:
                 self._before[weight.layer].copy_(now)
             else:
                 self._before[weight.layer] = now.clone()
 
-    def read(self, kept: Sequence[list[_Part]]) -> list[Table]:
+    def read(self, kept: Sequence[list[Part]]) -> list[Table]:
         """Tables of the recorded steps, through one copy off the device."""
         alone = [part for step in kept for part in step if part.packed is None]
         numbers = iter(to_host([value for part in alone for value in (*part.sums, *part.moved)]))
@@ -273,19 +251,19 @@ class GradientMonitor(Monitor):
         steps = [[read.get(id(part), part) for part in step] for step in kept]
         return [self._table(list(alike)) for _, alike in groupby(steps, key=lambda step: [part.key for part in step])]
 
-    def _table(self, steps: list[list[_Part]]) -> Table:
+    def _table(self, steps: list[list[Part]]) -> Table:
         """The table of K steps of the same parts."""
         parts = list(zip(*steps, strict=True))
         weights = [weight for same in parts for weight in same[0].weights]
         names = [self._numbered[weight.layer] for weight in weights]
-        numel = torch.tensor([_numel(weight) for weight in weights], dtype=torch.float64)
-        sums = torch.cat([_joined_sums(same) for same in parts], 1)
+        numel = torch.tensor([weight.numel for weight in weights], dtype=torch.float64)
+        sums = torch.cat([joined_sums(same) for same in parts], 1)
         scale = sums.new_tensor([[part.scale for part in step for _ in part.weights] for step in steps])
         statistics = gradient_statistics(sums, numel, scale)
         for name, count in zip(names, (statistics["grad_nonfinite"] > 0).sum(0).tolist(), strict=True):
             self._nonfinite_steps[name] += count
         if parts[0][0].moved:
-            statistics["update_ratio"] = update_ratio(torch.cat([_joined_moves(same) for same in parts], 1))
+            statistics["update_ratio"] = update_ratio(torch.cat([joined_moves(same) for same in parts], 1))
         tags = [f"{quantity}/{name}" for quantity in statistics for name in names]
         columns = list(statistics.values())
         if len(self._weights) > 1:
@@ -297,76 +275,12 @@ class GradientMonitor(Monitor):
         return Table(tuple(tags), torch.cat(columns, 1))
 
 
-def _joined_sums(same: Sequence[_Part]) -> Tensor:
-    """(K, layers, 6) of the same part of K steps."""
-    if same[0].packed:
-        return same[0].packed.join_sums([part.sums for part in same])
-    return torch.tensor([[part.sums] for part in same], dtype=torch.float64)
-
-
-def _joined_moves(same: Sequence[_Part]) -> Tensor:
-    """(K, layers, 2) of the same part of K steps."""
-    if same[0].packed:
-        return same[0].packed.join_squares([part.moved for part in same])
-    return torch.tensor([[part.moved] for part in same], dtype=torch.float64)
-
-
-def cache_sized(weights: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:
-    """Neighbouring small weights in groups of at most `SMALL` elements."""
-    group: list[Weight] = []
-    elements = 0
-    for weight in weights:
-        elements += weight.parameter.numel()
-        if elements > SMALL and group:
-            yield tuple(group)
-            group, elements = [], weight.parameter.numel()
-        group.append(weight)
-    if group:
-        yield tuple(group)
-
-
-def find_weights(model: nn.Module) -> Iterator[Weight]:
-    """Trainable parameters with two or more dimensions, in order of definition; a shared one once.
-
-    The layer is called like its module where that holds one such parameter named `weight`, else `<module>.<parameter>`.
-    """
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        own = {
-            key: parameter
-            for key, parameter in module.named_parameters(recurse=False)
-            if not isinstance(parameter, UninitializedParameter) and parameter.ndim > 1 and parameter.requires_grad
-        }
-        for key, parameter in own.items():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                layer = name if list(own) == ["weight"] else f"{name}.{key}"
-                yield Weight(clean_name(layer) or key, name, parameter)
-
-
 def remaining_loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """The loss scale that is still on the gradients: 1, but for optimizers (fused ones) that unscale in their step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
-
-
-def _has_gradient(weight: Weight) -> bool:
-    return weight.parameter.grad is not None and weight.parameter.grad.numel() > 0
-
-
-def _gradient(weight: Weight) -> Tensor:
-    assert weight.parameter.grad is not None
-    return weight.parameter.grad
-
-
-def _numel(weight: Weight) -> int:
-    return weight.parameter.numel() * (2 if weight.parameter.is_complex() else 1)
-
-
-def _real(weight: Tensor) -> Tensor:
-    return torch.view_as_real(weight) if weight.is_complex() else weight
 
 
 def _optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from bnlab_callbacks.covariate_shift import covariate_shift
 from bnlab_callbacks.forward_order import ForwardOrder
-from bnlab_callbacks.gradient_monitor import find_weights
 from bnlab_callbacks.lightning_api import LightningModule, Trainer
 from bnlab_callbacks.naming import layer_filter, number
 from bnlab_callbacks.scalars import widest
 from bnlab_callbacks.step_replica import Evaluation, StepReplica, untouched
+from bnlab_callbacks.weights import find_weights
 
 # step lengths η, in learning rates: about the steps that the optimizer makes
 STEP_LENGTHS = (0.5, 1.0, 2.0, 4.0)

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks.gradient_monitor import find_weights
+from bnlab_callbacks.weights import find_weights
 from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
 
 LAYERS = {"00_net.0": "0.weight", "01_net.2": "2.weight", "02_net.4": "4.weight"}

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from bnlab_callbacks.gradient_monitor import Weight, find_weights
 from bnlab_callbacks.naming import clean_name
+from bnlab_callbacks.weights import Weight, find_weights
 
 
 def frozen_layers(model: nn.Module) -> tuple[str, ...]:

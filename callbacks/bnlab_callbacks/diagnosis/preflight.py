@@ -25,11 +25,11 @@ from bnlab_callbacks.diagnosis.inventory import constant_layers, frozen_layers, 
 from bnlab_callbacks.diagnosis.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.preflight_checks import Check, Measured, Severity, all_checks, strict
 from bnlab_callbacks.forward_order import ForwardOrder
-from bnlab_callbacks.gradient_monitor import find_weights
 from bnlab_callbacks.lightning_api import LightningModule, Trainer
 from bnlab_callbacks.naming import clean_name
 from bnlab_callbacks.smoothness import why_not
 from bnlab_callbacks.step_replica import Evaluation, RandomState, StepReplica, untouched
+from bnlab_callbacks.weights import find_weights
 
 SCHEMA = 1
 _ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")

@@ -12,7 +12,8 @@ import torch
 
 from bnlab_callbacks.activation_monitor import ActivationMonitor
 from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
-from bnlab_callbacks.gradient_monitor import GradientMonitor, _joined_moves, _numel, _Part
+from bnlab_callbacks.gradient_monitor import GradientMonitor
+from bnlab_callbacks.gradient_parts import Part, joined_moves
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
 from bnlab_callbacks.monitor import Monitor
 from bnlab_callbacks.records import Table
@@ -97,14 +98,14 @@ class _Silent(Monitor):
 class SilentGradientMonitor(_Silent, GradientMonitor):
     """`GradientMonitor`, with `weight_rms/<NN>_<layer>`, ‖w‖₂/√n, and nothing logged."""
 
-    def _table(self, steps: list[list[_Part]]) -> Table:
+    def _table(self, steps: list[list[Part]]) -> Table:
         table = super()._table(steps)
         parts = list(zip(*steps, strict=True))
         if not parts[0][0].moved:
             return table
         weights = [weight for same in parts for weight in same[0].weights]
-        squares = torch.cat([_joined_moves(same) for same in parts], 1)[..., 1]
-        numel = torch.tensor([_numel(weight) for weight in weights], dtype=torch.float64)
+        squares = torch.cat([joined_moves(same) for same in parts], 1)[..., 1]
+        numel = torch.tensor([weight.numel for weight in weights], dtype=torch.float64)
         tags = tuple(f"weight_rms/{self._numbered[weight.layer]}" for weight in weights)
         return Table((*table.tags, *tags), torch.cat([table.values, (squares / numel).sqrt()], 1))
 

@@ -33,7 +33,6 @@ from bnlab_callbacks.diagnosis.silent_monitors import (
     SilentGradientMonitor,
 )
 from bnlab_callbacks.diagnosis.summary import NOTHING_OF_THE_KIND, lines, to_dict, verdict_of, write
-from bnlab_callbacks.gradient_monitor import find_weights
 from bnlab_callbacks.lightning_api import (
     LightningModule,
     QuietCallback,
@@ -45,6 +44,7 @@ from bnlab_callbacks.lightning_api import (
 from bnlab_callbacks.record_file import split_tag
 from bnlab_callbacks.run_output import or_give_up, run_folder, tensorboard_writers
 from bnlab_callbacks.scalars import gather_ranks, to_host, widest
+from bnlab_callbacks.weights import find_weights
 
 _WHOLE = ("output_std", "input_mean", "input_std", "input_absmax")
 _TOGETHER = 5  # recorded steps that are looked at together, behind the first ones
