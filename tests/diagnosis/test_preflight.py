@@ -194,7 +194,7 @@ def test_faults_are_named_at_their_layer() -> None:
     assert high["poor_initialisation"] == ("warning", "net.0")
     low = found(mlp(std=1e-4))
     assert low["collapsed_output"][0] == "failing"
-    assert low["vanishing_with_depth"][0] == "failing"
+    assert low["vanishing"][0] == "failing"
     assert low["poor_initialisation"] == ("warning", "net.0")
     assert found(mlp(), inputs * 100 + 50)["inputs_not_standardised"][0] == "warning"
     broken = inputs.clone()
@@ -239,16 +239,13 @@ def test_parameters_that_will_not_learn() -> None:
     assert (frozen.severity, frozen.layer) == ("note", "net.0")
 
 
-def test_a_loss_without_a_graph_and_one_given_instead() -> None:
+def test_a_loss_without_a_graph() -> None:
     class Detached(Net):
         def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
             return super().training_step(batch).detach()
 
     (check,) = preflight(Detached(mlp()), batch()).found("no_gradient")
     assert check.severity == "failing"
-    own = preflight(Detached(mlp()), batch(), loss=lambda m, b: F.cross_entropy(m.net(b[0]), b[1]))
-    assert own.verdict in ("ok", "note")
-    assert severities(own, "exploding") == ["ok"]
 
 
 def test_batch_norm_in_evaluation_mode_and_with_few_values() -> None:
@@ -319,7 +316,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "verdict: ok" in capsys.readouterr().out
     assert json.loads(Path("found.json").read_text())["verdict"] == "ok"
     assert command("--config", str(CONFIGS / "mlp_init_low.yaml")) == 1
-    assert "failing vanishing with depth at net.fc1" in capsys.readouterr().out
+    assert "failing vanishing at net.fc1" in capsys.readouterr().out
     assert command("--config", str(CONFIGS / "mlp_init_low.yaml"), "--model.batch_norm", "true") == 0
     assert command("--config", str(CONFIGS / "mlp_lr_high.yaml"), "--model.lr", "5") == 0  # not failing
     assert "warning learning rate too high" in capsys.readouterr().out

@@ -56,8 +56,8 @@ def history(
 ) -> History:
     """The history at the last of some losses, with one observation."""
     seen = Losses()
-    for index, loss in enumerate(losses):
-        seen.add(index, loss)
+    for loss in losses:
+        seen.add(loss)
     now = Observation(len(losses) - 1 if step is None else step, values, whole or {}, bad_rank)
     return History([now], first or now, seen, facts)
 
@@ -297,10 +297,10 @@ def test_a_finding_that_grows_worse_is_said_again_and_its_latch_survives_a_check
 def test_losses_survive_a_checkpoint() -> None:
     losses, other = Losses(), Losses()
     for step in range(500):
-        losses.add(step, NAN if step == 450 else 1.0 + step)
+        losses.add(NAN if step == 450 else 1.0 + step)
     other.load_state_dict(losses.state_dict())
     assert str(other.state_dict()) == str(losses.state_dict())  # NaN among them
-    assert (other.count, other.first, other.bad_step, other.largest_early) == (500, 1.0, 450, 5.0)
+    assert (other.count, other.first, other.largest_early) == (500, 1.0, 5.0)
     assert other.mean(10) == pytest.approx(495.5)
     assert other.mean(10, before=100) is not None
     assert other.mean(301, before=100) is None

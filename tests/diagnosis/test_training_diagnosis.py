@@ -192,6 +192,7 @@ def numbers() -> DataLoader[Any]:
 def test_a_regression_has_no_chance_loss_and_explodes_by_its_own_measure(tmp_path: Path) -> None:
     healthy = fit(tmp_path, Regression(net(), lr=0.01), numbers())
     assert (healthy.facts.chance_loss, found(healthy)) == (None, {})
+    assert healthy.not_checked["collapsed_output"].startswith("no classification")
     wild = fit(tmp_path, Regression(net(), lr=3.0), numbers())
     assert {finding.name for finding in wild.findings} & {"exploding", "non_finite"}
     assert min(finding.since for finding in wild.findings) <= 5
@@ -216,6 +217,7 @@ class Manual(Net):
 def test_a_loss_that_cannot_be_seen_is_no_finding(tmp_path: Path) -> None:
     diagnosis = fit(tmp_path, Manual(net()))
     assert found(diagnosis) == {}
+    assert diagnosis.not_checked["exploding"] == "training_step returns no loss"
 
 
 class Adversarial(LightningModule):
@@ -253,6 +255,7 @@ def test_a_net_without_activation_modules_lists_what_was_not_checked(tmp_path: P
     diagnosis = fit(tmp_path, Net(nn.Linear(6, 3)))
     assert "no activation modules" in diagnosis.not_checked["dead_units"]
     assert "vanishing" not in diagnosis.not_checked
+    assert diagnosis.not_checked["batch_norm_gamma_collapsed"] == "nothing of the kind in this net"
 
 
 def test_rules_can_be_added_and_left_out(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import TrainingDiagnosis
+from bnlab_callbacks.diagnosis import training_diagnosis
 from tests.diagnosis.test_training_diagnosis import Net, batches, net
 from tests.silent_trainer import trainer_in
 
@@ -29,6 +30,10 @@ def shard(bad: int | None) -> DataLoader[Any]:
     dataset = TensorDataset(x, y)
     sampler: DistributedSampler[Any] = DistributedSampler(dataset, 2, RANK, shuffle=False)
     return DataLoader(dataset, batch_size=8, sampler=sampler)
+
+
+def broken(*_: Any) -> Any:
+    raise RuntimeError("on this rank only")
 
 
 def diagnose(folder: Path, bad: int | None, scale: float = 1.0, **arguments: Any) -> dict[str, Any]:
@@ -54,4 +59,7 @@ if __name__ == "__main__":
         "bad": diagnose(file.with_suffix(".bad"), 7, stop=True),
         "small": diagnose(file.with_suffix(".small"), None, 1e-5),
     }
+    if RANK == 1:
+        training_diagnosis.task_of = broken
+    found["broken"] = diagnose(file.with_suffix(".broken"), None)
     file.write_text(json.dumps(found))

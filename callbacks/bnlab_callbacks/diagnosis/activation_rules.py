@@ -7,12 +7,11 @@ import math
 from bnlab_callbacks.diagnosis.findings import Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.thresholds import BETTER_INIT, COLLAPSED, STANDARDISE, standardised
 
 _DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
 _SATURATED = 0.8
-_COLLAPSED = 1e-3
 _SHRINKS, _GROWS = 1e3, 30.0
-_STD, _CENTRE = (0.05, 20.0), 5.0
 
 
 def dead_units(history: History) -> Verdict | None:
@@ -55,9 +54,9 @@ def collapsed_output(history: History) -> Verdict | None:
     Only for classification, where logits have a natural size. Failing runs with weights of N(0, 1e-4²): 1e-8.
     """
     spread = history.now.whole.get("output_std")
-    if spread is None or history.facts.chance_loss is None or not spread < _COLLAPSED or not history.unlearned():
+    if spread is None or history.facts.chance_loss is None or not spread < COLLAPSED or not history.unlearned():
         return None
-    return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation, below {_COLLAPSED})")
+    return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation, below {COLLAPSED})")
 
 
 def constant_weights(history: History) -> Verdict | None:
@@ -99,12 +98,10 @@ def inputs_not_standardised(history: History) -> Verdict | None:
     if "input_std" not in whole:
         return None
     mean, std = whole["input_mean"], whole["input_std"]
-    if _STD[0] <= std <= _STD[1] and abs(mean) <= _CENTRE * std:
+    if standardised(mean, std):
         return None
     return Verdict(f"the first batch has mean {mean:.3g} and standard deviation {std:.3g}, far from 0 and 1")
 
-
-_INIT = "the activation's own initialization (--model.init auto), or batch normalization (--model.batch_norm true)"
 
 ACTIVATION_RULES = (
     Rule(
@@ -118,15 +115,15 @@ ACTIVATION_RULES = (
         ("dead_frac",),
         3,
     ),
-    Rule("saturated", saturated, "warning", (_INIT, "a lower learning rate"), ("sat_frac",), 20),
-    Rule("collapsed_output", collapsed_output, "failing", (_INIT,), ("output_std",), 20),
+    Rule("saturated", saturated, "warning", (BETTER_INIT, "a lower learning rate"), ("sat_frac",), 20),
+    Rule("collapsed_output", collapsed_output, "failing", (BETTER_INIT,), ("output_std", "classes"), 20),
     Rule("poor_initialisation", constant_weights, "warning", ("random weights: --model.init auto",), ("grad_rms",), 3),
-    Rule("poor_initialisation", poor_initialisation, "warning", (_INIT,), ("act_std",)),
+    Rule("poor_initialisation", poor_initialisation, "warning", (BETTER_INIT,), ("act_std",)),
     Rule(
         "inputs_not_standardised",
         inputs_not_standardised,
         "warning",
-        ("subtract the training set's mean and divide by its standard deviation (--data.standardize global)",),
+        (STANDARDISE,),
         ("input_std",),
     ),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.thresholds import FEW_VALUES
 
-_SMALL = 8  # values per channel
 _MOMENTUM = 0.9
 _DRIFT, _DRIFT_FROM = 3.0, 200
 _GAMMA, _GAMMA_FROM = 0.5, 100
@@ -24,11 +24,11 @@ def eval_mode(history: History) -> Verdict | None:
 
 def small_batch(history: History) -> Verdict | None:
     """Fewer than 8 values a channel: the batch's statistics are mostly noise (their error is 1/√n of a deviation)."""
-    small = [layer for layer, values in history.facts.norm_values.items() if values < _SMALL]
+    small = [layer for layer, values in history.facts.norm_values.items() if values < FEW_VALUES]
     if not small:
         return None
     values = history.facts.norm_values[small[0]]
-    return Verdict(f"a batch gives a channel {values} values to normalize with (below {_SMALL})", small[0])
+    return Verdict(f"a batch gives a channel {values} values to normalize with (below {FEW_VALUES})", small[0])
 
 
 def running_statistics(history: History) -> Verdict | None:

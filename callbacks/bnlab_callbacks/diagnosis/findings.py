@@ -52,11 +52,16 @@ class Finding:
         return cls(**(values | {"advice": tuple(values["advice"])}))
 
     @property
+    def title(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
+
+    @property
     def line(self) -> str:
         """One line that says it all."""
         where = f" at {self.layer}" if self.layer else ""
-        name = self.name.replace("_", " ")
-        return f"{self.severity}: {name}{where} since step {self.since}: {self.evidence}. Try: {'; '.join(self.advice)}"
+        what = f"{self.severity}: {self.title}{where} since step {self.since}: {self.evidence}"
+        return f"{what}. Try: {'; '.join(self.advice)}"
 
 
 def worst(findings: Sequence[Finding]) -> Severity | None:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.thresholds import BETTER_INIT, SPREAD, VANISHED
 
-_VANISHED = 1e-6  # ‖g‖/‖w‖
-_SPREAD = 1e5  # of it over the layers
 _UNUSED_STEPS = 3
 _CLIPPED = 100.0
 
@@ -27,10 +26,10 @@ def vanishing(history: History) -> Verdict | None:
     Failing runs: 5e-8 at most from the first step on; healthy ones: 1.9e-4 and more after step 10.
     """
     ratios = relative_gradients(history.now)
-    if not _vanished(history, ratios) or _spread(ratios) > _SPREAD:
+    if not _vanished(history, ratios) or _spread(ratios) > SPREAD:
         return None
-    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < _VANISHED)
-    return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {_VANISHED:.0e}; {_spread_text(ratios)}", layer)
+    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < VANISHED)
+    return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {VANISHED:.0e}; {_spread_text(ratios)}", layer)
 
 
 def vanishing_with_depth(history: History) -> Verdict | None:
@@ -39,10 +38,10 @@ def vanishing_with_depth(history: History) -> Verdict | None:
     A deep sigmoid net that cannot learn: 4e8; healthy nets: 870 at most.
     """
     ratios = relative_gradients(history.now)
-    if not _vanished(history, ratios) or _spread(ratios) <= _SPREAD:
+    if not _vanished(history, ratios) or _spread(ratios) <= SPREAD:
         return None
-    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < _VANISHED)
-    return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {_VANISHED:.0e}; {_spread_text(ratios)}", layer)
+    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < VANISHED)
+    return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {VANISHED:.0e}; {_spread_text(ratios)}", layer)
 
 
 def no_gradient(history: History) -> Verdict | None:
@@ -100,7 +99,7 @@ def clipping_too_tight(history: History) -> Verdict | None:
 
 
 def _vanished(history: History, ratios: Mapping[str, float]) -> bool:
-    return any(0 < value < _VANISHED for value in ratios.values()) and history.unlearned()
+    return any(0 < value < VANISHED for value in ratios.values()) and history.unlearned()
 
 
 def _spread(ratios: Mapping[str, float]) -> float:
@@ -117,15 +116,13 @@ def _these(layers: list[str] | tuple[str, ...]) -> str:
     return layers[0] if len(layers) == 1 else f"{len(layers)} layers"
 
 
-_INIT = "the activation's own initialization (--model.init auto), or batch normalization (--model.batch_norm true)"
-
 GRADIENT_RULES = (
-    Rule("vanishing", vanishing, "failing", (_INIT, "larger initial weights"), ("weight_rms",), 5),
+    Rule("vanishing", vanishing, "failing", (BETTER_INIT, "larger initial weights"), ("weight_rms",), 5),
     Rule(
         "vanishing_with_depth",
         vanishing_with_depth,
         "failing",
-        (_INIT, "an activation that does not saturate (--model.activation relu), or skip connections"),
+        (BETTER_INIT, "an activation that does not saturate (--model.activation relu), or skip connections"),
         ("weight_rms",),
         5,
     ),
@@ -140,7 +137,7 @@ GRADIENT_RULES = (
         "no_gradient",
         zero_gradient,
         "warning",
-        ("look for dead units or zero weights in the layers behind it", _INIT),
+        ("look for dead units or zero weights in the layers behind it", BETTER_INIT),
         ("grad_zero_frac",),
         10,
     ),

@@ -9,8 +9,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from bnlab_callbacks.diagnosis.observations import Facts
+from bnlab_callbacks.lightning_api import Trainer
 from bnlab_callbacks.naming import clean_name
 from bnlab_callbacks.weights import Weight, find_weights
+
+
+def facts_of(trainer: Trainer, model: nn.Module) -> Facts:
+    """What is known of a run when it begins, or goes on."""
+    weights = list(find_weights(model))
+    clip = trainer.gradient_clip_val
+    by_norm = trainer.gradient_clip_algorithm in (None, "norm")
+    return Facts(
+        gradient_clip=float(clip) if clip and by_norm else None,
+        scaled=getattr(trainer.precision_plugin, "scaler", None) is not None,
+        without_optimizer=layers_without_optimizer(weights, trainer.optimizers),
+        frozen=frozen_layers(model),
+        norm_momentum=norm_momenta(model),
+        weights={weight.layer: weight.parameter.numel() for weight in weights},
+    )
 
 
 def frozen_layers(model: nn.Module) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 _RECENT = 400  # losses that are kept
@@ -77,9 +77,8 @@ class Losses:
         self.first: float | None = None
         self.largest_early = 0.0  # magnitude among the first ones, before the present one
         self.recent: deque[float] = deque(maxlen=_RECENT)
-        self.bad_step: int | None = None  # the first one whose loss was not finite
 
-    def add(self, step: int, loss: float) -> None:
+    def add(self, loss: float) -> None:
         """Take in the loss of the next step."""
         previous = self.last
         if previous is not None and self.count <= _WARM and math.isfinite(previous):
@@ -87,7 +86,6 @@ class Losses:
         self.count += 1
         self.recent.append(loss)
         if not math.isfinite(loss):
-            self.bad_step = step if self.bad_step is None else self.bad_step
             return
         if self.first is None:
             self.first = loss
@@ -116,12 +114,11 @@ class Losses:
             "first": self.first,
             "largest_early": self.largest_early,
             "recent": list(self.recent),
-            "bad_step": self.bad_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self.count, self.first, self.bad_step = state["count"], state["first"], state["bad_step"]
+        self.count, self.first = state["count"], state["first"]
         self.largest_early = state["largest_early"]
         self.recent = deque(state["recent"], maxlen=_RECENT)
 
@@ -164,13 +161,3 @@ class History:
         """Whether the loss is above a share of chance; also true where there is no loss to see."""
         level = self.level()
         return level is None or not level <= share
-
-
-def layers_in(values: Mapping[str, float], above: float) -> list[str]:
-    """The layers whose value is above a threshold (NaN is not), in order of execution."""
-    return [layer for layer, value in values.items() if value > above]
-
-
-def middle(values: Mapping[str, float]) -> float | None:
-    """The median over layers."""
-    return median(values.values()) if values else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,7 +88,6 @@ def preflight(
     module: LightningModule,
     batch: Any,
     *,
-    loss: Callable[[LightningModule, Any], Tensor] | None = None,
     trainer: Trainer | None = None,
     curvature_steps: int = 10,
 ) -> Preflight:
@@ -101,28 +99,27 @@ def preflight(
     Args:
         module: any module with a `training_step`, in the state in which training would begin.
         batch: as `training_step` gets it, on the module's device.
-        loss: (a copy of the module, batch) → loss, instead of its `training_step`.
         trainer: the Trainer that will train it, for its precision; None for a plain one.
         curvature_steps: Hessian-vector products, each about three training steps; 0 leaves the curvature out.
     """
     trainer = trainer or _plain_trainer()
     measured = Measured(samples=_samples(batch))
-    reason = None if loss else why_not(trainer, module)
+    reason = why_not(trainer, module)
     if reason:
         measured.not_checked["step"] = reason
     random = RandomState(module)
     try:
         with untouched(module):
-            _look_at_net(measured, module, trainer, batch)
+            _look_at_net(measured, module, batch)
             if not reason:
-                _look_at_step(measured, StepReplica(trainer, module, batch, 0), batch, loss, curvature_steps)
+                _look_at_step(measured, StepReplica(trainer, module, batch, 0), batch, curvature_steps)
     finally:
         random.restore()
     checks = sorted(all_checks(measured), key=lambda check: _ORDER.index(check.severity))
     return Preflight(checks, measured.layers, measured.not_checked)
 
 
-def _look_at_net(m: Measured, module: LightningModule, trainer: Trainer, batch: Any) -> None:
+def _look_at_net(m: Measured, module: LightningModule, batch: Any) -> None:
     """What can be seen without running it."""
     m.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
     m.frozen = frozen_layers(module)
@@ -130,16 +127,9 @@ def _look_at_net(m: Measured, module: LightningModule, trainer: Trainer, batch: 
     m.constant = constant_layers(list(find_weights(module)))
 
 
-def _look_at_step(
-    m: Measured,
-    step: StepReplica,
-    batch: Any,
-    loss: Callable[[LightningModule, Any], Tensor] | None,
-    curvature_steps: int,
-) -> None:
+def _look_at_step(m: Measured, step: StepReplica, batch: Any, curvature_steps: int) -> None:
+    """What a training step on the batch shows, and the curvature there."""
     twin = step.twin({})
-    if loss is not None:
-        step = _WithLoss(step, loss)  # type: ignore[assignment]
     hooks = FlowHooks(twin)
     weights = list(find_weights(twin))
     order = ForwardOrder({weight.module: twin.get_submodule(weight.module) for weight in weights}.items())
@@ -223,32 +213,6 @@ def _optimizers(configured: Any) -> Iterator[Optimizer]:
     elif isinstance(configured, list | tuple):
         for one in configured:
             yield from _optimizers(one)
-
-
-class _WithLoss:
-    """A step whose copies compute another loss."""
-
-    def __init__(self, step: StepReplica, loss: Callable[[LightningModule, Any], Tensor]) -> None:
-        self._step, self._loss = step, loss
-        self.weights = step.weights
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._step, name)
-
-    def run(self, twin: LightningModule) -> Evaluation:
-        return self._step.run(self._with_loss(twin))
-
-    def evaluate(self, weights: Any) -> Evaluation:
-        return self.run(self._step.twin(weights))
-
-    @contextmanager
-    def loss(self, twin: LightningModule) -> Iterator[Tensor]:
-        with self._step.loss(self._with_loss(twin)) as value:
-            yield value
-
-    def _with_loss(self, twin: LightningModule) -> LightningModule:
-        vars(twin)["training_step"] = lambda batch, batch_idx=0: self._loss(twin, batch)
-        return twin
 
 
 def _plain_trainer() -> Trainer:

@@ -12,17 +12,22 @@ from typing import Any, Literal
 
 from bnlab_callbacks.diagnosis.curvature import Curvature, Limit
 from bnlab_callbacks.diagnosis.layer_flow import LayerFlow
+from bnlab_callbacks.diagnosis.thresholds import (
+    BETTER_INIT,
+    COLLAPSED,
+    FEW_VALUES,
+    INITIAL_LOSS,
+    SPREAD,
+    STANDARDISE,
+    VANISHED,
+    standardised,
+)
 
 Severity = Literal["ok", "note", "warning", "failing"]
-_INIT = "the activation's own initialization (--model.init auto), or batch normalization (--model.batch_norm true)"
-_EXPLODED, _HIGH = 50.0, 40.0  # × the loss of a net that knows nothing
-_VANISHED, _SPREAD = 1e-6, 1e5
-_COLLAPSED = 1e-3
+_HIGH = 40.0  # × the loss of a net that knows nothing
 _SCALE = 1e-3, 1e2
 _GAIN = 0.05, 20.0
-_STD, _CENTRE = (0.05, 20.0), 5.0
 _DEAD_NOTE, _DEAD = 0.5, 0.9
-_FEW_VALUES = 8
 _SMALL_BATCH = 32
 _LR = 50.0
 
@@ -111,9 +116,8 @@ def inputs(m: Measured) -> list[Check]:
         return []
     mean, std, top = (m.inputs[name] for name in ("input_mean", "input_std", "input_absmax"))
     text = f"inputs: mean {mean:.3g}, standard deviation {std:.3g}, largest magnitude {top:.3g}"
-    good = _STD[0] <= std <= _STD[1] and abs(mean) <= _CENTRE * std
-    advice = "subtract the training set's mean and divide by its standard deviation (--data.standardize global)"
-    return [_check("inputs_not_standardised", "ok" if good else "warning", None, std, 1.0, text, advice)]
+    severity: Severity = "ok" if standardised(mean, std) else "warning"
+    return [_check("inputs_not_standardised", severity, None, std, 1.0, text, STANDARDISE)]
 
 
 def batch_norm(m: Measured) -> list[Check]:
@@ -124,19 +128,17 @@ def batch_norm(m: Measured) -> list[Check]:
         advice = "call train() on the module, or set requires_grad=False on their parameters, if that is meant"
         checks.append(_check("batch_norm_eval_mode", "warning", m.norms_in_eval[0], None, None, text, advice))
     few = {
-        layer: values
-        for layer, values in m.norm_values.items()
-        if values < _FEW_VALUES and layer not in m.norms_in_eval
+        layer: values for layer, values in m.norm_values.items() if values < FEW_VALUES and layer not in m.norms_in_eval
     }
     if few:
         layer, values = next(iter(few.items()))
-        text = f"a batch gives a channel {values} values to normalise with (below {_FEW_VALUES})"
+        text = f"a batch gives a channel {values} values to normalise with (below {FEW_VALUES})"
         advice = "a larger batch (--data.batch_size), or group or layer norm"
-        checks.append(_check("batch_norm_small_batch", "warning", layer, float(values), _FEW_VALUES, text, advice))
+        checks.append(_check("batch_norm_small_batch", "warning", layer, float(values), FEW_VALUES, text, advice))
     elif m.norm_values and not m.norms_in_eval:
         values = min(m.norm_values.values())
         text = f"batch norm: at least {values} values a channel, in training mode"
-        checks.append(_check("batch_norm_small_batch", "ok", None, float(values), _FEW_VALUES, text))
+        checks.append(_check("batch_norm_small_batch", "ok", None, float(values), FEW_VALUES, text))
     if m.failure and "more than 1 value per channel" in m.failure:
         text = "batch norm cannot train on one value a channel"
         checks.append(_check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, "a larger batch"))
@@ -154,7 +156,7 @@ def finite(m: Measured) -> list[Check]:
     if where is None:
         return []
     text = f"NaN or infinity in the first batch: {where}"
-    return [_check("non_finite", "failing", bad, None, None, text, f"look at the inputs; {_INIT}")]
+    return [_check("non_finite", "failing", bad, None, None, text, f"look at the inputs; {BETTER_INIT}")]
 
 
 def gradients(m: Measured) -> list[Check]:
@@ -188,7 +190,7 @@ def weights(m: Measured) -> list[Check]:
     stuck = [layer for layer, moves in m.zero.items() if not moves]
     if stuck:
         text = "all weights are 0, and so is their gradient: they will stay so"
-        checks.append(_check("poor_initialisation", "failing", stuck[0], 0.0, None, text, _INIT))
+        checks.append(_check("poor_initialisation", "failing", stuck[0], 0.0, None, text, BETTER_INIT))
     elif m.zero:
         text = "all weights are 0, with a gradient: well for an output or the end of a residual branch"
         checks.append(_check("poor_initialisation", "note", next(iter(m.zero)), 0.0, None, text))
@@ -237,7 +239,9 @@ def scale(m: Measured) -> list[Check]:
     text = f"pre-activations over the inputs' scale: {min(sizes):.2g} … {max(sizes):.2g} over {len(rows)} layers"
     good = _SCALE[0] <= worst <= _SCALE[1]
     return [
-        _check("poor_initialisation", "ok" if good else "warning", None if good else layer, worst, 1.0, text, _INIT)
+        _check(
+            "poor_initialisation", "ok" if good else "warning", None if good else layer, worst, 1.0, text, BETTER_INIT
+        )
     ]
 
 
@@ -250,10 +254,10 @@ def collapsed(m: Measured) -> list[Check]:
     if m.output_std is None:
         return []
     text = f"outputs differ by {m.output_std:.2g} over the batch (standard deviation)"
-    if m.output_std >= _COLLAPSED:
-        return [_check("collapsed_output", "ok", None, m.output_std, _COLLAPSED, text)]
-    severity: Severity = "failing" if _smallest(m)[1] < _VANISHED and not m.zero else "note"
-    return [_check("collapsed_output", severity, None, m.output_std, _COLLAPSED, text, _INIT)]
+    if m.output_std >= COLLAPSED:
+        return [_check("collapsed_output", "ok", None, m.output_std, COLLAPSED, text)]
+    severity: Severity = "failing" if _smallest(m)[1] < VANISHED and not m.zero else "note"
+    return [_check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, BETTER_INIT)]
 
 
 def vanishing(m: Measured) -> list[Check]:
@@ -267,10 +271,10 @@ def vanishing(m: Measured) -> list[Check]:
     layer, smallest = _smallest(m)
     spread = max(m.ratios.values()) / smallest if smallest > 0 else math.inf
     text = f"‖gradient‖/‖weights‖: smallest {smallest:.2g}, {spread:.2g} times less than the largest"
-    severity: Severity = "failing" if smallest < _VANISHED else "ok"
-    return [
-        _check("vanishing_with_depth", severity, layer if severity != "ok" else None, smallest, _VANISHED, text, _INIT)
-    ]
+    name = "vanishing_with_depth" if spread > SPREAD else "vanishing"
+    if smallest >= VANISHED:
+        return [_check(name, "ok", None, smallest, VANISHED, text)]
+    return [_check(name, "failing", layer, smallest, VANISHED, text, BETTER_INIT)]
 
 
 def first_loss(m: Measured) -> list[Check]:
@@ -286,12 +290,10 @@ def first_loss(m: Measured) -> list[Check]:
     if m.label_entropy is not None:
         text += f"; the batch's labels have entropy {m.label_entropy:.3g}"
     severity: Severity = (
-        "failing" if ratio > _EXPLODED else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
+        "failing" if ratio > INITIAL_LOSS else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
     )
-    layer = None
-    return [
-        _check("exploding", severity, layer, m.loss, m.chance_loss, text, "smaller weights in the last layer; " + _INIT)
-    ]
+    advice = f"smaller weights in the last layer; {BETTER_INIT}"
+    return [_check("exploding", severity, None, m.loss, m.chance_loss, text, advice)]
 
 
 def learning_rate(m: Measured) -> list[Check]:

@@ -18,7 +18,8 @@ class Rule:
         judge: looks at the history up to the present observation; a verdict where something is wrong with it.
         severity: of its findings, where the verdict does not say.
         advice: one or two changes to try.
-        needs: quantities of which one must have been recorded for the rule to be checked at all; empty for none.
+        needs: what must have been seen for the rule to be checked at all: quantities of an observation, `loss`,
+            `classes`; empty for nothing.
         patience: observations in a row for which the judge must say so before there is a finding; it is over after as
             many (ten at least) in a row for which it does not.
     """

@@ -16,7 +16,7 @@ from bnlab_callbacks.gradient_monitor import GradientMonitor
 from bnlab_callbacks.gradient_parts import Part, joined_moves
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
 from bnlab_callbacks.monitor import Monitor
-from bnlab_callbacks.records import Table
+from bnlab_callbacks.records import Table, stamp
 from bnlab_callbacks.schedule import RecordSchedule
 
 Take = Callable[[int, dict[str, float]], None]
@@ -77,8 +77,6 @@ class _Silent(Monitor):
 
     def keep(self, trainer: Trainer, taken: Any) -> None:
         """Keep the step until `flush`."""
-        from bnlab_callbacks.records import stamp
-
         self._kept.append((stamp(trainer, {}), taken))
 
     def flush(self, trainer: Trainer) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 from bnlab_callbacks.diagnosis.findings import Finding, worst
 from bnlab_callbacks.diagnosis.gradient_rules import relative_gradients
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.run_output import replace_file
+from bnlab_callbacks.diagnosis.unchecked import NOTHING_OF_THE_KIND
+from bnlab_callbacks.lightning_api import Trainer, logged_step
+from bnlab_callbacks.run_output import replace_file, run_folder, tensorboard_writers
 
 SCHEMA = 1
 FILE = "diagnosis.json"
-NOTHING_OF_THE_KIND = "nothing of the kind in this net"
 _ROWS = 24
 _COLUMNS = ("‖g‖/‖w‖", "‖Δw‖/‖w‖", "mean", "std", "saturated", "dead")
 
@@ -48,6 +49,25 @@ def write(folder: Path, content: dict[str, Any]) -> None:
     """Write `diagnosis.json`, whole or not at all."""
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     replace_file(folder / FILE, lambda path: _write_text(path, text))
+
+
+def publish(trainer: Trainer, content: dict[str, Any], show: bool, folder: str | None) -> None:
+    """Show it (if `show`), give it to TensorBoard as the text `diagnosis`, and write `diagnosis.json`.
+
+    Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+    """
+    text = lines(content)
+    if show:
+        trainer.print("\n" + "\n".join(text))
+    if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
+        return
+    for writer, prefix in tensorboard_writers(trainer):
+        writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in text), logged_step(trainer))
+    try:
+        place = run_folder(trainer, folder)
+    except ValueError:  # no logger keeps files here
+        return
+    write(place, content)
 
 
 def lines(content: dict[str, Any]) -> list[str]:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, cast
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bnlab_callbacks.diagnosis.announcer import Announcer
 from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, input_statistics, output_spread, task_of
 from bnlab_callbacks.diagnosis.findings import Finding, worst
-from bnlab_callbacks.diagnosis.inventory import (
-    GradientSeen,
-    constant_layers,
-    frozen_layers,
-    layers_without_optimizer,
-    norm_momenta,
-    norms_in_eval_mode,
-)
+from bnlab_callbacks.diagnosis.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.latch import Latch, in_order
 from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
@@ -32,7 +24,9 @@ from bnlab_callbacks.diagnosis.silent_monitors import (
     SilentBatchNormMonitor,
     SilentGradientMonitor,
 )
-from bnlab_callbacks.diagnosis.summary import NOTHING_OF_THE_KIND, lines, to_dict, verdict_of, write
+from bnlab_callbacks.diagnosis.step_collector import DisagreementError, StepCollector
+from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
+from bnlab_callbacks.diagnosis.unchecked import unchecked
 from bnlab_callbacks.lightning_api import (
     LightningModule,
     QuietCallback,
@@ -41,15 +35,30 @@ from bnlab_callbacks.lightning_api import (
     rank_zero_warn,
     sharding_strategy,
 )
-from bnlab_callbacks.record_file import split_tag
-from bnlab_callbacks.run_output import or_give_up, run_folder, tensorboard_writers
-from bnlab_callbacks.scalars import gather_ranks, to_host, widest
 from bnlab_callbacks.weights import find_weights
 
-_WHOLE = ("output_std", "input_mean", "input_std", "input_absmax")
+P = ParamSpec("P")
+
 _TOGETHER = 5  # recorded steps that are looked at together, behind the first ones
 _WAITING = 1000  # losses that wait for a look at most
 _KEPT = 64  # observations that rules may look back on
+
+
+def _or_fail(
+    method: Callable[Concatenate[TrainingDiagnosis, Trainer, P], None],
+) -> Callable[Concatenate[TrainingDiagnosis, Trainer, P], None]:
+    """Make a method a no-op while the diagnosis is off or has failed; an error in it is a failure, and no exception."""
+
+    @wraps(method)
+    def guarded(self: TrainingDiagnosis, trainer: Trainer, *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self.active or self._failure is not None:
+            return
+        try:
+            method(self, trainer, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            self._fail(trainer, f"{type(error).__name__}: {error}")
+
+    return cast("Callable[Concatenate[TrainingDiagnosis, Trainer, P], None]", guarded)
 
 
 class TrainingDiagnosis(QuietCallback):
@@ -132,6 +141,7 @@ class TrainingDiagnosis(QuietCallback):
         self._gradients = SilentGradientMonitor(self._schedule, self._take)
         self._activations = SilentActivationMonitor(DenseSchedule(first_steps, every_n_steps), self._take)
         self._norms = SilentBatchNormMonitor(DenseSchedule(first_steps, every_n_steps), self._take)
+        self._monitors = (self._gradients, self._activations, self._norms)
         self._ends = BatchEnds()
         self._restart()
 
@@ -148,9 +158,10 @@ class TrainingDiagnosis(QuietCallback):
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        reasons = [monitor.failure for monitor in (self._activations, self._gradients) if monitor.failure]
-        reason = reasons[0] if reasons else NOTHING_OF_THE_KIND
-        return {rule.name: reason for rule in self.rules if rule.needs and self._seen.isdisjoint(rule.needs)}
+        activations, gradients = self._activations.failure, self._gradients.failure
+        of_activations = dict.fromkeys(("act_", "sat_", "dead_"), activations)
+        failures = of_activations | dict.fromkeys(("grad_", "weight_", "update_"), gradients)
+        return unchecked(self.rules, self._seen, failures)
 
     def _restart(self) -> None:
         self.facts = Facts(chance_loss=self.chance_loss)
@@ -159,15 +170,14 @@ class TrainingDiagnosis(QuietCallback):
         self._first: Observation | None = None
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
-        self._said: set[str] = set()
-        self._pending: dict[int, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-        self._waiting: list[tuple[int, Tensor]] = []  # losses, by step
-        self._whole: dict[int, dict[str, Tensor]] = {}
+        self._announcer = Announcer()
+        self._collector = StepCollector()
         self._gradient_seen: GradientSeen | None = None
         self._batch: Any = None
         self._unknown_task = True
         self._recording = False
         self._ended = True
+        self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
 
     # one fit
 
@@ -176,14 +186,17 @@ class TrainingDiagnosis(QuietCallback):
         if stage == "fit":
             self._restart()
 
-    @property
-    def _monitors(self) -> tuple[SilentGradientMonitor, SilentActivationMonitor, SilentBatchNormMonitor]:
-        return self._gradients, self._activations, self._norms
-
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is diagnosed, and let training go on."""
         self._stop()
         rank_zero_warn(f"TrainingDiagnosis is off for the rest of this run: {reason}")
+
+    def _fail(self, trainer: Trainer, reason: str) -> None:
+        """Give up; with several ranks at the next look, all of them together, or the others would wait for this one."""
+        if trainer.world_size == 1:
+            self.give_up(reason)
+        else:
+            self._failure = self._failure or reason
 
     def _stop(self) -> None:
         self.active = False
@@ -191,8 +204,7 @@ class TrainingDiagnosis(QuietCallback):
         for monitor in self._monitors:
             monitor.stop()
         self._batch = None
-        self._waiting.clear()
-        self._whole.clear()
+        self._collector = StepCollector()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
@@ -204,25 +216,18 @@ class TrainingDiagnosis(QuietCallback):
             self.active, self._ended = True, False
             self._begin(trainer, pl_module)
 
-    @or_give_up
+    @_or_fail
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for monitor in self._monitors:
             monitor.on_fit_start(trainer, pl_module)
         self._ends.watch(pl_module)
 
-    @or_give_up
+    @_or_fail
     def _look_at_net(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        facts, weights = self.facts, list(find_weights(pl_module))
-        facts.frozen = frozen_layers(pl_module)
-        facts.without_optimizer = layers_without_optimizer(weights, trainer.optimizers)
-        facts.norm_momentum = norm_momenta(pl_module)
-        facts.weights = {weight.layer: weight.parameter.numel() for weight in weights}
-        clip = trainer.gradient_clip_val
-        by_norm = trainer.gradient_clip_algorithm in (None, "norm")
-        facts.gradient_clip = float(clip) if clip and by_norm else None
-        facts.scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not logged_step(trainer):
-            facts.constant = constant_layers(weights)
+        known, self.facts = self.facts, facts_of(trainer, pl_module)
+        self.facts.chance_loss, self.facts.softmax_twice = known.chance_loss, known.softmax_twice
+        resumed = logged_step(trainer) > 0
+        self.facts.constant = known.constant if resumed else constant_layers(list(find_weights(pl_module)))
         self._gradient_seen = GradientSeen(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -249,12 +254,12 @@ class TrainingDiagnosis(QuietCallback):
         else:
             trainer.print(f"preflight, before step 0:\n{text}")
 
-    @or_give_up
+    @_or_fail
     def _open(self, trainer: Trainer, batch: Any) -> None:
         self._ends.gate.open = True
         if self._unknown_task:
             self._batch = batch
-            self._whole[logged_step(trainer)] = input_statistics(batch)
+            self._collector.add_whole(logged_step(trainer), input_statistics(batch))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
@@ -263,11 +268,11 @@ class TrainingDiagnosis(QuietCallback):
                 monitor.on_before_backward(trainer, pl_module, loss)
             self._shut(trainer, loss.detach() * trainer.accumulate_grad_batches)
 
-    @or_give_up
+    @_or_fail
     def _shut(self, trainer: Trainer, loss: Tensor) -> None:
         output, batch = self._ends.take_output(), self._batch
         self._batch = None
-        self._whole.setdefault(logged_step(trainer), {}).update(output_spread(output))
+        self._collector.add_whole(logged_step(trainer), output_spread(output))
         if batch is not None:
             self._unknown_task = False
             task = task_of(batch, output, float(loss))
@@ -296,99 +301,67 @@ class TrainingDiagnosis(QuietCallback):
         step, parts = logged_step(trainer), trainer.accumulate_grad_batches
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if isinstance(loss, Tensor):
-            self._waiting.append((step, loss.detach() if parts == 1 else loss.detach() * parts))
+            self._collector.add_loss(step, loss.detach() if parts == 1 else loss.detach() * parts)
         if not self._recording:
-            if len(self._waiting) >= _WAITING:
+            if self._collector.losses >= _WAITING:
                 self._look(trainer)
             return
         for monitor in self._monitors:
             monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._ends.take_output()
+        self._batch = None
         early = step < _TOGETHER or step % _TOGETHER == 0 or step >= self.first_steps
         if early and not trainer.fit_loop._should_accumulate():
             self._look(trainer)
 
-    @or_give_up
     def _look(self, trainer: Trainer) -> None:
+        """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
+        if not self.active:
+            return
         for monitor in self._monitors:
             monitor.publish_last(trainer)
-        losses, recorded = self._fetch(trainer)
-        self._note_structure(trainer)
-        for step in sorted({*losses, *recorded}):
+        facts = self.facts
+        try:
+            task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
+            losses, observations, (chance, twice) = self._collector.fetch(trainer, task, self._failure)
+        except DisagreementError as error:  # of all ranks
+            self.give_up(str(error))
+            return
+        facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)  # rank 0's batch decides
+        self._judge(trainer, losses, observations)
+
+    @_or_fail
+    def _judge(self, trainer: Trainer, losses: dict[int, float], observations: dict[int, Observation]) -> None:
+        self.facts.norm_eval = norms_in_eval_mode(trainer.lightning_module)
+        self.facts.norm_values = dict(self._ends.norm_values)
+        if self._gradient_seen is not None:
+            self.facts.without_gradient = self._gradient_seen.layers
+        for step in sorted({*losses, *observations}):
             if step in losses:
-                self._losses.add(step, fmean(losses[step]))
-            if step in recorded:
-                self._observe(trainer, recorded[step])
+                self._losses.add(losses[step])
+                self._seen.add("loss")
+            if step in observations:
+                self._observe(trainer, observations[step])
         if self.stop and worst(self.findings) == "failing":
             trainer.should_stop = True
-
-    def _fetch(self, trainer: Trainer) -> tuple[dict[int, list[float]], dict[int, Observation]]:
-        """Losses and observations of the steps since the last look: means over ranks; all ranks call this alike."""
-        waiting, self._waiting = self._waiting, []
-        whole, self._whole = self._whole, {}
-        pending = dict(self._pending)
-        self._pending.clear()
-        steps = sorted({*whole, *pending})
-        fields: list[Tensor | float] = [loss for _, loss in waiting]
-        fields += [whole.get(step, {}).get(name, math.nan) for step in steps for name in _WHOLE]
-        fields += [self.facts.chance_loss or math.nan, float(self.facts.softmax_twice)]
-        device = trainer.strategy.root_device
-        mine = torch.tensor(to_host(fields), dtype=widest(device), device=device)
-        ranks = gather_ranks(trainer, mine).cpu()
-        rows = ranks.mean(0).tolist()
-        losses: dict[int, list[float]] = defaultdict(list)
-        bad: dict[int, int] = {}
-        for index, (step, _) in enumerate(waiting):
-            losses[step].append(rows[index])
-            for rank in torch.nonzero(~ranks[:, index].isfinite()).flatten().tolist():
-                bad.setdefault(step, rank)
-        chance = float(ranks[0, -2])  # rank 0's batch decides
-        self.facts.chance_loss = None if math.isnan(chance) else chance
-        self.facts.softmax_twice = bool(ranks[0, -1])
-        numbers = iter(rows[len(waiting) : -2])
-        seen = {}
-        for step in steps:
-            values = {name: value for name in _WHOLE if not math.isnan(value := next(numbers))}
-            seen[step] = Observation(step, pending.get(step, {}), values, bad.get(step) if len(ranks) > 1 else None)
-        return losses, seen
-
-    def _take(self, step: int, values: dict[str, float]) -> None:
-        """Take in what a monitor recorded in a step."""
-        for tag, value in values.items():
-            quantity, layer = split_tag(tag)
-            if layer:
-                self._pending[step][quantity][layer.partition("_")[2]] = value
-
-    def _note_structure(self, trainer: Trainer) -> None:
-        facts = self.facts
-        facts.norm_eval = norms_in_eval_mode(trainer.lightning_module)
-        facts.norm_values = dict(self._ends.norm_values)
-        if self._gradient_seen is not None:
-            facts.without_gradient = self._gradient_seen.layers
 
     def _observe(self, trainer: Trainer, observation: Observation) -> None:
         """Let every rule look at the next observation, and say what is new."""
         self._first = self._first or observation
         self._observations.append(observation)
-        self._seen.update(observation.values, observation.whole)
+        self._seen.update(observation.values, observation.whole, ["classes"] if self.facts.chance_loss else ())
         history = History(self._observations, self._first, self._losses, self.facts)
         if any(finding.name == "non_finite" for finding in self.findings):
             return  # nothing that comes after NaN tells anything
         for latch in self._latches:
             finding = latch.update(history)
-            if finding is not None:
-                self._say(trainer, finding)
+            line = self._announcer.line(finding, self.findings) if finding else None
+            if line:
+                trainer.print(f"diagnosis: {line}")
 
-    def _say(self, trainer: Trainer, finding: Finding) -> None:
-        """Say what began or is over; what comes of something failing that lasts is found, but not said."""
-        failing = {other.name for other in self.findings if other.severity == "failing" and other.ended is None}
-        name = finding.name.replace("_", " ")
-        if finding.ended is None and (not failing - {finding.name} or finding.severity == "failing"):
-            if finding.name not in self._said or finding.severity == "failing":
-                trainer.print(f"diagnosis: {finding.line}")
-            self._said.add(finding.name)
-        elif finding.ended is not None and finding.name in self._said and not failing:
-            trainer.print(f"diagnosis: over since step {finding.ended}: {name} (began at step {finding.since})")
+    def _take(self, step: int, values: dict[str, float]) -> None:
+        """Take in what a monitor recorded in a step."""
+        self._collector.add_record(step, values)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the next epoch."""
@@ -413,25 +386,14 @@ class TrainingDiagnosis(QuietCallback):
         """Leave nothing behind."""
         self._stop()
 
-    @or_give_up
+    @_or_fail
     def _end(self, trainer: Trainer) -> None:
         if self._ended or not trainer.is_global_zero or self._first is None:
             return
         self._ended = True
         last = self._observations[-1] if self._observations else None
         content = to_dict(self.findings, last, self._losses.count, self.not_checked)
-        text = lines(content)
-        if self.summary:
-            trainer.print("\n" + "\n".join(text))
-        if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
-            return
-        for writer, prefix in tensorboard_writers(trainer):
-            writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in text), logged_step(trainer))
-        try:
-            folder = run_folder(trainer, self.folder)
-        except ValueError:  # no folder to write to
-            return
-        write(folder, content)
+        publish(trainer, content, self.summary, self.folder)
 
     # checkpoints
 
@@ -451,7 +413,7 @@ class TrainingDiagnosis(QuietCallback):
             if first is None
             else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.whole)],
             "seen": sorted(self._seen),
-            "said": sorted(self._said),
+            "said": sorted(self._announcer.said),
             "constant": dict(self.facts.constant),
             "task": [self._unknown_task, self.facts.chance_loss, self.facts.softmax_twice],
             "monitors": [monitor.state_dict() for monitor in self._monitors],
@@ -467,7 +429,7 @@ class TrainingDiagnosis(QuietCallback):
                 latch.load_state_dict(saved[latch.rule.name].pop(0))
         self._losses.load_state_dict(state_dict["losses"])
         self._first = None if state_dict["first"] is None else Observation(*state_dict["first"])
-        self._seen, self._said = set(state_dict["seen"]), set(state_dict["said"])
+        self._seen, self._announcer = set(state_dict["seen"]), Announcer(state_dict["said"])
         self.facts.constant = dict(state_dict["constant"])
         self._unknown_task, chance, self.facts.softmax_twice = state_dict["task"]
         self.facts.chance_loss = self.chance_loss or chance

@@ -1,0 +1,31 @@
+"""Which rules of a diagnosis could not be checked in a run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+
+from bnlab_callbacks.diagnosis.rule import Rule
+
+NOTHING_OF_THE_KIND = "nothing of the kind in this net"
+_REASONS = {
+    "loss": "training_step returns no loss",
+    "classes": "no classification whose outputs and targets can be seen",
+}
+
+
+def unchecked(rules: Iterable[Rule], seen: Set[str], failures: Mapping[str, str | None]) -> dict[str, str]:
+    """Names of rules → why they could not be checked.
+
+    Args:
+        rules: all of them.
+        seen: quantities that were recorded at least once, and `loss`, `classes`.
+        failures: what quantities begin with (`act_`) → why their monitor is off; None where it is not.
+    """
+    missing = {rule.name: sorted(set(rule.needs) - seen) for rule in rules}
+    return {name: _why(needs, failures) for name, needs in missing.items() if needs}
+
+
+def _why(needs: list[str], failures: Mapping[str, str | None]) -> str:
+    known = [_REASONS[need] for need in needs if need in _REASONS]
+    off = [why for prefix, why in failures.items() if why and any(need.startswith(prefix) for need in needs)]
+    return [*known, *off, NOTHING_OF_THE_KIND][0]
