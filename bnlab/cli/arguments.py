@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnlab.errors import InputError
+from bnlab.yaml_file import YamlError, read_yaml
 
 _CONFIG = ("--config", "-c")
 
@@ -42,11 +42,9 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
 def given_names(words: list[str]) -> set[str]:
     """What flags or config files give, as `section.name` or `name`, as against what is left at its default."""
     names = {_name(word) for word in words if word.startswith("--")}
-    for position, word in enumerate(words):
-        file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
-        if file and Path(file).is_file():
-            for section, values in _mapping(file).items():
-                names |= {f"{section}.{name}" for name in values} if isinstance(values, dict) else {section}
+    for file in _config_files(words):
+        for section, values in _mapping(file).items():
+            names |= {f"{section}.{name}" for name in values} if isinstance(values, dict) else {section}
     return names
 
 
@@ -56,18 +54,23 @@ def check_configs(words: list[str]) -> None:
     Raises:
         InputError: one of them is not; the message names it.
     """
+    for file in _config_files(words):
+        _mapping(file)
+
+
+def _config_files(words: list[str]) -> Iterator[Path]:
+    """The config files among the words that are there; the parser names the others."""
     for position, word in enumerate(words):
         file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
         if file and Path(file).is_file():
-            _mapping(file)
+            yield Path(file)
 
 
-def _mapping(file: str) -> dict[Any, Any]:
+def _mapping(file: Path) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        told = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise InputError(f"--config {file} cannot be read as YAML: {told}.") from error
+        content = read_yaml(file)
+    except YamlError as error:
+        raise InputError(f"--config {file} cannot be read as YAML: {error}.") from error
     if not isinstance(content, dict | None):
         raise InputError(f"--config {file} is no mapping of sections such as `model:`, but {type(content).__name__}.")
     return content or {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
 from bnlab_callbacks.diagnosis.summary import FILE, SCHEMA, lines
 
@@ -26,11 +26,10 @@ def run(words: list[str]) -> None:
     sys.stdout.write("\n".join(out).lstrip("\n") + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="bnlab diagnose",
         description="What the diagnosis of finished runs said: one run in full, several side by side.",
-        exit_on_error=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one with runs below it")
     parser.add_argument("--details", action="store_true", help="several runs in full, too")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from bnlab.cli.run_folder import RunLock, versions_newest_first
 from bnlab.errors import InputError
 from bnlab.training.checkpoint_file import GoodCheckpoint, find_checkpoint
 from bnlab.training.run_record import describe
+from bnlab.yaml_file import mapping_or_empty, read_yaml
 
 ENDED = ("finished", "early", "diverged")
 
@@ -122,10 +122,8 @@ def _plan_of_run(folder: Path, max_epochs: int | None) -> Plan:
 
 def _checkpoints_of(folder: Path) -> Path:
     """Where a run keeps its checkpoints; whether its config.yaml is whole, is checked later."""
-    try:
-        place = yaml.safe_load((folder / "config.yaml").read_bytes())["checkpoint"]["dirpath"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
-        place = None
+    section = mapping_or_empty(folder / "config.yaml").get("checkpoint")
+    place = section.get("dirpath") if isinstance(section, dict) else None
     return Path(place) if place and isinstance(place, str) else folder / "checkpoints"
 
 
@@ -152,13 +150,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """A run's run.yaml; empty where there is none, as after a kill in the first moment, or where it is damaged."""
     path = folder / "run.yaml"
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = read_yaml(path)
         describe(content["outcome"])
         int(content["outcome"].get("epochs", 0))
         list(content.get("resumed", []))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         _say(f"{path} is no record of a run ({type(error).__name__}); the run's history is left out.")
         return {}
     return dict(content)

@@ -26,8 +26,8 @@ commands:
   report      tables and figures of a folder of runs, beside the thesis's
   diagnose    what was wrong in finished runs, where, and since when
 
-  bnlab COMMAND --help     all flags, by section: data, model, gradients, activations, timing, early_stopping,
-                           checkpoint, trainer
+  bnlab COMMAND --help     all flags, by section: data, model, gradients, activations, timing, diagnosis,
+                           early_stopping, checkpoint, trainer
 
 examples:
   bnlab fit --config configs/cnn_sigmoid.yaml                       embedded digits, offline

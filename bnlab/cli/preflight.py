@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from bnlab.cli import commands
-from bnlab.cli.checks import check_batch_norm
+from bnlab.cli.checks import check_batch_norm, check_weights
 from bnlab.cli.going_on import add_flags
 from bnlab.data import ImageDataModule
 from bnlab.durable_files import write_durably
@@ -102,6 +102,8 @@ class PreflightCLI(commands.BnlabCLI):
             raise InputError(f"--json {file}: there is no folder {Path(file).parent}. Make it, or choose another.")
         synchronisable = self.trainer.strategy.root_device.type != "cpu"
         check_batch_norm(self.config["preflight"], synchronisable=synchronisable)
+        if checkpoint := self.config["preflight"]["ckpt_path"]:
+            check_weights(checkpoint, self.model, to_train=False)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
 

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
+from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
 from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
 from bnlab.reports.conclusions import conclusions_text
@@ -27,13 +27,6 @@ examples:
   bnlab report tb_logs/study --thesis --format none     the thesis's conclusions alone, nothing is written
   bnlab report tb_logs/study tb_logs/more --output docs/results --format md,csv,svg,html
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong as the rest of bnlab does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See bnlab report --help.")
 
 
 def run(words: Sequence[str]) -> None:
@@ -55,8 +48,8 @@ def run(words: Sequence[str]) -> None:
     _print(collection, report, given.thesis)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "bnlab report",
         description="Tables, figures and one page on a folder of runs, beside the thesis's.",
         epilog=_EPILOG,

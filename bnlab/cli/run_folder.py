@@ -7,9 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from bnlab.errors import InputError
+from bnlab.yaml_file import mapping_or_empty
 
 _VERSION = re.compile(r"version_(\d+)")
 
@@ -23,10 +22,7 @@ def experiment_name(configs: Sequence[Path], fallback: str) -> str:
 def _stem(config: Path) -> str:
     record = config.parent / "run.yaml"
     if config.name == "config.yaml" and record.is_file():
-        try:
-            name = yaml.safe_load(record.read_text(encoding="utf-8"))["experiment"]
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
-            name = None
+        name = mapping_or_empty(record).get("experiment")
         if isinstance(name, str) and name and Path(name).name == name:  # it becomes a folder's name
             return name
     return config.stem

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
+from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
 from bnlab.studies.datasets import NAMED_DATASETS
 from bnlab.studies.study_file import BATCH_NORM
@@ -15,14 +16,9 @@ from bnlab.studies.study_file import BATCH_NORM
 ENGINES = ("local", "ray")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See bnlab study --help.")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The command's own flags; all others go to `bnlab fit`."""
-    made = _Parser(
+    made = CommandParser(
         prog="bnlab study",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

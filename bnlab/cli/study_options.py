@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnlab.cli.study_flags import ENGINES, overrides_of, parser
 from bnlab.errors import InputError
 from bnlab.studies.configs import find_configs
 from bnlab.studies.datasets import dataset
 from bnlab.studies.grid import Grid, check
 from bnlab.studies.study_file import BATCH_NORM
+from bnlab.yaml_file import read_yaml
 
 _GRID = {
     "configs": None,
@@ -69,8 +68,8 @@ def read_options(words: Sequence[str]) -> Options:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path} must hold keys such as configs, datasets and seeds.")

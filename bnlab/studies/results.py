@@ -11,9 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnlab.durable_files import write_durably
+from bnlab.yaml_file import mapping_or_empty
 
 SCHEMA = 1
 FILE, LOG = "result.json", "log.txt"
@@ -99,11 +98,7 @@ def _common(folder: Path, task: Mapping[str, Any], record: Mapping[str, Any]) ->
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The run.yaml of a run; empty where there is none."""
-    try:
-        content = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return mapping_or_empty(folder / "run.yaml")
 
 
 def epoch_seconds(folder: Path) -> list[float]:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnlab.errors import InputError
 from bnlab.studies.grid import Run
 from bnlab.studies.naming import COSMETIC
+from bnlab.yaml_file import mapping_or_empty
 
 # where a run lies and where its images do, but not what comes out
 _PLACES = frozenset({"run_folder", "resume", "ckpt_path", "config", "trainer.default_root_dir", "data.root"})
@@ -30,11 +29,8 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_there(folder: Path) -> dict[str, Any] | None:
     """The settings that a run was started with, flat, from its config.yaml; None without one that can be read."""
-    try:
-        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    return flat(content) if isinstance(content, dict) else None
+    content = mapping_or_empty(folder / "config.yaml")
+    return flat(content) if content else None
 
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from bnlab.durable_files import write_durably
 from bnlab.studies.datasets import dataset_text
 from bnlab.studies.grid import Grid
+from bnlab.yaml_file import mapping_or_empty
 
 FILE = "study.yaml"
 BATCH_NORM = {"off": (False,), "on": (True,), "both": (False, True)}
@@ -26,11 +27,7 @@ def write_study(folder: Path, grids: Sequence[Grid]) -> None:
 
 
 def _grids_there(path: Path) -> list[Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return []
-    grids = content.get("grids") if isinstance(content, Mapping) else None
+    grids = mapping_or_empty(path).get("grids")
     return list(grids) if isinstance(grids, list) else []
 
 

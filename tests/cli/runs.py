@@ -44,11 +44,11 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def start(*words: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
-    """`bnlab` in a process of its own, within `folder`."""
+def start(*words: str, folder: Path, module: str = "bnlab", **options: Any) -> subprocess.Popen[str]:
+    """`bnlab`, or another module's program, in a process of its own, within `folder`."""
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")])
     return subprocess.Popen(
-        [sys.executable, "-m", "bnlab", *words],
+        [sys.executable, "-m", module, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

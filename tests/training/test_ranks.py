@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from bnlab.cli.main import main
 from bnlab_callbacks import read_records
 from tests.cli.resumed import assert_same_run
-from tests.cli.runs import CONFIGS, ON_CPU, PROJECT, QUIET, finish, read_yaml, start
+from tests.cli.runs import CONFIGS, ON_CPU, QUIET, finish, read_yaml, start
 
 pytestmark = pytest.mark.slow
 
@@ -102,25 +101,15 @@ def test_two_ranks_test_every_image_once(runs: Path) -> None:
     assert printed[0]["test_acc"] * 1151 == pytest.approx(round(printed[0]["test_acc"] * 1151), abs=1e-3)
 
 
-def torchrun(*words: str, folder: Path) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_two_machines_with_torchrun(runs: Path) -> None:
     """Two torchruns with the same words, give what one machine with two ranks gives, bit for bit."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = (*FIT, *TWO_EPOCHS, *on(2), "--trainer.num_nodes", "2", "--trainer.devices", "1", "--run_folder", "nodes")
     here = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port))
-    nodes = [torchrun(*here, "--node-rank", node, "-m", "bnlab", *words, folder=runs) for node in ("0", "1")]
+    torchrun = "torch.distributed.run"
+    each = [(*here, "--node-rank", node, "-m", "bnlab", *words) for node in ("0", "1")]
+    nodes = [start(*one, folder=runs, module=torchrun) for one in each]
     ends = [finish(node) for node in nodes]
     assert [status for status, _, _ in ends] == [0, 0], ends
     assert [output.count("finished after 2 epochs") for _, output, _ in ends] == [1, 0]
