@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -41,9 +42,11 @@ from bnlab.errors import InputError
 from bnlab.training import Classifier, DivergenceStop
 from bnlab.training.checkpoint_file import DurableCheckpointIO, set_aside
 from bnlab.training.exact_resume import ExactResume
+from bnlab.training.machines import unreachable
 from bnlab.training.run_checkpoint import RunCheckpoint
 from bnlab.training.run_files import clear, cut_back
 from bnlab.training.run_record import RunRecord
+from bnlab.training.slurm import check_no_requeued, take_requeue
 from bnlab_callbacks import (
     ActivationMonitor,
     BatchNormMonitor,
@@ -219,6 +222,8 @@ class BnlabCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             raise InputError(str(error)) from error
+        if isinstance(self.trainer.precision_plugin, DoublePrecision):
+            self.model.double()  # else Lightning loads a checkpoint into float32 first, and what is float64 is rounded
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has beside the sections' callbacks."""
@@ -258,13 +263,19 @@ class BnlabCLI(LightningCLI):
         check_batch_norm(self.config["fit"], synchronisable=not on_cpu)
         if self.config["fit"]["ckpt_path"]:
             check_weights(self.config["fit"]["ckpt_path"], self.model, to_train=True)
+        else:
+            check_no_requeued(self.trainer)
+        requeue_signal = take_requeue(self.trainer)
+        complaint = unreachable(self.trainer)
+        if complaint:
+            sys.stderr.write(f"bnlab: {complaint}\n")
         if _first_process():
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             if _first_process():
                 self._claim_folder()
-            resume = ExactResume(self.folder or Path(), same_run=self.plan.checkpoint is not None)
+            resume = ExactResume(self.folder or Path(), self.plan.checkpoint is not None, requeue_signal)
             self.trainer.callbacks.insert(0, resume)  # type: ignore[attr-defined]
 
     def fit(self, **arguments: Any) -> None:

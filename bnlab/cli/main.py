@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bnlab import __version__
+from bnlab.cli.orphans import end_with_launcher
 from bnlab.errors import InputError
 
 HELP = """\
@@ -58,6 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail(f"unknown command {words[0]!r}; there are {', '.join(COMMANDS)}. See bnlab --help.")
     else:
         with _environment_kept():
+            end_with_launcher()
             _run(words)
 
 

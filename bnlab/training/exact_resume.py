@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bnlab.training.random_state import random_state, restore_random_state
 from bnlab.training.ranks import of_all_ranks, own
 from bnlab.training.run_checkpoint import RunCheckpoint
 from bnlab.training.run_files import settle
+from bnlab.training.slurm import requeue
 from bnlab.training.stop_signals import StopSignals
 from bnlab_callbacks.scalars import gather_ranks
 
@@ -30,20 +32,22 @@ class ExactResume(Callback):
 
     That is: the random generators, how much of the event files and the table of records the checkpoint knows, the
     metrics that schedule and early stopping look at, whether training was to stop, and the position in the epoch.
-    SIGTERM and Ctrl-C end training between two batches, with a checkpoint.
+    SIGTERM and Ctrl-C end training between two batches, with a checkpoint; so does the signal for a requeue.
 
     It must be the first of the Trainer's callbacks: then it acts between batches, before any other has begun the next.
 
     Args:
         folder: the run's folder.
         same_run: whether a checkpoint that is loaded is this run's own; else training that was to stop goes on.
+        requeue_signal: after which SLURM is asked to run the job again.
     """
 
-    def __init__(self, folder: Path, same_run: bool = True) -> None:
+    def __init__(self, folder: Path, same_run: bool = True, requeue_signal: signal.Signals | None = None) -> None:
         self.folder = folder
         self.same_run = same_run
+        self.requeue_signal = requeue_signal
         self._checkpoints: list[RunCheckpoint] = []
-        self._signals = StopSignals()
+        self._signals = StopSignals(requeue_signal)
         self._loaded: dict[str, Any] | None = None
         self._between_epochs = False
 
@@ -63,6 +67,8 @@ class ExactResume(Callback):
         if received is not None:
             for checkpoint in self._checkpoints[:1]:
                 checkpoint.save_now(trainer)
+            if received == self.requeue_signal and trainer.is_global_zero:
+                sys.stderr.write(f"bnlab: {requeue()}\n")
             raise KeyboardInterrupt if received == signal.SIGINT else SIGTERMException
 
     def _received(self, trainer: Trainer, batch_idx: int) -> int | None:

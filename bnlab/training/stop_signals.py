@@ -15,9 +15,13 @@ class StopSignals:
     """Notes SIGTERM and the first SIGINT while it is watching; a second SIGINT is a KeyboardInterrupt, as always.
 
     In threads other than the main one, which get no signals, it does nothing.
+
+    Args:
+        also: another signal that is noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: signal.Signals | None = None) -> None:
+        self.watched = (signal.SIGTERM, signal.SIGINT) if also is None else (signal.SIGTERM, signal.SIGINT, also)
         self.received: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -25,7 +29,7 @@ class StopSignals:
         """Begin to note signals."""
         self.received = None
         if threading.current_thread() is threading.main_thread() and not self._handlers:
-            self._handlers = {which: signal.signal(which, self._note) for which in (signal.SIGTERM, signal.SIGINT)}
+            self._handlers = {which: signal.signal(which, self._note) for which in self.watched}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

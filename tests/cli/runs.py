@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def start(*words: str, folder: Path, module: str = "bnlab", **options: Any) -> subprocess.Popen[str]:
-    """`bnlab`, or another module's program, in a process of its own, within `folder`."""
+def start(
+    *words: str, folder: Path, module: str = "bnlab", on: Sequence[str] = (), **options: Any
+) -> subprocess.Popen[str]:
+    """`bnlab`, or another module's program, in a process of its own, within `folder`; `on`: words before it."""
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")])
     return subprocess.Popen(
-        [sys.executable, "-m", module, *words],
+        [*on, sys.executable, "-m", module, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

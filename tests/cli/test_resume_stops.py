@@ -129,9 +129,11 @@ def test_the_last_checkpoint_of_a_diverged_run_is_its_last_model(capsys: pytest.
     assert "nan" in capsys.readouterr().out
 
 
-def test_more_epochs_are_trained_as_if_they_had_been_asked_for_at_once() -> None:
-    main([*FIT, *WATCHED, "--run_folder", "whole"])
-    main([*FIT, *WATCHED, "--trainer.max_epochs", "2", "--run_folder", "run"])
-    go_on(Path("run"), *WATCHED, "--trainer.max_epochs", "4")
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_more_epochs_are_trained_as_if_they_had_been_asked_for_at_once(precision: str) -> None:
+    flags = (*WATCHED, "--trainer.precision", precision)
+    main([*FIT, *flags, "--run_folder", "whole"])
+    main([*FIT, *flags, "--trainer.max_epochs", "2", "--run_folder", "run"])
+    go_on(Path("run"), *flags, "--trainer.max_epochs", "4")
     assert_same_run(Path("run"), Path("whole"))
     assert read_yaml(Path("run/config.yaml"))["trainer"]["max_epochs"] == 4
