@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+_MOST_VALUES = 1_000_000
+
 
 class YamlError(ValueError):
     """A file cannot be read as YAML; the message says why, in one line, without the file's name."""
@@ -17,16 +19,47 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        YamlError: it cannot be read, is no UTF-8, no YAML, or nested too deep.
+        YamlError: it cannot be read, or as `parse_yaml`.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise
+    except OSError as error:
+        raise _reason(error) from error
+    return parse_yaml(content)
+
+
+def parse_yaml(content: bytes) -> Any:
+    """What YAML in UTF-8 stands for.
+
+    Raises:
+        YamlError: it is no UTF-8, no YAML, nested too deep, or its aliases stand for too much.
+    """
+    try:
+        values = yaml.safe_load(content.decode("utf-8"))
     except RecursionError as error:
         raise YamlError("nested too deep") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise YamlError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise _reason(error) from error
+    if _values(values, {}) > _MOST_VALUES:
+        raise YamlError("its aliases stand for more than a million values")
+    return values
+
+
+def _reason(error: Exception) -> YamlError:
+    return YamlError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _values(content: Any, known: dict[int, int]) -> int:
+    """How many values there are, what stands behind an alias counted each time; known: id → of those counted."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = _MOST_VALUES  # for what holds itself
+        parts = [*content, *content.values()] if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(content)]
 
 
 def mapping_or_empty(path: Path) -> dict[Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bnlab.reports.names import thesis_experiment
 from bnlab.reports.protocol import departures
+from bnlab.yaml_file import YamlError, parse_yaml
 
 SCHEMA = 1  # of result.json
 
@@ -58,7 +59,7 @@ def clean(text: object) -> str:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(_text_of(path), parse_constant=lambda _: None)
+        content = json.loads(_content_of(path).decode("utf-8"), parse_constant=lambda _: None)
     except RecursionError as error:
         raise UnreadableRunError(f"{path.name} is nested too deep") from error
     except ValueError as error:
@@ -94,22 +95,18 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(_text_of(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UnreadableRunError(
-            f"{path.name} is not whole or no YAML: {clean(str(error).partition(chr(10))[0])}"
-        ) from error
+        content = parse_yaml(_content_of(path))
+    except YamlError as error:
+        raise UnreadableRunError(f"{path.name} is not whole or no YAML: {clean(str(error))}") from error
     if not isinstance(content, dict):
         raise UnreadableRunError(f"{path.name} holds no mapping")
     return content
 
 
-def _text_of(path: Path) -> str:
+def _content_of(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(_LARGEST_FILE + 1)
     if len(content) > _LARGEST_FILE:
         raise UnreadableRunError(f"{path.name} is larger than any result")
-    return content.decode("utf-8")
+    return content

@@ -82,6 +82,9 @@ def hostile_yaml(path: Path) -> None:
     rewrite(path, f"a: !!python/object/apply:os.mkdir [{MARKER}]\n".encode())
 
 
+# nine lists, each of nine times the one before
+MULTIPLIED = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10))
+
 DAMAGE: dict[str, Damage] = {
     "empty": filled(b""),
     **{f"truncated to {share}": truncated(share) for share in (0.02, 0.3, 0.7, 1.0)},
@@ -89,6 +92,7 @@ DAMAGE: dict[str, Damage] = {
     "a list": filled(b"[1, 2]\n"),
     "a number": filled(b"7\n"),
     "nested deep": filled(b"[" * 3_000),
+    "aliases that multiply": filled(MULTIPLIED.encode()),
     "another mapping": filled(b'{"a": {"b": 1}, "outcome": 5, "schema": 1, "model": 3}\n'),
     "folder": folder,
     "pickle with code": hostile,
