@@ -18,6 +18,7 @@ from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.silent_monitors import SilentActivationMonitor, SilentGradientMonitor
 from tests.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -301,6 +302,21 @@ def test_what_others_record_is_the_same_with_a_diagnosis(tmp_path: Path) -> None
         return [dict(monitor.latest) for monitor in monitors]
 
     assert record(True) == record(False)
+
+
+@pytest.mark.parametrize(("steps", "looks"), [(5, 5), (100, 5 + 19 + 1), (200, 5 + 19 + 2)])
+def test_records_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, looks: int) -> None:
+    """At each of the first five steps, then at every fifth, from step 100 on at every fiftieth, and at the end."""
+    read = []
+    for monitor in (SilentGradientMonitor, SilentActivationMonitor):
+
+        def counted(self: Any, kept: Any, of: Any = monitor) -> Any:
+            read.append(of)
+            return super(of, self).read(kept)
+
+        monkeypatch.setattr(monitor, "read", counted)
+    fit(tmp_path, Net(net()), max_epochs=-1, max_steps=steps)
+    assert [read.count(monitor) for monitor in (SilentGradientMonitor, SilentActivationMonitor)] == [looks] * 2
 
 
 def test_findings_survive_a_resume(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ They have windows, filters and schedules of their own, so that a diagnosis chang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,7 @@ class _Silent(Monitor):
         super().__init__(**arguments)
         self.schedule = schedule
         self.take = take
+        self._kept_since = math.inf  # never too long ago: the diagnosis fetches what is kept
 
     def start(self, trainer: Trainer) -> bool:
         """Begin."""
