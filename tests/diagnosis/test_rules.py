@@ -8,7 +8,6 @@ import pytest
 
 from bnlab_callbacks.diagnosis.activation_rules import (
     collapsed_output,
-    constant_weights,
     dead_units,
     inputs_not_standardised,
     poor_initialisation,
@@ -25,18 +24,23 @@ from bnlab_callbacks.diagnosis.gradient_rules import (
     vanishing_with_depth,
     zero_gradient,
 )
+from bnlab_callbacks.diagnosis.initial_weight_rules import constant_weights, large_weights, zero_weights
 from bnlab_callbacks.diagnosis.latch import Latch
+from bnlab_callbacks.diagnosis.learning_rate_rules import (
+    largest_fall,
+    learning_rate_too_high,
+    learning_rate_too_low,
+    steps_too_large,
+    weights_overwritten,
+)
 from bnlab_callbacks.diagnosis.loss_rules import (
     doubled_softmax,
     exploding,
-    learning_rate_too_high,
-    learning_rate_too_low,
     loss_scale_overflow,
     non_finite,
     not_learning,
-    steps_too_large,
 )
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
+from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, NormBatch, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules import RULES
 
@@ -134,18 +138,86 @@ def test_steps_too_large() -> None:
     assert steps_too_large(history([0.1] * 21, update_ratio=big)) is None
 
 
-def test_learning_rate_too_low() -> None:
-    low = {"fc1": -6.0, "fc2": -5.1, "fc3": -3.0}
-    assert learning_rate_too_low(history(update_ratio=low)) is not None
-    assert learning_rate_too_low(history(update_ratio=low | {"fc2": -4.9})) is None
-    assert learning_rate_too_low(history([CHANCE] + [0.1] * 10, update_ratio=low)) is None  # it has learned
+def test_weights_that_grow_threefold_at_once() -> None:
+    facts = replace(TEN, fans={"fc1": 25, "fc2": 25, "fc3": 25, "tiny": 25})
+    first = Observation(0, {"weight_rms": {"fc1": 0.2, "fc2": 0.2, "fc3": 0.2, "tiny": 0.01, "embedding": 0.2}})
+
+    def grown(factor: float, step: int = 20, losses: Sequence[float] = (CHANCE,)) -> Verdict | None:
+        now = {"fc1": 0.2, "fc2": 0.2 * factor, "fc3": 2.0, "tiny": 1.0, "embedding": 2.0}
+        return weights_overwritten(history(losses, facts, step, first=first, weight_rms=now))
+
+    assert layer(grown(3.1)) == "fc2"  # in the middle of the three that have a usual size: 0.2 · √25 = 1
+    assert grown(2.9) is None
+    assert grown(4.4, step=350) is None  # 1 % a step are 4.5
+    assert layer(grown(4.6, step=350)) == "fc2"
+    assert grown(3.1, losses=[0.69 * CHANCE]) is None
+    assert grown(3.1, losses=[]) is None  # the loss is not seen: it may be low
+    assert weights_overwritten(history(facts=TEN, first=first, weight_rms={"fc1": 9.0})) is None  # no fans known
+
+
+def test_learning_rate_too_low_by_weights_and_by_loss() -> None:
+    # 100 weights of 0.1: ‖w‖ = 1; ‖g‖ = 10 · 0.1 = 1, and 9.9e-5 of the weights are 9.9e-5 / 2.303 of the loss
+    facts = replace(TEN, weights={"fc1": 1, "fc2": 100, "fc3": 1})
+    sizes = {"grad_rms": {"fc2": 0.1}, "weight_rms": {"fc2": 0.1}}
+
+    def slow(move: float, losses: Sequence[float] = (CHANCE,), first: float = -9.0, **more: dict[str, float]) -> bool:
+        moves = {"fc1": -6.0, "fc2": move, "fc3": -3.0}
+        began = Observation(0, {"update_ratio": dict.fromkeys(moves, first)})
+        return (
+            learning_rate_too_low(history(losses, facts, 1, first=began, update_ratio=moves, **sizes | more))
+            is not None
+        )
+
+    assert slow(-4.01)
+    assert not slow(-3.99)
+    assert not slow(-4.01, first=-3.9)  # it was larger, and was lowered on purpose
+    assert not slow(-4.01, [CHANCE] + [0.89 * CHANCE] * 10)
+    assert not slow(-4.01, grad_rms={"fc2": 2.4})  # 2.4 · 10 · 1e-4.01 / 2.303 = 1.02e-3 of the loss in a step
+    assert slow(-4.01, grad_rms={"fc2": 2.3})
+    still = history(facts=facts, first=Observation(0, {"update_ratio": {"fc2": -9.0}}), update_ratio={"fc2": -INF})
+    assert learning_rate_too_low(still) is None  # `not_updated` says so
+
+
+def test_the_largest_fall_of_the_loss_is_the_sum_over_layers() -> None:
+    now = Observation(
+        0,
+        {
+            "grad_rms": {"fc1": 0.5, "fc2": 1.0},
+            "weight_rms": {"fc1": 0.2, "fc2": 0.1, "other": 1.0},
+            "update_ratio": {"fc1": -1.0, "fc2": -2.0, "other": 0.0},
+        },
+    )
+    assert largest_fall(now, {"fc1": 4, "fc2": 9}) == pytest.approx(4 * 0.5 * 0.2 * 0.1 + 9 * 1.0 * 0.1 * 0.01)
+
+
+@pytest.mark.parametrize(("growth", "found"), [(0.0, True), (0.77, True), (0.78, False)])
+def test_steps_that_grow_as_in_a_warm_up_are_not_too_small(growth: float, found: bool) -> None:
+    # means of steps 31 to 40 and 11 to 20: (19 + 35.5 growth) / (19 + 15.5 growth) is 1.5 at 0.777
+    facts = replace(TEN, weights={"fc1": 100})
+    observations = [
+        Observation(
+            step,
+            {
+                "update_ratio": {"fc1": math.log10(1e-6 * (1 + growth * step / 19))},
+                "grad_rms": {"fc1": 0.1},
+                "weight_rms": {"fc1": 0.1},
+            },
+        )
+        for step in range(1, 41)
+    ]
+    losses = Losses()
+    losses.add(CHANCE)
+    assert (learning_rate_too_low(History(observations, observations[0], losses, facts)) is not None) == found
 
 
 def test_not_learning_needs_300_steps_near_chance() -> None:
     assert not_learning(history([2.3] * 300)) is not None
     assert not_learning(history([2.3] * 299)) is None
     assert not_learning(history([2.2] * 300)) is None
-    assert not_learning(history([2.35] * 200 + [2.3] * 100)) is None  # it falls, if slowly
+    assert not_learning(history([2.33] * 200 + [2.3] * 100)) is None  # it falls, if slowly
+    assert not_learning(history([2.5] * 200 + [2.31] * 100)) is not None  # it falls, but guessing is better still
+    assert not_learning(history([0.9] * 5 + [0.5] * 195 + [0.91] * 100, Facts())) is not None
+    assert not_learning(history([1.0] * 5 + [0.99] * 195 + [0.975] * 100, Facts())) is None
 
 
 def test_doubled_softmax() -> None:
@@ -234,6 +306,37 @@ def test_constant_weights() -> None:
     assert constant_weights(history(facts=zero, grad_zero_frac={"fc1": 0.5})) is None
 
 
+def test_zero_weights_are_a_choice_in_some_layers_but_not_in_nearly_all() -> None:
+    def begun(zeros: int, layers: int, losses: Sequence[float] = (CHANCE,)) -> Verdict | None:
+        constant = {f"fc{i}": 0.0 for i in range(zeros)} | {"ones": 1.0}
+        weights = dict.fromkeys(["ones", *(f"fc{i}" for i in range(layers - 1))], 9)
+        return zero_weights(history(losses, replace(TEN, constant=constant, weights=weights)))
+
+    assert begun(2, 3) is None
+    assert layer(begun(5, 7)) == "fc0"
+    assert begun(5, 7, [0.4 * CHANCE]) is None
+    one = replace(TEN, constant={"fc1": 0.0}, weights={"fc1": 9})
+    assert zero_weights(history(facts=one)) is None  # a softmax regression
+
+
+def test_large_weights() -> None:
+    facts = replace(TEN, fans={"fc1": 16, "fc2": 25, "out": 9})
+
+    def begun(
+        fc1: float, fc2: float, losses: Sequence[float] = (1.21 * CHANCE,), facts: Facts = facts
+    ) -> Verdict | None:
+        first = Observation(0, {"weight_rms": {"embedding": 1.0, "fc1": fc1, "fc2": fc2, "out": 9.0}})
+        return large_weights(history(losses, facts, first=first))
+
+    assert layer(begun(0.2, 0.61)) == "fc2"  # 0.61 · 5 = 3.05
+    assert begun(0.2, 0.59) is None
+    assert layer(begun(0.76, 0.61)) == "fc1"
+    assert begun(0.2, 0.61, [1.19 * CHANCE]) is None  # trained before, perhaps
+    assert begun(0.2, 0.61, [1.21 * CHANCE] + [0.4 * CHANCE] * 10) is None
+    assert begun(0.2, 0.61, facts=replace(facts, rescaled=frozenset({"fc2"}))) is None
+    assert begun(0.2, 0.61, facts=replace(facts, chance_loss=None)) is None
+
+
 def test_poor_initialisation() -> None:
     mean = {"a": 0.0, "b": 0.0}
     assert layer(poor_initialisation(history(act_std={"a": 1.0, "b": 31.0}, act_mean=mean))) == "b"
@@ -254,8 +357,11 @@ def test_inputs_not_standardised(mean: float, std: float, found: bool) -> None:
 def test_batch_norm() -> None:
     assert layer(eval_mode(history(facts=Facts(norm_eval=("bn1",))))) == "bn1"
     assert eval_mode(history()) is None
-    assert layer(small_batch(history(facts=Facts(norm_values={"bn1": 32, "bn2": 7})))) == "bn2"
-    assert small_batch(history(facts=Facts(norm_values={"bn1": 8}))) is None
+    assert (
+        layer(small_batch(history(facts=Facts(norm_values={"bn1": NormBatch(32, 4), "bn2": NormBatch(7, 7)})))) == "bn2"
+    )
+    assert layer(small_batch(history(facts=Facts(norm_values={"bn1": NormBatch(300, 3)})))) == "bn1"
+    assert small_batch(history(facts=Facts(norm_values={"bn1": NormBatch(8, 4)}))) is None
     assert layer(running_statistics(history(facts=Facts(norm_momentum={"bn1": 0.1, "bn2": 1.0})))) == "bn2"
     assert running_statistics(history(facts=Facts(norm_momentum={"bn1": 0.1, "bn2": None}))) is None
     assert layer(running_statistics(history(step=200, bn_drift={"bn1": 1.0, "bn2": 3.1}))) == "bn2"

@@ -1,4 +1,4 @@
-"""Rules about what flows forward: inputs, outputs of activation functions, outputs of the net, and initial weights."""
+"""Rules about what flows forward: inputs, outputs of activation functions, and outputs of the net."""
 
 from __future__ import annotations
 
@@ -59,21 +59,6 @@ def collapsed_output(history: History) -> Verdict | None:
     return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation, below {COLLAPSED})")
 
 
-def constant_weights(history: History) -> Verdict | None:
-    """A layer whose weights were all equal at the start, so that its units stay copies of each other.
-
-    Zeros count only if the layer's own gradient is 0 as well: a zero-initialized last layer, or one that ends a
-    residual branch, gets gradients and leaves 0.
-    """
-    zero_gradients = history.now.of("grad_zero_frac")
-    for layer, weight in history.facts.constant.items():
-        if weight != 0:
-            return Verdict(f"all its weights began as {weight:g}, so that its units are copies of each other", layer)
-        if zero_gradients.get(layer) == 1:
-            return Verdict("all its weights are 0, and so are their gradients", layer)
-    return None
-
-
 def poor_initialisation(history: History) -> Verdict | None:
     """At the first step: outputs shrink by more than 1e3 or grow by more than 30 from the first layer to another.
 
@@ -118,7 +103,6 @@ ACTIVATION_RULES = (
     ),
     Rule("saturated", saturated, "warning", (BETTER_INIT, "a lower learning rate"), ("sat_frac",), 20),
     Rule("collapsed_output", collapsed_output, "failing", (BETTER_INIT,), ("output_std", "classes"), 20),
-    Rule("poor_initialisation", constant_weights, "warning", ("random weights: --model.init auto",), ("grad_rms",), 3),
     Rule("poor_initialisation", poor_initialisation, "warning", (BETTER_INIT,), ("act_std",)),
     Rule(
         "inputs_not_standardised",

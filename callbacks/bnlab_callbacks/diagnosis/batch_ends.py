@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.activation_hooks import is_dense_float
+from bnlab_callbacks.diagnosis.observations import NormBatch
 from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.naming import clean_name
 
@@ -32,8 +34,9 @@ class _Hook:
         if not self.norm:
             self.into.output = output.detach() if is_dense_float(output) else None
         elif isinstance(output, Tensor) and output.ndim > 1 and module.training:
-            values = output.numel() // max(output.shape[1], 1)
-            self.into.norm_values[self.layer] = min(values, self.into.norm_values.get(self.layer, values))
+            ranks = _ranks(module)
+            batch = NormBatch(ranks * (output.numel() // max(output.shape[1], 1)), ranks * output.shape[0])
+            self.into.norm_values[self.layer] = min(batch, self.into.norm_values.get(self.layer, batch))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook(self.layer, self.norm, BatchEnds())
@@ -42,13 +45,20 @@ class _Hook:
         return _Hook, (self.layer, self.norm, BatchEnds())
 
 
+def _ranks(norm: nn.Module) -> int:
+    """How many ranks' batches a norm joins."""
+    if isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(cast(Any, norm.process_group))
+    return 1
+
+
 class BatchEnds:
     """Hooks on layers with weights, the last of which to run gives the net's output, and on batch-norm layers."""
 
     def __init__(self) -> None:
         self.gate = Gate()
         self.output: Tensor | None = None
-        self.norm_values: dict[str, int] = {}
+        self.norm_values: dict[str, NormBatch] = {}
         self._handles: list[RemovableHandle] = []
 
     def watch(self, model: nn.Module) -> None:

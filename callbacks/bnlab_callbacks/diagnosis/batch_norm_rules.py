@@ -5,7 +5,7 @@ from __future__ import annotations
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.thresholds import FEW_VALUES
+from bnlab_callbacks.diagnosis.thresholds import FEW_SAMPLES, FEW_VALUES
 
 _MOMENTUM = 0.9
 _DRIFT, _DRIFT_FROM = 3.0, 200
@@ -23,12 +23,18 @@ def eval_mode(history: History) -> Verdict | None:
 
 
 def small_batch(history: History) -> Verdict | None:
-    """Fewer than 8 values a channel: the batch's statistics are mostly noise (their error is 1/√n of a deviation)."""
-    small = [layer for layer, values in history.facts.norm_values.items() if values < FEW_VALUES]
-    if not small:
-        return None
-    values = history.facts.norm_values[small[0]]
-    return Verdict(f"a batch gives a channel {values} values to normalize with (below {FEW_VALUES})", small[0])
+    """Fewer than 8 values a channel, or fewer than 4 samples: the batch's statistics are mostly noise.
+
+    The error of a mean over n values is 1/√n of their deviation, and the places of one image are no independent values.
+    Wu & He 2018 (Group Normalization), ResNet-50 on ImageNet, with 49 places and more: errors of 23.6 % with 32 samples
+    a batch, 24.8 % with 8, 27.3 % with 4, 34.7 % with 2. Failing: batches of 2; healthy: 64.
+    """
+    for layer, (values, samples) in history.facts.norm_values.items():
+        if values < FEW_VALUES:
+            return Verdict(f"a batch gives a channel {values} values to normalize with (below {FEW_VALUES})", layer)
+        if samples < FEW_SAMPLES:
+            return Verdict(f"a batch has {samples} samples to normalize with (below {FEW_SAMPLES})", layer)
+    return None
 
 
 def running_statistics(history: History) -> Verdict | None:

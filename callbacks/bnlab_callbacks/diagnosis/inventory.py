@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 
 from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.lightning_api import Trainer
 from bnlab_callbacks.naming import clean_name
 from bnlab_callbacks.weights import Weight, find_weights
+
+_UNITS = (nn.Linear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)  # whose weights multiply what comes in
+_RESCALES = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 
 def facts_of(trainer: Trainer, model: nn.Module) -> Facts:
@@ -27,6 +34,8 @@ def facts_of(trainer: Trainer, model: nn.Module) -> Facts:
         frozen=frozen_layers(model),
         norm_momentum=norm_momenta(model),
         weights={weight.layer: weight.parameter.numel() for weight in weights},
+        fans=fans(model, weights),
+        rescaled=frozenset(rescaled(model)),
     )
 
 
@@ -44,6 +53,37 @@ def layers_without_optimizer(weights: Sequence[Weight], optimizers: Sequence[Opt
     """Trainable layers that are in no optimizer's parameter groups."""
     held = {id(parameter) for optimizer in optimizers for parameter in _parameters(optimizer)}
     return tuple(weight.layer for weight in weights if id(weight.parameter) not in held)
+
+
+def fans(model: nn.Module, weights: Sequence[Weight]) -> dict[str, int]:
+    """Linear, convolution and recurrent layers → inputs or outputs of a unit, whichever are fewer.
+
+    Usual initializations take their scale from the one, the other or both (He et al. 2015; Glorot & Bengio 2010;
+    PyTorch's of recurrent layers), so that root mean square times the root of the smaller is below 2 in all of them.
+    An embedding's rows are outputs as they are, and weights behind a weight norm have no scale of their own.
+    """
+    modules = dict(model.named_modules())
+    return {
+        weight.layer: min(weight.parameter.shape[:2]) * math.prod(weight.parameter.shape[2:])
+        for weight in weights
+        if isinstance(modules[weight.module], _UNITS) and not weight.layer.endswith("weight_v")
+    }
+
+
+def rescaled(model: nn.Module) -> Iterator[str]:
+    """Linear and convolution layers that a batch, instance or group norm follows, in order of definition.
+
+    Layer norms are left out: in a transformer the one that is defined next is not the one that comes next.
+    """
+    before: str | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd):
+            before = clean_name(name)
+        elif isinstance(module, _RESCALES) and before is not None:
+            yield before
+            before = None
+        elif not isinstance(module, nn.Identity | _DropoutNd) and next(module.children(), None) is None:
+            before = None
 
 
 def constant_layers(weights: Sequence[Weight]) -> dict[str, float]:

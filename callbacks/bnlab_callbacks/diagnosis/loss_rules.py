@@ -13,10 +13,7 @@ from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.thresholds import INITIAL_LOSS
 
 _EXPLODED = 10.0  # × the loss of a net that knows nothing
-_LR_PEAK = 3.0
-_LR_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step
 _STUCK_FROM, _STUCK_LEVEL, _STUCK_FALL = 300, 0.97, 0.99
-_LOW_MOVE = -5.0
 
 
 def non_finite(history: History) -> Verdict | None:
@@ -61,67 +58,18 @@ def exploding(history: History) -> Verdict | None:
     return None
 
 
-def learning_rate_too_high(history: History) -> Verdict | None:
-    """Steps of more than 5 % of a layer's weights, while the loss is three times that of a net that knows nothing.
-
-    Healthy runs make large steps too, after a small initialization, but their loss stays below 2.1 times.
-    """
-    scale, last = history.scale(), history.losses.last
-    moves = {k: v for seen in list(history.observations)[-20:] for k, v in seen.of("update_ratio").items()}
-    if scale is None or last is None or not moves or history.now.step < 1:
-        return None
-    peak = max(list(history.losses.recent)[-20:])
-    layer = max(moves, key=lambda name: moves[name])
-    if not (peak > _LR_PEAK * scale and moves[layer] > _LR_MOVE):
-        return None
-    return Verdict(
-        f"the loss went up to {peak:.3g}, {peak / scale:.1f} times where it began, with steps of "
-        f"{10 ** moves[layer]:.1%} of the weights (at most {10**_LR_MOVE:.0%} is usual)",
-        layer,
-    )
-
-
-def steps_too_large(history: History) -> Verdict | None:
-    """From step 20 on: the median layer moves by more than 5 % in a step, for twenty records, near the loss of chance.
-
-    Adam's steps do not grow with the gradient, so that the loss need not jump. Healthy MLPs: 4.5 % at most (batch norm,
-    N(0, 1e-4²)), 1.1 % without a special initialization.
-    """
-    moves = sorted(history.now.of("update_ratio").items(), key=lambda item: item[1])
-    if not moves or history.now.step < 20 or not history.unlearned(0.8):
-        return None
-    layer, move = moves[len(moves) // 2]
-    if not move > _LR_MOVE:
-        return None
-    return Verdict(f"a step moves it, the median layer, by {10**move:.0%} of its weights ({10**_LR_MOVE:.0%})", layer)
-
-
-def learning_rate_too_low(history: History) -> Verdict | None:
-    """The median layer moves by less than 1e-5 of its weights in a step, and the loss is near its beginning.
-
-    Healthy runs: 6e-5 and more in every layer from step 40 on; late in training, or in a warm-up, the loss or time
-    tells.
-    """
-    moves = sorted(value for value in history.now.of("update_ratio").values())
-    if not moves or not history.unlearned(0.8):
-        return None
-    move = moves[len(moves) // 2]
-    if not move < _LOW_MOVE or math.isinf(move):
-        return None
-    return Verdict(f"a step moves the median layer by {10**move:.1e} of its weights (below {10**_LOW_MOVE:.0e})")
-
-
 def not_learning(history: History) -> Verdict | None:
-    """From step 300: the loss over 50 steps above 97 % of chance, and not 1 % lower than 100 steps before.
+    """From step 300: the loss over 50 steps above 97 % of chance, and above it, or not 1 % lower than 100 steps before.
 
-    Nets that start slowly look the same for some hundred steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is
-    a warning.
+    A loss that is still above chance has learned nothing of its inputs, though it may fall: shuffled labels with batch
+    norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Nets that start slowly look the same for some hundred
+    steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning.
     """
     now, before = history.losses.mean(50), history.losses.mean(50, before=100)
     chance = history.facts.chance_loss or history.losses.largest_early
     if history.losses.count < _STUCK_FROM or now is None or before is None or not chance:
         return None
-    if not (now > _STUCK_LEVEL * chance and now > _STUCK_FALL * before):
+    if not (now > _STUCK_LEVEL * chance and (now > chance or now > _STUCK_FALL * before)):
         return None
     return Verdict(f"the mean loss of 50 steps is {now:.4g}, {before:.4g} 100 steps ago; {chance:.4g} is a guess")
 
@@ -189,30 +137,6 @@ LOSS_RULES = (
             "batch normalization (--model.batch_norm true)",
         ),
         ("loss",),
-    ),
-    Rule(
-        "learning_rate_too_high",
-        learning_rate_too_high,
-        "warning",
-        ("a learning rate three to ten times lower (--model.lr)", "a warm-up, or batch normalization"),
-        ("loss", "update_ratio"),
-        2,
-    ),
-    Rule(
-        "learning_rate_too_high",
-        steps_too_large,
-        "warning",
-        ("a learning rate ten times lower (--model.lr)", "a warm-up"),
-        ("update_ratio",),
-        20,
-    ),
-    Rule(
-        "learning_rate_too_low",
-        learning_rate_too_low,
-        "warning",
-        ("a learning rate ten to a hundred times higher (--model.lr)",),
-        ("update_ratio",),
-        40,
     ),
     Rule(
         "not_learning",

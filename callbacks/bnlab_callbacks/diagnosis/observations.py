@@ -7,10 +7,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 _RECENT = 400  # losses that are kept
 _WARM = 5  # steps whose largest loss is the scale of the first losses
+
+
+class NormBatch(NamedTuple):
+    """What a batch norm has to normalize a channel with: so many values, of so many samples."""
+
+    values: int
+    samples: int
 
 
 @dataclass
@@ -27,9 +34,11 @@ class Facts:
         constant: layers all of whose weights were equal when training began → that weight.
         norm_eval: batch-norm layers in evaluation mode while the module trains, with trainable scales.
         norm_momentum: batch-norm layers → their momentum (None: cumulative average).
-        norm_values: batch-norm layers → values per channel in the smallest training batch so far.
+        norm_values: batch-norm layers → what the smallest training batch so far gave them.
         softmax_twice: whether the loss is the cross entropy of probabilities taken for logits.
         weights: layer → number of its weights.
+        fans: linear, convolution and recurrent layers → inputs or outputs of a unit, whichever are fewer.
+        rescaled: of these, the ones right before a norm that takes out their scale.
     """
 
     chance_loss: float | None = None
@@ -41,9 +50,11 @@ class Facts:
     constant: Mapping[str, float] = field(default_factory=dict)
     norm_eval: tuple[str, ...] = ()
     norm_momentum: Mapping[str, float | None] = field(default_factory=dict)
-    norm_values: Mapping[str, int] = field(default_factory=dict)
+    norm_values: Mapping[str, NormBatch] = field(default_factory=dict)
     softmax_twice: bool = False
     weights: Mapping[str, int] = field(default_factory=dict)
+    fans: Mapping[str, int] = field(default_factory=dict)
+    rescaled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,11 @@ class History:
     def now(self) -> Observation:
         """The present observation."""
         return self.observations[-1]
+
+    def initial_gains(self) -> dict[str, float]:
+        """Layers → root mean square of their weights at the first look times √fan, about 1 in usual initializations."""
+        fans = self.facts.fans
+        return {k: rms * math.sqrt(fans[k]) for k, rms in self.first.of("weight_rms").items() if k in fans}
 
     def scale(self) -> float | None:
         """The size of a loss of a net that has learned nothing: ln C where it is known, or the first loss."""

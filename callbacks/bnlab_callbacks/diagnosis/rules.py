@@ -5,7 +5,16 @@ from __future__ import annotations
 from bnlab_callbacks.diagnosis.activation_rules import ACTIVATION_RULES
 from bnlab_callbacks.diagnosis.batch_norm_rules import BATCH_NORM_RULES
 from bnlab_callbacks.diagnosis.gradient_rules import GRADIENT_RULES
+from bnlab_callbacks.diagnosis.initial_weight_rules import INITIAL_WEIGHT_RULES
+from bnlab_callbacks.diagnosis.learning_rate_rules import LEARNING_RATE_RULES
 from bnlab_callbacks.diagnosis.loss_rules import LOSS_RULES
 from bnlab_callbacks.diagnosis.rule import Rule
 
-RULES: tuple[Rule, ...] = (*LOSS_RULES, *GRADIENT_RULES, *ACTIVATION_RULES, *BATCH_NORM_RULES)
+RULES: tuple[Rule, ...] = (
+    *LOSS_RULES,
+    *LEARNING_RATE_RULES,
+    *GRADIENT_RULES,
+    *ACTIVATION_RULES,
+    *INITIAL_WEIGHT_RULES,
+    *BATCH_NORM_RULES,
+)

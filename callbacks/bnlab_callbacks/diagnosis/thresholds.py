@@ -7,7 +7,7 @@ VANISHED = 1e-6  # ‖g‖/‖w‖
 SPREAD = 1e5  # of it over the layers
 COLLAPSED = 1e-3  # standard deviation of logits over a batch
 INPUT_STD, INPUT_CENTRE = (0.05, 20.0), 5.0
-FEW_VALUES = 8  # that a channel of a batch norm has to normalize with
+FEW_VALUES, FEW_SAMPLES = 8, 4  # that a channel of a batch norm has to normalize with
 
 BETTER_INIT = (
     "the activation's own initialization (--model.init auto), or batch normalization (--model.batch_norm true)"

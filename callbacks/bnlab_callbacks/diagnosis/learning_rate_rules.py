@@ -1,0 +1,168 @@
+"""Rules about the size of steps: too large, or so small that the loss cannot fall.
+
+Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, and, where it says so, the small MLPs,
+CNNs, LSTMs, ResNets and transformers of `tests/benchmarks/fault_matrix` with SGD, Adam and AdamW, seeds 0 and 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.observations import History, Observation
+from bnlab_callbacks.diagnosis.rule import Rule
+
+_PEAK = 3.0
+_LARGE_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step
+_GROWN, _GROWN_PER_STEP, _FROM_NOTHING, _UNLEARNED = 3.0, 0.01, 0.1, 0.7
+_SMALL_MOVE, _PACE, _WARMS_UP = -4.0, 1e-3, 1.5
+
+
+def learning_rate_too_high(history: History) -> Verdict | None:
+    """Steps of more than 5 % of a layer's weights, while the loss is three times that of a net that knows nothing.
+
+    Healthy runs make large steps too, after a small initialization, but their loss stays below 2.1 times.
+    """
+    scale, last = history.scale(), history.losses.last
+    moves = {k: v for seen in list(history.observations)[-20:] for k, v in seen.of("update_ratio").items()}
+    if scale is None or last is None or not moves or history.now.step < 1:
+        return None
+    peak = max(list(history.losses.recent)[-20:])
+    layer = max(moves, key=lambda name: moves[name])
+    if not (peak > _PEAK * scale and moves[layer] > _LARGE_MOVE):
+        return None
+    return Verdict(
+        f"the loss went up to {peak:.3g}, {peak / scale:.1f} times where it began, with steps of "
+        f"{10 ** moves[layer]:.1%} of the weights (at most {10**_LARGE_MOVE:.0%} is usual)",
+        layer,
+    )
+
+
+def steps_too_large(history: History) -> Verdict | None:
+    """From step 20 on: the median layer moves by more than 5 % in a step, for twenty records, near the loss of chance.
+
+    Adam's steps do not grow with the gradient, so that the loss need not jump. Healthy MLPs: 4.5 % at most (batch norm,
+    N(0, 1e-4²)), 1.1 % without a special initialization.
+    """
+    moves = sorted(history.now.of("update_ratio").items(), key=lambda item: item[1])
+    if not moves or history.now.step < 20 or not history.unlearned(0.8):
+        return None
+    layer, move = moves[len(moves) // 2]
+    if not move > _LARGE_MOVE:
+        return None
+    return Verdict(
+        f"a step moves it, the median layer, by {10**move:.0%} of its weights ({10**_LARGE_MOVE:.0%})", layer
+    )
+
+
+def weights_overwritten(history: History) -> Verdict | None:
+    """The median layer's weights are 3 times as large as at the start, by 1 % and more for each step since then.
+
+    What a net begins with is lost in steps whose sum is larger than it, and weights that have grown so fast shrink the
+    steps relative to them again: no step need be above 5 % for long. Only while the loss is above 70 % of chance, and
+    over layers that began at a tenth of a usual initialization or more: from nothing, healthy weights grow as well.
+    Measured in the fault matrix's first 20 steps: 1.2 times at most in healthy runs, 5.2 in a transformer with 100
+    times the usual learning rate (16 in a ResNet).
+    """
+    gains, first = history.initial_gains(), history.first.of("weight_rms")
+    steps = history.now.step - history.first.step
+    growth = {
+        layer: rms / first[layer]
+        for layer, rms in history.now.of("weight_rms").items()
+        if gains.get(layer, 0.0) >= _FROM_NOTHING
+    }
+    level = history.level()
+    if not growth or level is None or not level > _UNLEARNED:
+        return None
+    layer = _median(growth)
+    if not growth[layer] > max(_GROWN, 1 + _GROWN_PER_STEP * steps):
+        return None
+    return Verdict(f"its weights, the median layer's, have grown {growth[layer]:.3g}-fold in {steps} steps", layer)
+
+
+def learning_rate_too_low(history: History) -> Verdict | None:
+    """Steps that move the median layer by less than 1e-4 and the loss by less than a thousandth, at most.
+
+    To first order a step changes the loss by ‖gradient‖·‖Δw‖ at most, summed over the layers. Where that is below a
+    thousandth of the loss of guessing, the loss needs more than 1000 steps to fall, whatever the optimizer. Both must
+    be so at the first look and now, and the steps not be growing, as they are in a warm-up; the loss is still above
+    90 % of chance. Measured in the fault matrix, learning rate a thousandth of the usual: moves of 3e-6 to 6e-5,
+    1e-6 to 6e-4 of the loss; in healthy runs that have not learned yet 3e-4 and more, and 1e-3 and more.
+    """
+    moves, first = history.now.of("update_ratio"), history.first.of("update_ratio")
+    chance = history.facts.chance_loss or history.losses.largest_early
+    if not moves or not first or not chance or not history.unlearned(0.9):
+        return None
+    move, began = (ratios[_median(ratios)] for ratios in (moves, first))
+    if math.isinf(move) or not max(move, began) < _SMALL_MOVE or _warms_up(history):
+        return None
+    pace = largest_fall(history.now, history.facts.weights) / chance
+    if not pace < _PACE:
+        return None
+    return Verdict(
+        f"a step moves the median layer by {10**move:.1e} of its weights (below {10**_SMALL_MOVE:.0e}), and the loss "
+        f"by {pace:.1e} of that of guessing at most"
+    )
+
+
+def largest_fall(seen: Observation, sizes: Mapping[str, int]) -> float:
+    """How far a step can lower the loss, to first order: ‖gradient‖·‖Δw‖ of each layer, summed."""
+    gradients, weights = seen.of("grad_rms"), seen.of("weight_rms")
+    return sum(
+        gradients[layer] * weights[layer] * 10**move * sizes.get(layer, 0)
+        for layer, move in seen.of("update_ratio").items()
+        if layer in gradients and layer in weights
+    )
+
+
+def _warms_up(history: History) -> bool:
+    """Whether the median layer's steps are 1.5 times what they were at half the time: twice, if they grow steadily.
+
+    Means of ten looks, as single ones are noisy.
+    """
+    moves = [10 ** ratios[_median(ratios)] for seen in history.observations if (ratios := seen.of("update_ratio"))]
+    half = len(moves) // 2
+    now, before = moves[-10:], moves[max(half - 10, 0) : half]
+    return bool(before) and sum(now) / len(now) > _WARMS_UP * sum(before) / len(before)
+
+
+def _median(values: Mapping[str, float]) -> str:
+    """The layer in the middle, by its value."""
+    return sorted(values, key=lambda layer: values[layer])[len(values) // 2]
+
+
+LEARNING_RATE_RULES = (
+    Rule(
+        "learning_rate_too_high",
+        learning_rate_too_high,
+        "warning",
+        ("a learning rate three to ten times lower (--model.lr)", "a warm-up, or batch normalization"),
+        ("loss", "update_ratio"),
+        2,
+    ),
+    Rule(
+        "learning_rate_too_high",
+        steps_too_large,
+        "warning",
+        ("a learning rate ten times lower (--model.lr)", "a warm-up"),
+        ("update_ratio",),
+        20,
+    ),
+    Rule(
+        "learning_rate_too_high",
+        weights_overwritten,
+        "warning",
+        ("a learning rate ten times lower (--model.lr)", "a warm-up"),
+        ("loss", "weight_rms"),
+        5,
+    ),
+    Rule(
+        "learning_rate_too_low",
+        learning_rate_too_low,
+        "warning",
+        ("a learning rate ten to a hundred times higher (--model.lr)",),
+        ("loss", "update_ratio"),
+        40,
+    ),
+)
