@@ -152,6 +152,18 @@ def test_inputs_far_from_standard_and_weights_all_equal(tmp_path: Path) -> None:
     assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.fc1"
 
 
+def test_steps_that_are_too_small_and_weights_that_are_too_large(tmp_path: Path) -> None:
+    slow = fit(tmp_path, Net(net(), lr=1e-6), max_epochs=5)
+    assert found(slow) == {"learning_rate_too_low": None}
+    module = Net(net(nn.Linear(20, 20), nn.ReLU()))
+    for large in (module.net.more0, module.net.out):  # √20 · 2 = 8.9, and a first loss that shows it
+        nn.init.normal_(large.weight, std=2.0)  # type: ignore[union-attr, arg-type]
+    assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.more0"
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter) if parameter.ndim > 1 else nn.init.ones_(parameter)
+    assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.fc1"
+
+
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")  # that is what is tested
 @pytest.mark.parametrize(
     ("norm", "loader_size", "name"),
