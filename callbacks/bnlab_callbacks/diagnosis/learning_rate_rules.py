@@ -88,8 +88,8 @@ def learning_rate_too_low(history: History) -> Verdict | None:
     thousandth of the loss of guessing, the loss needs more than 1000 steps to fall, whatever the optimizer. Both must
     be so at the first look and now, and the steps not be growing, as they are in a warm-up; the loss is still above
     90 % of chance. Measured in the fault matrix from step 20 on, learning rate a thousandth of the usual: moves of 4e-6
-    to 4e-5, and 2e-6 to 8e-4 of the loss; healthy runs that have not learned yet: 2.4e-4 and more, and 1e-3 and more but
-    for single looks (7e-4, vanilla sigmoid MLP).
+    to 4e-5, and 2e-6 to 8e-4 of the loss; healthy runs that have not learned yet: 2.4e-4 and more, and 1e-3 and more
+    but for single looks (7e-4, vanilla sigmoid MLP).
     """
     moves, first = history.now.of("update_ratio"), history.first.of("update_ratio")
     chance = history.facts.chance_loss or history.losses.largest_early
