@@ -5,8 +5,8 @@
 Writes a JSON line for each run to `--out` and goes on from there when it is started again; prints the tables in
 Markdown, and with `--complaints` each run that the diagnosis got wrong. Whether a run failed is decided by its end: not
 finite, or less accurate on held-out images than halfway between chance and its control, the sound run of the same net,
-optimizer, data and seed. Thresholds may be chosen on the part `tune` (seed 0 of five of the seven nets); the part
-`held_out` is for the report. Without --root the digits are the only data.
+optimizer, data and seed. Thresholds may be chosen on the part `tune` (seeds 0 and 1); the part `held_out` is for the
+report. Without --root the digits are the only data.
 """
 
 from __future__ import annotations
