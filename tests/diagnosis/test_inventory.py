@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab_callbacks.diagnosis.batch_ends import BatchEnds
+from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, ranks_of
 from bnlab_callbacks.diagnosis.inventory import fans, rescaled
 from bnlab_callbacks.weights import find_weights
 
@@ -78,3 +78,9 @@ def test_the_smallest_batch_of_a_norm_is_kept_with_its_samples() -> None:
         net(torch.randn(samples, 1, 4, 4))
     ends.remove()
     assert ends.norm_values == {"1": (32, 2)}
+
+
+def test_a_synchronized_norm_has_the_batches_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 4)
+    assert [ranks_of(norm) for norm in (nn.SyncBatchNorm(2), nn.BatchNorm2d(2))] == [4, 1]

@@ -34,7 +34,7 @@ class _Hook:
         if not self.norm:
             self.into.output = output.detach() if is_dense_float(output) else None
         elif isinstance(output, Tensor) and output.ndim > 1 and module.training:
-            ranks = _ranks(module)
+            ranks = ranks_of(module)
             batch = NormBatch(ranks * (output.numel() // max(output.shape[1], 1)), ranks * output.shape[0])
             self.into.norm_values[self.layer] = min(batch, self.into.norm_values.get(self.layer, batch))
 
@@ -45,8 +45,8 @@ class _Hook:
         return _Hook, (self.layer, self.norm, BatchEnds())
 
 
-def _ranks(norm: nn.Module) -> int:
-    """How many ranks' batches a norm joins."""
+def ranks_of(norm: nn.Module) -> int:
+    """Number of ranks whose batches a norm joins: 1, but for `SyncBatchNorm`."""
     if isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
         return dist.get_world_size(cast(Any, norm.process_group))
     return 1
