@@ -8,10 +8,11 @@ from subprocess import Popen
 
 import pytest
 
+from bnlab.cli.main import main
 from tests.cli.resumed import FIT, WATCHED, assert_same_run
 from tests.cli.runs import finish, read_yaml, start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LONGER = (*WATCHED, "--trainer.max_epochs", "30", "--early_stopping.patience", "100")
 
@@ -46,7 +47,7 @@ def end(folder: Path, name: str, words: tuple[str, ...]) -> None:
 
 def test_a_run_that_is_killed_and_terminated_again_and_again(tmp_path: Path) -> None:
     moments = random.Random(0)
-    end(tmp_path, "whole", LONGER)
+    main([*FIT, *LONGER, "--run_folder", "whole"])
     for number, status in [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 1)]:
         assert stop(tmp_path, number, LONGER, moments.uniform(0, 0.3)) == status
         outcome = read_yaml(tmp_path / "run/run.yaml")["outcome"]["status"]
@@ -57,7 +58,7 @@ def test_a_run_that_is_killed_and_terminated_again_and_again(tmp_path: Path) -> 
 
 def test_loader_processes_begin_within_an_epoch(tmp_path: Path) -> None:
     words = (*WATCHED, "--data.num_workers", "1", "--checkpoint.every_n_train_steps", "4")
-    end(tmp_path, "whole", WATCHED)
+    main([*FIT, *WATCHED, "--run_folder", "whole"])
     stop(tmp_path, signal.SIGTERM, words, 0.05)
     end(tmp_path, "run", words)
     whole, run = (read_yaml(tmp_path / name / "run.yaml") for name in ("whole", "run"))

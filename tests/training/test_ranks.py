@@ -17,7 +17,7 @@ from bnlab_callbacks import read_records
 from tests.cli.resumed import assert_same_run
 from tests.cli.runs import CONFIGS, ON_CPU, QUIET, finish, read_yaml, start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GLOBAL_BATCH = 64
 # float64: in float32 rounding switches ReLUs on and off, and gradients soon differ in the third digit
@@ -37,7 +37,8 @@ Records = dict[tuple[int, str, str | None], float]
 def on(ranks: int) -> tuple[str, ...]:
     """The flags of so many ranks that share a global batch."""
     size = str(GLOBAL_BATCH // ranks)
-    return ("--trainer.strategy", "ddp", "--trainer.devices", str(ranks), "--data.batch_size", size)
+    strategy = "ddp" if ranks > 1 else "auto"
+    return ("--trainer.strategy", strategy, "--trainer.devices", str(ranks), "--data.batch_size", size)
 
 
 def records(run: Path) -> Records:
@@ -66,7 +67,8 @@ def assert_same_within_rounding(found: Records, expected: Records, rounding: flo
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs 1, 2 and 4, named after their ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    for ranks in (1, 2, 4):
+    main([*FIT, *TWO_EPOCHS, *on(1), "--run_folder", str(folder / "1")])
+    for ranks in (2, 4):
         words = (*FIT, *TWO_EPOCHS, *on(ranks), "--run_folder", str(ranks))
         status, output, errors = finish(start(*words, folder=folder))
         assert status == 0, errors
@@ -94,19 +96,23 @@ def test_several_ranks_write_one_set_of_files(runs: Path) -> None:
     assert names[1] == names[2] == names[0]
 
 
-def test_ranks_test_every_image_once(runs: Path) -> None:
-    """1,151 test images: one or three more are needed for two or four ranks."""
-    printed = []
-    for devices in ("1", "2", "4"):
-        words = ("test", "--ckpt_path", "1/checkpoints/last.ckpt", *ON_CPU, *QUIET, "--trainer.devices", devices)
-        status, output, errors = finish(start(*words, "--trainer.strategy", "ddp", folder=runs))
-        assert status == 0, errors
-        lines = [line.replace("│", " ").split() for line in output.splitlines() if "test_" in line]
-        printed.append({name: float(value) for name, value in lines})
-    for several in printed[1:]:
-        assert several["test_acc"] == printed[0]["test_acc"]
-        assert several["test_loss"] == pytest.approx(printed[0]["test_loss"], rel=1e-6)
-    assert printed[0]["test_acc"] * 1151 == pytest.approx(round(printed[0]["test_acc"] * 1151), abs=1e-3)
+def metrics_in(output: str) -> dict[str, float]:
+    """The metrics that `bnlab test` printed."""
+    lines = [line.replace("│", " ").split() for line in output.splitlines() if "test_" in line]
+    return {name: float(value) for name, value in lines}
+
+
+def test_four_ranks_test_every_image_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1,151 test images: one is missing to a multiple of four."""
+    words = ("test", "--ckpt_path", str(runs / "1/checkpoints/last.ckpt"), *ON_CPU, *QUIET)
+    main([*words])
+    one = metrics_in(capsys.readouterr().out)
+    status, output, errors = finish(start(*words, "--trainer.strategy", "ddp", "--trainer.devices", "4", folder=runs))
+    assert status == 0, errors
+    four = metrics_in(output)
+    assert four["test_acc"] == one["test_acc"]
+    assert four["test_loss"] == pytest.approx(one["test_loss"], rel=1e-6)
+    assert one["test_acc"] * 1151 == pytest.approx(round(one["test_acc"] * 1151), abs=1e-3)
 
 
 class Machine(NamedTuple):

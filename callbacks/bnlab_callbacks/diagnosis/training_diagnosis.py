@@ -75,12 +75,13 @@ class TrainingDiagnosis(QuietCallback):
     them. Works with any module, optimizer and loss; what a rule needs and cannot be seen (activation functions that are
     no modules, a loss that `training_step` does not return) is listed as not checked.
 
-    Findings (`bnlab_callbacks.diagnosis`: `loss_rules`, `gradient_rules`, `activation_rules`, `batch_norm_rules`, with
-    definitions, thresholds and what healthy runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`,
-    `collapsed_output` (failing); `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`,
-    `loss_scale_overflow`, `no_gradient`, `not_updated`, `clipping_too_tight`, `dead_units`, `saturated`,
-    `poor_initialisation`, `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`,
-    `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
+    Findings (`bnlab_callbacks.diagnosis`: `loss_rules`, `learning_rate_rules`, `gradient_rules`,
+    `activation_rules`, `initial_weight_rules`, `batch_norm_rules`, with definitions, thresholds and what healthy
+    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output` (failing);
+    `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`, `loss_scale_overflow`,
+    `no_gradient`, `not_updated`, `clipping_too_tight`, `dead_units`, `saturated`, `poor_initialisation`,
+    `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`, `batch_norm_running_statistics`,
+    `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
 
     Attributes:
         findings: what was found so far, the gravest first; also those that are over.
