@@ -142,6 +142,7 @@ def contenders(architecture: str, data: ImageDataModule, steps: int) -> dict[str
         "the same, with file, heatmap and charts": lambda: [*monitors(1), RecordFile(), LayerHeatmap(), ChartLayout()],
         "monitors, every step, budget 1 % each": lambda: monitors(1, budget=0.01),
         "TrainingDiagnosis alone": lambda: [TrainingDiagnosis(summary=False)],
+        "the same, as it is after its first 100 steps": lambda: [TrainingDiagnosis(first_steps=1, summary=False)],
         "monitors, default interval, and TrainingDiagnosis": lambda: [*monitors(), TrainingDiagnosis(summary=False)],
         "hand-written recipe, every step": lambda: [HandWritten()],
     }
