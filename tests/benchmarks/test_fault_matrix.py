@@ -6,10 +6,13 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from tests.benchmarks.fault_matrix.faults import FAULTS
+from tests.benchmarks.fault_matrix.nets import NETS, SLOW
 from tests.benchmarks.fault_matrix.runs import Task, perform, set_up, tasks
 from tests.benchmarks.fault_matrix.scores import Outcomes, Scores, alarms, complaints, table, task_of
+from tests.benchmarks.fault_matrix.unseen_nets import UNSEEN
 
 CONTROL = Task("control", "mlp", "sgd", "digits", 3)
 
@@ -48,10 +51,28 @@ def test_the_grid_meets_every_fault_net_and_optimizer_and_has_a_control_for_each
         assert {(task.net, task.seed) for task in chosen} == {(net, seed) for net in fault.nets for seed in range(3)}
         assert {task.optimizer for task in chosen} == {"sgd", "adam", "adamw"}
         assert {task.data for task in chosen} == {"digits", "mnist"}
-    healthy = sum(task.healthy for task in grid)
-    assert healthy >= len(grid) - healthy
-    assert {task.seed for task in grid if task.part == "tune"} == {0, 1}
-    assert {task.seed for task in grid if task.part == "held_out"} == set(range(2, 8))
+    for part, seeds in {"tune": {0, 1}, "held_out": set(range(2, 8)), "unseen": set(range(8))}.items():
+        assert {task.seed for task in grid if task.part == part} == seeds
+    for chosen in (grid, [task for task in grid if task.part == "unseen"]):
+        healthy = sum(task.healthy for task in chosen)
+        assert healthy >= len(chosen) - healthy
+
+
+def test_nets_that_no_threshold_was_chosen_on_are_a_part_of_their_own_with_every_seed():
+    assert not UNSEEN.keys() & (NETS | SLOW).keys()
+    for task in tasks(3, 8, ("digits", "mnist")):
+        assert (task.part == "unseen") is (task.net in {"lenet", "gru", "mixer", "preact_resnet"})
+    for name in ("batch norm in eval mode", "batch norm, momentum 1", "batch norm, batch of 2"):
+        assert UNSEEN.keys() & set(FAULTS[name].nets) == {"preact_resnet"}
+
+
+@pytest.mark.parametrize("net", UNSEEN)
+def test_behind_a_cut_all_layers_learn_and_before_it_none_does(net):
+    run = set_up(Task("detached graph", net, "sgd", "digits", 0), 8)
+    run.net(torch.randn(4, 1, 8, 8)).sum().backward()
+    for name, parameter in run.net.named_parameters():
+        before = any(name == layer or name.startswith(f"{layer}.") for layer in run.layers)
+        assert (parameter.grad is None) is before, name
 
 
 @pytest.mark.parametrize("name", FAULTS)

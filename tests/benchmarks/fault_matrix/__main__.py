@@ -1,12 +1,12 @@
 """Inject faults into small trainings, and count what `TrainingDiagnosis` says of them and of healthy ones.
 
-    python -m tests.benchmarks.fault_matrix [--root FOLDER_WITH_MNIST] [--part tune|held_out] [--jobs 2]
+    python -m tests.benchmarks.fault_matrix [--root FOLDER_WITH_MNIST] [--part tune|held_out|unseen] [--jobs 2]
 
 Writes a JSON line for each run to `--out` and goes on from there when it is started again; prints the tables in
 Markdown, and with `--complaints` each run that the diagnosis got wrong. Whether a run failed is decided by its end: not
 finite, or less accurate on held-out images than halfway between chance and its control, the sound run of the same net,
-optimizer, data and seed. Thresholds may be chosen on the part `tune` (seeds 0 and 1); the part `held_out` is for the
-report. Without --root the digits are the only data.
+optimizer, data and seed. Thresholds may be chosen on the part `tune` (seeds 0 and 1); `held_out` (other
+seeds) and `unseen` (other nets) are for the report. Without --root the digits are the only data.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 
 from tests.benchmarks.fault_matrix.runs import Task, perform, tasks
 from tests.benchmarks.fault_matrix.scores import Outcomes, Run, complaints, table, task_of
+
+PARTS = ("tune", "held_out", "unseen")
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -51,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="folder with MNIST/raw")
     parser.add_argument("--out", type=Path, default=Path("fault_matrix.jsonl"))
-    parser.add_argument("--part", choices=("tune", "held_out"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3, help="of the faults and warm-ups")
     parser.add_argument("--healthy_seeds", type=int, default=8, help="of the controls")
     parser.add_argument("--only", default="", help="a regular expression for fault/net/optimizer/data/seed")
@@ -71,7 +73,7 @@ def main() -> None:
         return
     perform_all(missing, options, runs)
     outcomes = Outcomes(runs)
-    for part in ("tune", "held_out"):
+    for part in PARTS:
         if any(task.part == part for task in outcomes.runs):
             print(f"\n## {part.replace('_', ' ').capitalize()}\n\n{table(outcomes, part)}")
             print(f"\n{complaints(outcomes, part)}" if options.complaints else "")

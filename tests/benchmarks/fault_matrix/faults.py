@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.fault_matrix.nets import NETS, Net, deep
+from tests.benchmarks.fault_matrix.unseen_nets import UNSEEN
 
+ALL_NETS = NETS | UNSEEN
 BatchFault = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -43,7 +45,7 @@ class Fault:
 
     inject: Callable[[Setup], None]
     names: frozenset[str]
-    nets: tuple[str, ...] = tuple(NETS)
+    nets: tuple[str, ...] = tuple(ALL_NETS)
 
 
 def learning_rate(factor: float) -> Callable[[Setup], None]:
@@ -176,7 +178,7 @@ def overflow(run: Setup) -> None:
 
 _GROWS = frozenset({"exploding", "non_finite", "learning_rate_too_high"})
 _DEPTH = frozenset({"vanishing", "vanishing_with_depth", "collapsed_output", "poor_initialisation"})
-_NORM_NETS = tuple(name for name, net in NETS.items() if net.batch_norm)
+_NORM_NETS = tuple(name for name, net in ALL_NETS.items() if net.batch_norm)
 
 FAULTS: dict[str, Fault] = {
     "lr x10": Fault(learning_rate(10), _GROWS | {"dead_units", "saturated"}),
@@ -196,7 +198,7 @@ FAULTS: dict[str, Fault] = {
     "dead bias": Fault(
         dead_bias,
         frozenset({"dead_units", "no_gradient", "collapsed_output"}),
-        tuple(name for name, net in NETS.items() if net.bias),
+        tuple(name for name, net in ALL_NETS.items() if net.bias),
     ),
     "frozen layer": Fault(frozen, frozenset({"not_updated"})),
     "layer without optimizer": Fault(left_out, frozenset({"not_updated"})),

@@ -176,25 +176,26 @@ class Net(NamedTuple):
         return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.build(8).modules())
 
 
-def _lrs(sgd: float, adam: float = 1e-3) -> dict[str, float]:
+def learning_rates(sgd: float, adam: float = 1e-3) -> dict[str, float]:
+    """Those of the three optimizers."""
     return {"sgd": sgd, "adam": adam, "adamw": adam}
 
 
 _CUT_MLP = ("act2", ("fc1", "fc2"))
 _CUT_CNN = ("act2_1", ("conv1_1", "conv1_2", "conv2_1"))
 NETS: dict[str, Net] = {
-    "mlp": Net(lambda side: mlp(side, False), "fc2", "act2", "fc2", _CUT_MLP, _lrs(0.01)),
-    "mlp_bn": Net(lambda side: mlp(side, True), "fc2", "act2", "norm2", _CUT_MLP, _lrs(0.01)),
-    "cnn": Net(lambda side: cnn(side, False), "conv2_1", "act2_1", "conv2_1", _CUT_CNN, _lrs(0.01)),
-    "cnn_bn": Net(lambda side: cnn(side, True), "conv2_1", "act2_1", "norm2_1", _CUT_CNN, _lrs(0.01)),
-    "lstm": Net(RowLSTM, "embed", "rnn", None, ("embed", ("embed",)), _lrs(0.1, 5e-3)),
+    "mlp": Net(lambda side: mlp(side, False), "fc2", "act2", "fc2", _CUT_MLP, learning_rates(0.01)),
+    "mlp_bn": Net(lambda side: mlp(side, True), "fc2", "act2", "norm2", _CUT_MLP, learning_rates(0.01)),
+    "cnn": Net(lambda side: cnn(side, False), "conv2_1", "act2_1", "conv2_1", _CUT_CNN, learning_rates(0.01)),
+    "cnn_bn": Net(lambda side: cnn(side, True), "conv2_1", "act2_1", "norm2_1", _CUT_CNN, learning_rates(0.01)),
+    "lstm": Net(RowLSTM, "embed", "rnn", None, ("embed", ("embed",)), learning_rates(0.1, 5e-3)),
     "resnet": Net(
         lambda side: ResNet(),
         "blocks.1.conv1",
         "blocks.1.act1",
         None,
         ("blocks.1", ("stem", "blocks.0", "blocks.1")),
-        _lrs(0.03, 3e-3),
+        learning_rates(0.03, 3e-3),
     ),
     "transformer": Net(
         Transformer,
@@ -202,7 +203,7 @@ NETS: dict[str, Net] = {
         "blocks.0.act",
         None,
         ("blocks.0", ("embed", "positions", "blocks.0")),
-        _lrs(0.03),
+        learning_rates(0.03),
     ),
 }
 SLOW: dict[str, Net] = {

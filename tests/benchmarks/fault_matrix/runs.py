@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bnlab.data import load
-from tests.benchmarks.fault_matrix.faults import FAULTS, Setup
-from tests.benchmarks.fault_matrix.nets import CLASSES, NETS, SLOW
+from tests.benchmarks.fault_matrix.faults import ALL_NETS, FAULTS, Setup
+from tests.benchmarks.fault_matrix.nets import CLASSES, SLOW
+from tests.benchmarks.fault_matrix.unseen_nets import UNSEEN
 
 STEPS = 350  # rules that ask for patience wait for 300
 WARM_UP = 100
@@ -46,7 +47,9 @@ class Task(NamedTuple):
 
     @property
     def part(self) -> str:
-        """`tune`: thresholds may be chosen on it; `held_out`: they are reported on it."""
+        """`tune`: thresholds may be chosen on it; `held_out`, `unseen` (nets): they are reported on it."""
+        if self.net in UNSEEN:
+            return "unseen"
         return "tune" if self.seed in TUNE_SEEDS else "held_out"
 
     @property
@@ -65,13 +68,13 @@ def tasks(seeds: int, healthy_seeds: int, data: Sequence[str]) -> list[Task]:
     """
     grid = [
         Task(CONTROL, net, optimizer, name, seed)
-        for net in (*NETS, *SLOW)
+        for net in (*ALL_NETS, *SLOW)
         for optimizer in OPTIMIZERS
         for name in data
         for seed in range(healthy_seeds)
     ]
     for seed in range(seeds):
-        for n, net in enumerate(NETS):
+        for n, net in enumerate(ALL_NETS):
             for o, optimizer in enumerate(OPTIMIZERS):
                 grid.append(Task(WARMED_UP, net, optimizer, data[(n + o + seed) % len(data)], seed))
             for f, (title, fault) in enumerate(FAULTS.items()):
@@ -162,7 +165,7 @@ class Module(LightningModule):
 
 def set_up(task: Task, side: int) -> Setup:
     """The run with its fault."""
-    spec = (NETS | SLOW)[task.net]
+    spec = (ALL_NETS | SLOW)[task.net]
     torch.manual_seed(task.seed)
     run = Setup(task.net, spec, spec.build(side), spec.lr[task.optimizer], side)
     if task.fault == WARMED_UP:
