@@ -267,7 +267,7 @@ class BnlabCLI(LightningCLI):
             check_no_requeued(self.trainer)
         requeue_signal = take_requeue(self.trainer)
         complaint = unreachable(self.trainer)
-        if complaint:
+        if complaint and self.trainer.local_rank == 0:
             sys.stderr.write(f"bnlab: {complaint}\n")
         if _first_process():
             self.datamodule.prepare_data()

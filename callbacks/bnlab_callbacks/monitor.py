@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import islice
@@ -84,7 +85,7 @@ class Monitor(QuietCallback):
         self._filter = layer_filter(layers)
         self._means = EpochMeans()
         self._kept: list[tuple[Record, Any]] = []
-        self._kept_since = 0.0
+        self._kept_since = math.inf  # not waiting
         self._unpublished: list[tuple[list[Record], Table]] = []
         self._latest: dict[str, float] = {}
         self._loaded: dict[str, Any] = {}

@@ -26,11 +26,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, value)
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("scontrol", "srun"):
-        (programs / name).write_text(
-            f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ ! -e {tmp_path}/refuse ] || exit 3\n'
-        )
-        (programs / name).chmod(0o755)
+    scontrol = programs / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ ! -e {tmp_path}/refuse ] || exit 3\n')
+    scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
     return tmp_path / "asked"
 

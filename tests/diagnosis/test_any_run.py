@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from bnlab_callbacks import TrainingDiagnosis
-from tests.diagnosis.test_training_diagnosis import Net, batches, net
+from tests.diagnosis.small_runs import Net, batches, net
 from tests.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,6 +100,17 @@ class Recurrent(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
+class Validates(Net):
+    """Validates on its own batches; they count in no statistic, and their NaN is no finding."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        assert not self.training
+        self.log("val_loss", F.cross_entropy(self.net(batch[0] * float("nan")), batch[1]))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return batches()
+
+
 class ManyLabels(Net):
     """Labels of which several may hold: binary cross entropy for each."""
 
@@ -112,6 +123,10 @@ def mapping(batch: Any) -> dict[str, Tensor]:
     return {"pixels": torch.stack(images), "labels": torch.stack(labels)}
 
 
+def usual(bad: int | None) -> DataLoader[Any]:
+    return batches(bad=bad)
+
+
 def of_mappings(bad: int | None) -> DataLoader[Any]:
     return DataLoader(batches(bad=bad).dataset, batch_size=16, collate_fn=mapping)
 
@@ -120,56 +135,49 @@ def stream(bad: int | None) -> DataLoader[Any]:
     return DataLoader(Stream(batches(bad=bad)), batch_size=None)
 
 
-Options = Callable[[Path], dict[str, Any]]
-MODULES: dict[str, tuple[Callable[[], LightningModule], Callable[[int | None], Any], Options]] = {
-    "float64": (lambda: Net(net()), lambda bad: batches(bad=bad), lambda folder: {"precision": "64-true"}),
-    "bf16-mixed": (lambda: Net(net()), lambda bad: batches(bad=bad), lambda folder: {"precision": "bf16-mixed"}),
-    "16-mixed with a loss scaler": (
-        lambda: Net(net()),
-        lambda bad: batches(bad=bad),
-        lambda folder: {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]},
-    ),
-    "accumulation": (
-        lambda: Net(net()),
-        lambda bad: batches(bad=bad),
-        lambda folder: {"accumulate_grad_batches": 4, "max_epochs": 12},
-    ),
-    "two loggers": (
-        lambda: Net(net()),
-        lambda bad: batches(bad=bad),
-        lambda folder: {"logger": [CSVLogger(folder), TensorBoardLogger(folder)], "log_every_n_steps": 5},
-    ),
-    "validation in between": (
-        lambda: Net(net()),
-        lambda bad: batches(bad=bad),
-        lambda folder: {"val_check_interval": 5},
-    ),
-    "a stream": (lambda: Net(net()), stream, lambda folder: {}),
-    "mappings": (lambda: OfMappings(net()), of_mappings, lambda folder: {}),
-    "pairs": (
-        lambda: Net(nn.Sequential(OfPairs(), First())),
-        lambda bad: batches(bad=bad),
-        lambda folder: {},
-    ),
-    "steps left out": (lambda: SkipsSteps(net()), lambda bad: batches(bad=bad), lambda folder: {}),
-    "L-BFGS": (lambda: Closures(net()), lambda bad: batches(bad=bad), lambda folder: {}),
-    "AdamW with warm-up": (lambda: Adaptive(net()), lambda bad: batches(bad=bad), lambda folder: {}),
-    "LSTM, regression": (Recurrent, lambda bad: batches(bad=bad), lambda folder: {}),
-    "several labels": (lambda: ManyLabels(net()), lambda bad: batches(bad=bad), lambda folder: {}),
+class Kind(NamedTuple):
+    """A kind of run: its module, its batches (one of which may hold a NaN), the Trainer's options in a folder."""
+
+    module: Callable[[], LightningModule] = lambda: Net(net())
+    loader: Callable[[int | None], DataLoader[Any]] = usual
+    options: Callable[[Path], dict[str, Any]] = lambda folder: {}
+
+
+def scaled() -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+
+
+KINDS = {
+    "float64": Kind(options=lambda folder: {"precision": "64-true"}),
+    "bf16-mixed": Kind(options=lambda folder: {"precision": "bf16-mixed"}),
+    "16-mixed with a loss scaler": Kind(options=lambda folder: {"plugins": [scaled()]}),
+    "accumulation": Kind(options=lambda folder: {"accumulate_grad_batches": 4, "max_epochs": 12}),
+    "two loggers": Kind(options=lambda folder: {"logger": [CSVLogger(folder), TensorBoardLogger(folder)]}),
+    "validation in between": Kind(lambda: Validates(net()), options=lambda folder: {"val_check_interval": 5}),
+    "a stream": Kind(loader=stream),
+    "mappings": Kind(lambda: OfMappings(net()), of_mappings),
+    "pairs": Kind(lambda: Net(nn.Sequential(OfPairs(), First()))),
+    "steps left out": Kind(lambda: SkipsSteps(net())),
+    "L-BFGS": Kind(lambda: Closures(net())),
+    "AdamW with warm-up": Kind(lambda: Adaptive(net())),
+    "LSTM, regression": Kind(Recurrent),
+    "several labels": Kind(lambda: ManyLabels(net())),
 }
 
 
 def run(name: str, folder: Path, *callbacks: TrainingDiagnosis, bad: int | None = None) -> list[Tensor]:
     """Train; the weights at the end."""
-    make, loader, options = MODULES[name]
-    module = make()
+    kind = KINDS[name]
+    module = kind.module()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*training_step. returned .None.*")
-        trainer_in(folder, callbacks=list(callbacks), **{"max_epochs": 3, **options(folder)}).fit(module, loader(bad))
+        trainer_in(folder, callbacks=list(callbacks), **{"max_epochs": 3, **kind.options(folder)}).fit(
+            module, kind.loader(bad)
+        )
     return [parameter.detach() for parameter in module.parameters()]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_healthy_run_of_any_kind_is_silent_and_unchanged(name: str, tmp_path: Path) -> None:
     diagnosis = TrainingDiagnosis()
     with_it, without = run(name, tmp_path, diagnosis), run(name, tmp_path)
@@ -180,7 +188,7 @@ def test_a_healthy_run_of_any_kind_is_silent_and_unchanged(name: str, tmp_path: 
     assert diagnosis.state_dict()["seen"]  # it did look
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_nan_is_found_in_a_run_of_any_kind(name: str, tmp_path: Path) -> None:
     diagnosis = TrainingDiagnosis()
     run(name, tmp_path, diagnosis, bad=BAD)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.callbacks.launch_ranks import two_ranks
-from tests.diagnosis.test_training_diagnosis import Net, batches, fit, net
+from tests.diagnosis.small_runs import Net, batches, fit, net
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import TrainingDiagnosis
 from bnlab_callbacks.diagnosis import training_diagnosis
-from tests.diagnosis.test_training_diagnosis import Net, batches, net
+from tests.diagnosis.small_runs import Net, batches, net
 from tests.silent_trainer import trainer_in
 
 RANK = int(os.environ["LOCAL_RANK"])

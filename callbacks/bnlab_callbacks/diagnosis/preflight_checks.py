@@ -124,6 +124,7 @@ def inputs(m: Measured) -> list[Check]:
 def batch_norm(m: Measured) -> list[Check]:
     """Evaluation mode in a net that trains; fewer than 8 values a channel (an error of 1/√n) or 4 samples; one."""
     checks = []
+    larger = "a larger batch (--data.batch_size), or group or layer norm"
     if m.norms_in_eval:
         text = f"{len(m.norms_in_eval)} batch-norm layers with trainable scales are in evaluation mode"
         advice = "call train() on the module, or set requires_grad=False on their parameters, if that is meant"
@@ -134,13 +135,11 @@ def batch_norm(m: Measured) -> list[Check]:
     if few:
         layer, values = next(iter(few.items()))
         text = f"a batch gives a channel {values} values to normalise with (below {FEW_VALUES})"
-        advice = "a larger batch (--data.batch_size), or group or layer norm"
-        checks.append(_check("batch_norm_small_batch", "warning", layer, float(values), FEW_VALUES, text, advice))
+        checks.append(_check("batch_norm_small_batch", "warning", layer, float(values), FEW_VALUES, text, larger))
     elif m.norm_values and not m.norms_in_eval and 0 < m.samples < FEW_SAMPLES:
         text = f"a batch has {m.samples} samples for batch norm to normalise with (below {FEW_SAMPLES})"
-        advice = "a larger batch (--data.batch_size), or group or layer norm"
         layer, count = next(iter(m.norm_values)), float(m.samples)
-        checks.append(_check("batch_norm_small_batch", "warning", layer, count, FEW_SAMPLES, text, advice))
+        checks.append(_check("batch_norm_small_batch", "warning", layer, count, FEW_SAMPLES, text, larger))
     elif m.norm_values and not m.norms_in_eval:
         values = min(m.norm_values.values())
         text = f"batch norm: at least {values} values a channel, in training mode"

@@ -5,7 +5,6 @@ They have windows, filters and schedules of their own, so that a diagnosis chang
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +64,6 @@ class _Silent(Monitor):
         super().__init__(**arguments)
         self.schedule = schedule
         self.take = take
-        self._kept_since = math.inf  # never too long ago: the diagnosis fetches what is kept
 
     def start(self, trainer: Trainer) -> bool:
         """Begin."""
@@ -78,7 +76,7 @@ class _Silent(Monitor):
         self.stop()
 
     def keep(self, trainer: Trainer, taken: Any) -> None:
-        """Keep the step until `flush`."""
+        """Keep the step until `flush`, however long it takes: the diagnosis fetches it."""
         self._kept.append((stamp(trainer, {}), taken))
 
     def flush(self, trainer: Trainer) -> None:
