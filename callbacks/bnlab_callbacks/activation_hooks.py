@@ -20,6 +20,7 @@ from bnlab_callbacks.activation_statistics import (
     unit_maximum,
 )
 from bnlab_callbacks.chunks import Scratch
+from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.naming import clean_name
 
@@ -45,6 +46,13 @@ class Call(NamedTuple):
         ActivationSums | Outputs | None
     )  # None for a layer that the filter keeps out, and in steps that are not recorded
     unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
+
+    def change_tensors(self, change: Change) -> Call:
+        """The same with other tensors in its sums; a copied output is on the host."""
+        if not isinstance(self.sums, ActivationSums):
+            return self
+        fields: list[Any] = [None if one is None else change(one) for one in self.sums]
+        return self._replace(sums=ActivationSums(*fields))
 
 
 class _Inert:

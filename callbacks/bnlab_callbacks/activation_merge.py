@@ -55,14 +55,14 @@ def split_ranks(ranks: Tensor) -> list[tuple[list[float], Tensor]]:
 
 
 def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
-    """Each step's calls joined by layer, without other ranks, through one copy off the device for all steps."""
+    """Each step's calls joined by layer, without other ranks."""
     calls = [call for step in steps for call in step]
     if not calls:
         return [{} for _ in steps]
     calls = with_sums(calls)
     assert isinstance(calls[0][1].sums, ActivationSums)
     vector, where = pack_calls(calls, calls[0][1].sums.mean.device)
-    ranks, packed = split_ranks(vector.cpu().unsqueeze(0)), iter(zip(calls, where, strict=True))
+    ranks, packed = split_ranks(vector.unsqueeze(0)), iter(zip(calls, where, strict=True))
     merged = []
     for step in steps:
         own = [next(packed) for _ in step]

@@ -23,6 +23,7 @@ from bnlab_callbacks.activation_merge import (
     sums_of_layer,
 )
 from bnlab_callbacks.dead_units import DeadUnit, EpochUnits, UnitLedger
+from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import name_calls, number
@@ -39,6 +40,12 @@ class _Step(NamedTuple):
     step: int
     calls: list[tuple[str, Call]]
     ranks: tuple[Tensor, list[list[slice]]] | None
+
+    def change_tensors(self, change: Change) -> _Step:
+        """The same with other tensors: those of all ranks, or the calls' sums."""
+        if self.ranks:
+            return self._replace(ranks=(change(self.ranks[0]), self.ranks[1]))
+        return self._replace(calls=[(key, call.change_tensors(change)) for key, call in self.calls])
 
 
 class ActivationMonitor(Monitor):
@@ -253,8 +260,16 @@ class ActivationMonitor(Monitor):
             message[1 : vector.numel() + 1] = vector
         return _Step(step, calls, (gather_ranks(trainer, message), where))
 
+    def change_tensors(self, taken: _Step, change: Change) -> _Step:
+        """See `_Step`."""
+        return taken.change_tensors(change)
+
+    def records_now(self, trainer: Trainer) -> bool:
+        """Whether the hooks have been opened for this step."""
+        return self._step_before >= 0
+
     def read(self, kept: Sequence[_Step]) -> list[Table]:
-        """Tables of the recorded steps, through one copy off the device."""
+        """Tables of the recorded steps."""
         self._recorder.kept = 0
         layers = None if kept[0].ranks else same_layers([step.calls for step in kept])
         if layers:
@@ -311,7 +326,7 @@ class ActivationMonitor(Monitor):
     def _merge_ranks(self, kept: Sequence[_Step]) -> list[dict[str, Merged]]:
         """Statistics of each step over all ranks; none where ranks saw different layers: then no rank has any."""
         merged: list[dict[str, Merged]] = []
-        gathered = torch.stack([step.ranks[0] for step in kept if step.ranks]).cpu()
+        gathered = torch.stack([step.ranks[0] for step in kept if step.ranks])
         for step, ranks in zip(kept, gathered, strict=True):
             assert step.ranks
             layouts, where = ranks[:, 0], step.ranks[1]

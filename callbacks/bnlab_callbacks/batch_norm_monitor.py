@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +18,7 @@ from bnlab_callbacks.batch_norm_hooks import (
     name_values,
     tag_values,
 )
+from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import number
@@ -37,8 +38,7 @@ class _Window:
     smoothness: bool
 
 
-@dataclass
-class _Step:
+class _Step(NamedTuple):
     """What a recorded step left; None for what was not due."""
 
     batch_norm: Gathered | None
@@ -47,6 +47,10 @@ class _Step:
     @property
     def parts(self) -> list[Gathered]:
         return [part for part in (self.batch_norm, self.smoothness) if part is not None]
+
+    def change_tensors(self, change: Change) -> _Step:
+        """The same with other tensors."""
+        return _Step(*(part and part._replace(values=[change(value) for value in part.values]) for part in self))
 
 
 class BatchNormMonitor(Monitor):
@@ -254,8 +258,16 @@ class BatchNormMonitor(Monitor):
         tags, values = self._probe.finish(trainer.lightning_module)
         return self._smoothness_ranks.gather(trainer, tags, values, self._probe.failure is not None)
 
+    def change_tensors(self, taken: _Step, change: Change) -> _Step:
+        """See `_Step`."""
+        return taken.change_tensors(change)
+
+    def records_now(self, trainer: Trainer) -> bool:
+        """Whether batch norm is recorded in this step."""
+        return self._window is not None and self._window.batch_norm
+
     def read(self, kept: Sequence[_Step]) -> list[Table]:
-        """Tables of the recorded steps, through one copy off the device."""
+        """Tables of the recorded steps."""
         numbers = iter(to_host([value for step in kept for part in step.parts for value in part.values]))
         tables: list[Table] = []
         for step in kept:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bnlab_callbacks.chunks import Scratch, flat
+from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.forward_order import ForwardOrder
 from bnlab_callbacks.gradient_parts import Part, joined_moves, joined_sums
 from bnlab_callbacks.gradient_statistics import (
@@ -238,8 +239,16 @@ class GradientMonitor(Monitor):
             else:
                 self._before[weight.layer] = now.clone()
 
+    def change_tensors(self, taken: list[Part], change: Change) -> list[Part]:
+        """Of layers by themselves; small ones that were packed are on the host."""
+        return [part.change_tensors(change) for part in taken]
+
+    def records_now(self, trainer: Trainer) -> bool:
+        """Whether the coming step is recorded; with several optimizers, the first one's."""
+        return self.schedule.due(trainer, "0")
+
     def read(self, kept: Sequence[list[Part]]) -> list[Table]:
-        """Tables of the recorded steps, through one copy off the device."""
+        """Tables of the recorded steps."""
         alone = [part for step in kept for part in step if part.packed is None]
         numbers = iter(to_host([value for part in alone for value in (*part.sums, *part.moved)]))
         read = {

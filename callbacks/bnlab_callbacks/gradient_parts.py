@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.packed_layers import PackedLayers
 from bnlab_callbacks.weights import Weight
 
@@ -25,6 +26,16 @@ class Part(NamedTuple):
     def key(self) -> tuple[int, ...]:
         """The same for parts of different steps that can be computed together."""
         return (id(self.packed), len(self.moved), *map(id, self.weights))
+
+    def change_tensors(self, change: Change) -> Part:
+        """The same with other tensors, unless they are rows of a buffer on the host."""
+        if self.packed is not None:
+            return self
+        sums, moved = (
+            tuple(change(value) if isinstance(value, Tensor) else value for value in values)
+            for values in (self.sums, self.moved)
+        )
+        return self._replace(sums=sums, moved=moved)
 
 
 def joined_sums(same: Sequence[Part]) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import islice
 from time import perf_counter
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 
+from bnlab_callbacks.device_values import Change, bring_to_host
 from bnlab_callbacks.lightning_api import (
     Callback,
     LightningModule,
@@ -21,7 +22,7 @@ from bnlab_callbacks.lightning_api import (
 )
 from bnlab_callbacks.naming import layer_filter
 from bnlab_callbacks.overhead import Overhead
-from bnlab_callbacks.records import Record, Table, publish_epoch, publish_table, stamp
+from bnlab_callbacks.records import Record, Table, Taken, publish_epoch, publish_table, stamp
 from bnlab_callbacks.scalars import EpochMeans, gather_ranks
 from bnlab_callbacks.schedule import RecordSchedule
 
@@ -47,6 +48,13 @@ def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[
         self.overhead.add(perf_counter() - start)
 
     return cast(Callable[Concatenate[M, P], None], guarded)
+
+
+class Borrower(Protocol):
+    """Something that takes what a monitor recorded instead of recording it once more."""
+
+    def borrow(self, taken: Taken) -> None:
+        """Take what is kept of a step that just ended."""
 
 
 class Monitor(QuietCallback):
@@ -84,7 +92,8 @@ class Monitor(QuietCallback):
         self.overhead = Overhead()
         self._filter = layer_filter(layers)
         self._means = EpochMeans()
-        self._kept: list[tuple[Record, Any]] = []
+        self._kept: list[Taken] = []
+        self._borrowers: list[Borrower] = []
         self._kept_since = math.inf  # not waiting
         self._unpublished: list[tuple[list[Record], Table]] = []
         self._latest: dict[str, float] = {}
@@ -100,7 +109,15 @@ class Monitor(QuietCallback):
     # what a monitor of one kind adds
 
     def read(self, kept: Sequence[Any]) -> list[Table]:
-        """Values of some recorded steps, from what `keep` was given at each, in order."""
+        """Values of some recorded steps, from what `keep` was given at each, in order; its tensors are on the host."""
+        raise NotImplementedError
+
+    def change_tensors(self, taken: Any, change: Change) -> Any:
+        """What `keep` was given, with each tensor that `read` needs replaced."""
+        raise NotImplementedError
+
+    def records_now(self, trainer: Trainer) -> bool:
+        """Whether the step to which the batch that has just begun belongs is recorded."""
         raise NotImplementedError
 
     def epoch_values(self, trainer: Trainer) -> dict[str, float]:
@@ -133,6 +150,7 @@ class Monitor(QuietCallback):
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         self.active = False
         self._kept.clear()
+        self._borrowers.clear()
         self._unpublished.clear()
         self._means = EpochMeans()
 
@@ -149,7 +167,9 @@ class Monitor(QuietCallback):
         """Note that the step that just ended left `taken`, and publish it now or with those of the next steps."""
         if not self._kept:
             self._kept_since = perf_counter()
-        self._kept.append((stamp(trainer, {}), taken))
+        self._kept.append(Taken(taken, self.change_tensors, stamp(trainer, {})))
+        for borrower in self._borrowers:
+            borrower.borrow(self._kept[-1])
         self._epoch = trainer.current_epoch
         self.overhead.count_record()
         self._keep_to_budget(trainer)
@@ -158,6 +178,10 @@ class Monitor(QuietCallback):
         unmeasured = self.budget is not None and self.overhead.records == 1
         if not waits or unmeasured or len(self._kept) >= _TOGETHER:
             self.flush(trainer)
+
+    def lend_to(self, borrower: Borrower) -> None:
+        """Show `borrower` what is kept of each recorded step, until this monitor stops."""
+        self._borrowers.append(borrower)
 
     def flush(self, trainer: Trainer) -> None:
         """Publish what was kept."""
@@ -170,8 +194,9 @@ class Monitor(QuietCallback):
         kept, self._kept = self._kept, []
         if not kept:
             return
-        stamps = iter([record for record, _ in kept])
-        for table in self.read([taken for _, taken in kept]):
+        bring_to_host(kept)
+        stamps = iter([one.record for one in kept])
+        for table in self.read([one.value for one in kept]):
             rows = list(islice(stamps, len(table.values)))
             if table.tags:  # not left out
                 self._latest = dict(zip(table.tags, table.values[-1].tolist(), strict=True))
@@ -192,6 +217,9 @@ class Monitor(QuietCallback):
         if self.active:
             if self._means and self._epoch != trainer.current_epoch:
                 self._end_epoch_before(trainer)
+            # not at the end of the step: who borrows may read with one copy what would take several here
+            if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > _SECONDS:
+                self.publish_last(trainer)
             self.overhead.begin_step()
             self.before_batch(trainer)
 
@@ -201,8 +229,6 @@ class Monitor(QuietCallback):
         """Take what the batch left."""
         if self.active:
             self.after_batch(trainer)
-            if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > _SECONDS:
-                self.publish_last(trainer)
             self.overhead.end_step()
 
     @never_break_training

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bnlab_callbacks.device_values import DeviceValues
 from bnlab_callbacks.lightning_api import Callback, QuietCallback, Trainer, logged_step
 from bnlab_callbacks.scalars import log_scalars, log_table
 
@@ -20,6 +22,17 @@ class Record(NamedTuple):
     epoch: int
     wall_time: float  # seconds since 1970
     values: dict[str, float]  # tag (`<quantity>/<NN>_<layer>`, or without a layer `<quantity>`) to value
+
+
+@dataclass(eq=False)
+class Taken(DeviceValues):
+    """What one recorded step left, until it is read; several monitors may hold the same.
+
+    Attributes:
+        record: when that was; without values.
+    """
+
+    record: Record
 
 
 class Table(NamedTuple):

@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from bnlab_callbacks import activation_hooks as hooks_module
+from bnlab_callbacks import device_values, gradient_statistics
+from bnlab_callbacks import gradient_monitor as gradient_module
 from bnlab_callbacks.monitor import Monitor
 from bnlab_callbacks.records import Table
 
@@ -130,3 +134,15 @@ class Each(pl.Callback):
         rows = [(table.tags, row) for table in tables if table.tags for row in table.values.tolist()]
         self.records += [dict(zip(tags, row, strict=True)) for tags, row in rows]
         return tables
+
+
+def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Take the ways that are for accelerators; gives the number of tensors in each copy to the host."""
+    copies: list[int] = []
+    copy = device_values.copy_to_host
+    monkeypatch.setattr(gradient_module, "can_pack", lambda tensor: False)
+    monkeypatch.setattr(gradient_statistics, "_ordinary_sums", lambda values, scratch: None)
+    monkeypatch.setattr(hooks_module, "_KEPT", -1)
+    monkeypatch.setattr(device_values, "is_away", lambda tensor: True)
+    monkeypatch.setattr(device_values, "copy_to_host", lambda tensors: copies.append(len(tensors)) or copy(tensors))
+    return copies

@@ -14,15 +14,21 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, gradient_statistics
-from bnlab_callbacks import activation_hooks as hooks_module
-from bnlab_callbacks import activation_merge as merge_module
-from bnlab_callbacks import gradient_monitor as gradient_module
+from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks.scalars import log_scalars
-from tests.callbacks.small_runs import MemoryLogger, Module, hooks_of, loader, memory, mlp, trainer
+from tests.callbacks.small_runs import (
+    MemoryLogger,
+    Module,
+    as_on_an_accelerator,
+    hooks_of,
+    loader,
+    memory,
+    mlp,
+    trainer,
+)
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -178,17 +184,12 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("depth", [2, 12])
 def test_records_of_gradients_are_one_copy_to_the_host(depth: int, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 14: one for all records that are published together, here three or two."""
-    copies = []
-    to_host = gradient_module.to_host
-    # the accelerators' way
-    monkeypatch.setattr(gradient_module, "can_pack", lambda tensor: False)
-    monkeypatch.setattr(gradient_statistics, "_ordinary_sums", lambda values, scratch: None)
-    monkeypatch.setattr(gradient_module, "to_host", lambda tensors: copies.append(len(tensors)) or to_host(tensors))
+    copies = as_on_an_accelerator(monkeypatch)
     monitor = GradientMonitor(every)
     counts = count_reads(monitor, ["on_before_optimizer_step", "on_train_batch_end"], monkeypatch)
     run = trainer(monitor)
     run.fit(Module(nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)), nn.Linear(6, 3))), loader())
-    assert copies == [(7 + 1) * (depth + 1) * (3 if every == 1 else 2)]  # and each weight's number of elements
+    assert copies == [7 * (depth + 1) * (3 if every == 1 else 2)]
     assert counts == [0] * 6
 
 
@@ -198,29 +199,10 @@ def test_records_of_activations_are_one_copy_to_the_host(
     depth: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 14: nothing is read before all layers' sums of all records at hand lie in one vector."""
-    copies, reads = [], Reads()
-    pack = merge_module.pack_calls
-
-    def counted(*args: Any) -> Any:
-        packed = pack(*args)
-        copies.append(reads.count)
-        return packed
-
-    monkeypatch.setattr(merge_module, "pack_calls", counted)
-    monkeypatch.setattr(hooks_module, "_KEPT", -1)  # the accelerators' way
-    to_host: list[int] = []
-    cpu = torch.Tensor.cpu
-
-    def noted(self: Tensor) -> Tensor:
-        if self.dtype == torch.float64:  # Lightning moves the model, which is float32
-            to_host.append(self.numel())
-        return cpu(self)
-
-    monkeypatch.setattr(torch.Tensor, "cpu", noted)
+    copies, reads = as_on_an_accelerator(monkeypatch), Reads()
 
     class Watched(Module):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            reads.count = 0
             with reads:
                 return F.mse_loss(self(batch[0]), batch[1])
 
@@ -228,8 +210,8 @@ def test_records_of_activations_are_one_copy_to_the_host(
     layers = [layer for _ in range(depth) for layer in (nn.Linear(6, 6), nn.ReLU(), nn.Sigmoid())]
     trainer(monitor).fit(Watched(nn.Sequential(*layers, nn.Linear(6, 3))), loader())
     assert len([tag for tag in monitor.latest if tag.startswith("act_mean/")]) == 2 * depth
-    assert copies == [0]
-    assert len(to_host) == 1
+    assert copies == [(5 + 6) * depth * (3 if every == 1 else 2)]
+    assert reads.count == 0
 
 
 def count_reads(callback: Any, hooks: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:

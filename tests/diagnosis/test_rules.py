@@ -1,7 +1,7 @@
 """Every rule, just on both sides of its threshold, from histories made by hand."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -40,6 +40,7 @@ from bnlab_callbacks.diagnosis.loss_rules import (
     non_finite,
     not_learning,
 )
+from bnlab_callbacks.diagnosis.moves import Moves
 from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, NormBatch, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules import RULES
@@ -190,9 +191,9 @@ def test_the_largest_fall_of_the_loss_is_the_sum_over_layers() -> None:
     assert largest_fall(now, {"fc1": 4, "fc2": 9}) == pytest.approx(4 * 0.5 * 0.2 * 0.1 + 9 * 1.0 * 0.1 * 0.01)
 
 
-@pytest.mark.parametrize(("growth", "found"), [(0.0, True), (0.77, True), (0.78, False)])
+@pytest.mark.parametrize(("growth", "found"), [(0.0, True), (0.80, True), (0.82, False)])
 def test_steps_that_grow_as_in_a_warm_up_are_not_too_small(growth: float, found: bool) -> None:
-    # means of steps 31 to 40 and 11 to 20: (19 + 35.5 growth) / (19 + 15.5 growth) is 1.5 at 0.777
+    # means of steps 30 to 40 and 11 to 20: (19 + 35 growth) / (19 + 15.5 growth) is 1.5 at 0.809
     facts = replace(TEN, weights={"fc1": 100})
     observations = [
         Observation(
@@ -205,9 +206,34 @@ def test_steps_that_grow_as_in_a_warm_up_are_not_too_small(growth: float, found:
         )
         for step in range(1, 41)
     ]
-    losses = Losses()
+    losses, moves = Losses(), Moves()
     losses.add(CHANCE)
-    assert (learning_rate_too_low(History(observations, observations[0], losses, facts)) is not None) == found
+    for seen in observations:
+        moves.add(seen.step, seen.of("update_ratio"))
+    assert (learning_rate_too_low(History(observations, observations[0], losses, facts, moves)) is not None) == found
+
+
+def test_moves_are_of_the_median_layer_and_thinned_and_survive_a_checkpoint() -> None:
+    moves, other = Moves(), Moves()
+    for step in range(0, 1000, 5):
+        moves.add(step, {"a": -9.0, "b": math.log10(1 + step), "c": 9.0})
+    moves.add(1000, {})
+    other.load_state_dict(moves.state_dict())
+    assert other.state_dict() == moves.state_dict()
+    steps = [step for step, _ in moves.state_dict()]
+    assert 64 <= len(steps) <= 128
+    assert (steps[0], steps[-1]) == (0, 995)
+    assert dict(moves.state_dict())[steps[9]] == pytest.approx(1 + steps[9])
+    assert moves.warm_up(1000)  # they grow steadily
+    for step in range(1000, 2001, 5):
+        moves.add(step, {"a": 4.0})
+    assert not moves.warm_up(2000 * 4)  # nothing was seen in the last quarter
+    assert moves.warm_up(2000)
+    for step in range(2000, 8001, 50):
+        moves.add(step, {"a": 4.0})
+    assert not moves.warm_up(8000)
+    moves.add(8050, {"a": -INF})
+    assert moves.state_dict()[-1] == [8050, 0.0]
 
 
 def test_not_learning_needs_300_steps_near_chance() -> None:
@@ -385,6 +411,38 @@ def test_a_finding_begins_after_its_patience_and_ends_after_ten_calm_steps() -> 
         if finding:
             said.append((finding.since, finding.noticed, finding.ended))
     assert said == [(3, 5, None), (3, 5, 26)]
+
+
+@pytest.mark.parametrize(
+    ("patience", "steps", "said"),
+    [
+        (20, range(40), 19),
+        (20, [*range(20), *range(20, 100, 5)], 19),
+        (20, range(30, 100, 5), 50),  # five looks that span twenty steps
+        (20, range(100, 1000, 50), 300),  # five looks
+        (40, [*range(20), *range(20, 100, 5)], 40),
+        (3, range(0, 500, 50), 100),
+        (1, range(50, 500, 50), 50),
+    ],
+)
+def test_patience_is_of_steps_and_of_five_looks(patience: int, steps: Iterable[int], said: int) -> None:
+    bad, calm = Verdict("e"), 10**6
+    latch = Latch(Rule("r", lambda seen: bad if seen.now.step < calm else None, "warning", ("a",), patience=patience))
+    found = [finding for step in steps if (finding := latch.update(history(step=step)))]
+    assert [finding.noticed for finding in found] == [said]
+
+
+@pytest.mark.parametrize(("patience", "ended"), [(1, 65), (20, 65), (40, 85)])
+def test_a_finding_is_over_after_as_many_calm_steps_and_five_looks(patience: int, ended: int) -> None:
+    judge = {True: Verdict("e"), False: None}
+    latch = Latch(Rule("r", lambda seen: judge[seen.now.step < 45], "warning", ("a",), patience=patience))
+    state: list[Finding] = []
+    for step in [*range(20), *range(20, 100, 5), *range(100, 1000, 50)]:
+        restored = Latch(latch.rule)
+        restored.load_state_dict(latch.state_dict())  # at every look, as after a checkpoint
+        latch = restored
+        state += [finding for finding in [latch.update(history(step=step))] if finding]
+    assert [finding.ended for finding in state] == [None, ended]
 
 
 def test_a_finding_that_grows_worse_is_said_again_and_its_latch_survives_a_checkpoint() -> None:

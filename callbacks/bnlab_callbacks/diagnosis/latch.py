@@ -10,7 +10,8 @@ from bnlab_callbacks.diagnosis.findings import SEVERITIES, Finding, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
 
-_CALM = 10  # observations in a row without a verdict that end a finding, at least
+_CALM = 10  # steps without a verdict that end a finding, at least
+_LOOKS = 5  # that show that something lasts, however far apart they are
 _SAID = 3  # times that one rule's findings are said in a run
 
 
@@ -23,6 +24,7 @@ class Latch:
         self._held = 0
         self._calm = 0
         self._since = 0
+        self._calm_since = 0
 
     @property
     def open(self) -> Finding | None:
@@ -39,15 +41,17 @@ class Latch:
             self._since = step
         self._held += 1
         self._calm = 0
-        if self._held < self.rule.patience:
+        if not _lasts(self._held, step - self._since, self.rule.patience):
             return None
         return self._found(verdict, step)
 
     def _rest(self, step: int) -> Finding | None:
+        if not self._calm:
+            self._calm_since = step
         self._calm += 1
         if self.open is None:
             self._held = 0
-        elif self._calm >= max(_CALM, self.rule.patience):
+        elif _lasts(self._calm, step - self._calm_since, max(_CALM, self.rule.patience)):
             self.findings[-1] = replace(self.findings[-1], ended=step)
             self._held = 0
             return self._said(self.findings[-1])
@@ -76,12 +80,19 @@ class Latch:
             "held": self._held,
             "calm": self._calm,
             "since": self._since,
+            "calm_since": self._calm_since,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self.findings = [Finding.from_dict(values) for values in state["findings"]]
         self._held, self._calm, self._since = state["held"], state["calm"], state["since"]
+        self._calm_since = state["calm_since"]
+
+
+def _lasts(looks: int, steps: int, patience: int) -> bool:
+    """Whether what was so at that many looks in a row, `steps` from the first to the last, has been so long enough."""
+    return looks >= min(_LOOKS, patience) and steps + 1 >= patience
 
 
 def in_order(latches: Sequence[Latch]) -> list[Finding]:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 
 from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.moves import median_layer
 from bnlab_callbacks.diagnosis.observations import History, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 
 _PEAK = 3.0
 _LARGE_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step
 _GROWN, _GROWN_PER_STEP, _FROM_NOTHING, _UNLEARNED = 3.0, 0.01, 0.1, 0.7
-_SMALL_MOVE, _PACE, _WARMS_UP = -4.0, 1e-3, 1.5
+_SMALL_MOVE, _PACE = -4.0, 1e-3
 
 
 def learning_rate_too_high(history: History) -> Verdict | None:
@@ -75,7 +76,7 @@ def weights_overwritten(history: History) -> Verdict | None:
     level = history.level()
     if not growth or level is None or not level > _UNLEARNED:
         return None
-    layer = _median(growth)
+    layer = median_layer(growth)
     if not growth[layer] > max(_GROWN, 1 + _GROWN_PER_STEP * steps):
         return None
     return Verdict(f"its weights, the median layer's, have grown {growth[layer]:.3g}-fold in {steps} steps", layer)
@@ -95,8 +96,8 @@ def learning_rate_too_low(history: History) -> Verdict | None:
     chance = history.facts.chance_loss or history.losses.largest_early
     if not moves or not first or not chance or not history.unlearned(0.9):
         return None
-    move, began = (ratios[_median(ratios)] for ratios in (moves, first))
-    if math.isinf(move) or not max(move, began) < _SMALL_MOVE or _warms_up(history):
+    move, began = (ratios[median_layer(ratios)] for ratios in (moves, first))
+    if math.isinf(move) or not max(move, began) < _SMALL_MOVE or history.moves.warm_up(history.now.step):
         return None
     pace = largest_fall(history.now, history.facts.weights) / chance
     if not pace < _PACE:
@@ -115,22 +116,6 @@ def largest_fall(seen: Observation, sizes: Mapping[str, int]) -> float:
         for layer, move in seen.of("update_ratio").items()
         if layer in gradients and layer in weights
     )
-
-
-def _warms_up(history: History) -> bool:
-    """Whether the median layer's steps are 1.5 times what they were at half the time: twice, if they grow steadily.
-
-    Means of ten looks, as single ones are noisy.
-    """
-    moves = [10 ** ratios[_median(ratios)] for seen in history.observations if (ratios := seen.of("update_ratio"))]
-    half = len(moves) // 2
-    now, before = moves[-10:], moves[max(half - 10, 0) : half]
-    return bool(before) and sum(now) / len(now) > _WARMS_UP * sum(before) / len(before)
-
-
-def _median(values: Mapping[str, float]) -> str:
-    """The layer in the middle, by its value."""
-    return sorted(values, key=lambda layer: values[layer])[len(values) // 2]
 
 
 LEARNING_RATE_RULES = (

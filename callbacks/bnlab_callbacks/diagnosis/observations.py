@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from bnlab_callbacks.diagnosis.moves import Moves
+
 _RECENT = 400  # losses that are kept
 _WARM = 5  # steps whose largest loss is the scale of the first losses
 
@@ -143,12 +145,14 @@ class History:
         first: the first recorded step of the run.
         losses: of all steps up to the present one.
         facts: about the run.
+        moves: of the median layer, at all looks.
     """
 
     observations: Sequence[Observation]
     first: Observation
     losses: Losses
     facts: Facts
+    moves: Moves = field(default_factory=Moves)
 
     @property
     def now(self) -> Observation:

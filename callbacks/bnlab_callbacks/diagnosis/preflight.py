@@ -12,17 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.diagnosis.batch_ends import (
-    input_statistics,
-    logits_and_targets,
-    output_spread,
-    task_of,
-    tensors_of,
-)
+from bnlab_callbacks.diagnosis.batch_ends import input_statistics, output_spread
 from bnlab_callbacks.diagnosis.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.inventory import constant_layers, frozen_layers, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.preflight_checks import Check, Measured, Severity, all_checks, strict
+from bnlab_callbacks.diagnosis.task import guesses, logits_and_targets, task_of, tensors_of
 from bnlab_callbacks.forward_order import ForwardOrder
 from bnlab_callbacks.lightning_api import LightningModule, Trainer
 from bnlab_callbacks.naming import clean_name
@@ -172,7 +167,7 @@ def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:
     if found is None or m.loss is None:
         return None
     logits, targets = found
-    chance = task_of(batch, output, m.loss).chance_loss
+    chance = task_of(guesses(batch, output, torch.tensor(m.loss))).chance_loss
     shares = torch.bincount(targets).double() / max(len(targets), 1)
     m.label_entropy = float(-(shares * shares.clamp_min(1e-300).log()).sum())
     return chance if math.isfinite(m.loss) else math.log(logits.shape[1])

@@ -20,8 +20,8 @@ class Rule:
         advice: one or two changes to try.
         needs: what must have been seen for the rule to be checked at all: quantities of an observation, `loss`,
             `classes`; empty for nothing.
-        patience: observations in a row for which the judge must say so before there is a finding; it is over after as
-            many (ten at least) in a row for which it does not.
+        patience: steps for which the judge must say so, at each look and at five looks (or `patience`, if fewer) at
+            least, before there is a finding; it is over when the judge has not said so for as long, and ten steps.
     """
 
     name: str

@@ -1,11 +1,12 @@
 """Monitors that publish nothing: what they record goes to the diagnosis alone.
 
-They have windows, filters and schedules of their own, so that a diagnosis changes nothing of what is logged.
+They have windows, filters and schedules of their own, so that a diagnosis changes nothing of what is logged. Where a
+monitor of the user's records a step with all its layers, they take what it left instead of recording it once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,34 +17,38 @@ from bnlab_callbacks.gradient_monitor import GradientMonitor
 from bnlab_callbacks.gradient_parts import Part, joined_moves
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
 from bnlab_callbacks.monitor import Monitor
-from bnlab_callbacks.records import Table, stamp
+from bnlab_callbacks.records import Table, Taken, stamp
 from bnlab_callbacks.schedule import RecordSchedule
 
 Take = Callable[[int, dict[str, float]], None]
 
+_FEWER = 5  # behind the first steps one of so many, until so many times as many
 
-class DenseSchedule(RecordSchedule):
-    """Every step at the beginning, where most runs fail, then every n steps.
+
+class LookSchedule(RecordSchedule):
+    """Every step at the beginning, where most runs fail, then one of five for a while, then one of n.
 
     Args:
-        first_steps: so many steps are all recorded.
+        first_steps: so many steps are all recorded, and one of five of the next four times as many.
         every_n_steps: and then one of so many.
     """
 
     def __init__(self, first_steps: int, every_n_steps: int) -> None:
         super().__init__(every_n_steps)
         self.first_steps = first_steps
+        self.borrowed = False  # the step is recorded by somebody else
         self._streams: dict[str, int] = {}
 
     def due(self, trainer: Trainer, stream: str = "") -> bool:
         """Whether the coming step is to be recorded."""
         step = logged_step(trainer)
-        return self.records(step) and self._streams.get(stream) != step
+        return not self.borrowed and self.records(step) and self._streams.get(stream) != step
 
     def records(self, step: int) -> bool:
         """Whether a step is recorded."""
         assert self.every_n_steps is not None
-        return step < self.first_steps or step % self.every_n_steps == 0
+        soon = step < _FEWER * self.first_steps and step % _FEWER == 0
+        return step < self.first_steps or soon or step % self.every_n_steps == 0
 
     def next_step_is_due(self, trainer: Trainer) -> bool:
         """Always no: what is kept is fetched by the diagnosis."""
@@ -57,18 +62,49 @@ class DenseSchedule(RecordSchedule):
 class _Silent(Monitor):
     """What the three have in common."""
 
+    kind: type[Monitor]
     failure: str | None = None
-    take: Take
+    schedule: LookSchedule
 
-    def __init__(self, schedule: DenseSchedule, take: Take, **arguments: Any) -> None:
+    def __init__(self, schedule: LookSchedule, take: Take, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.schedule = schedule
         self.take = take
+        self._meet_nobody()
+
+    def _meet_nobody(self) -> None:
+        self._lender: Monitor | None = None
+        self._chosen_for = -1
+        self.schedule.borrowed = False
 
     def start(self, trainer: Trainer) -> bool:
         """Begin."""
         self.failure = None
+        self._meet_nobody()
         return super().start(trainer)
+
+    def find_lender(self, monitors: Sequence[Monitor], trainer: Trainer) -> None:
+        """Remember which of `monitors`, whose hooks are called before this one's, records all that this one does."""
+        alike = [one for one in monitors if type(one) is self.kind and one.active]  # Lightning allows one of a kind
+        self._lender = next((one for one in alike if self.can_borrow(one, trainer)), None)
+        if self._lender is not None:
+            self._lender.lend_to(self)
+
+    def can_borrow(self, monitor: Any, trainer: Trainer) -> bool:
+        """Whether a monitor of the same kind records at least what this one does, in the steps that it records."""
+        return monitor.layers is None
+
+    def choose(self, trainer: Trainer) -> None:
+        """Find out, for a step that has just begun, whether it is lent; once for all its batches."""
+        if self._chosen_for == logged_step(trainer):
+            return
+        self._chosen_for = logged_step(trainer)
+        self.schedule.borrowed = self._lender is not None and self._lender.active and self._lender.records_now(trainer)
+
+    def borrow(self, taken: Taken) -> None:
+        """Take what the lender keeps of a step, if it was chosen for that."""
+        if self.active and self.schedule.borrowed and taken.record.step == self._chosen_for:
+            self._kept.append(taken)
 
     def give_up(self, reason: str) -> None:
         """Remember why; the diagnosis says what was not checked."""
@@ -77,7 +113,12 @@ class _Silent(Monitor):
 
     def keep(self, trainer: Trainer, taken: Any) -> None:
         """Keep the step until `flush`, however long it takes: the diagnosis fetches it."""
-        self._kept.append((stamp(trainer, {}), taken))
+        self._kept.append(Taken(taken, self.change_tensors, stamp(trainer, {})))
+
+    @property
+    def waiting(self) -> Sequence[Taken]:
+        """What was kept since the last `flush`."""
+        return self._kept
 
     def flush(self, trainer: Trainer) -> None:
         """Hand over what was kept."""
@@ -96,6 +137,13 @@ class _Silent(Monitor):
 class SilentGradientMonitor(_Silent, GradientMonitor):
     """`GradientMonitor`, with `weight_rms/<NN>_<layer>`, ‖w‖₂/√n, and nothing logged."""
 
+    kind = GradientMonitor
+
+    def can_borrow(self, monitor: Any, trainer: Trainer) -> bool:
+        """With its updates; and one optimizer, as another one's layers may be recorded at another step."""
+        one = trainer.lightning_module.automatic_optimization and len(trainer.optimizers) == 1
+        return super().can_borrow(monitor, trainer) and monitor.update_ratio and one
+
     def _table(self, steps: list[list[Part]]) -> Table:
         table = super()._table(steps)
         parts = list(zip(*steps, strict=True))
@@ -111,6 +159,20 @@ class SilentGradientMonitor(_Silent, GradientMonitor):
 class SilentActivationMonitor(_Silent, ActivationMonitor):
     """`ActivationMonitor`, with nothing logged."""
 
+    kind = ActivationMonitor
+
+    def read(self, kept: Sequence[Any]) -> list[Table]:
+        """Tables of steps, also of borrowed ones, whose layers may be new here."""
+        for step in kept:
+            self._number(step.calls)
+        return super().read(kept)
+
 
 class SilentBatchNormMonitor(_Silent, BatchNormMonitor):
     """`BatchNormMonitor`, with nothing logged."""
+
+    kind = BatchNormMonitor
+
+    def can_borrow(self, monitor: Any, trainer: Trainer) -> bool:
+        """Without smoothness, which is read from the same records."""
+        return super().can_borrow(monitor, trainer) and monitor.smoothness_every_n_steps is None

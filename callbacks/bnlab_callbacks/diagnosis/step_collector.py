@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bnlab_callbacks.device_values import Change, DeviceValues, bring_to_host
 from bnlab_callbacks.diagnosis.observations import Observation
+from bnlab_callbacks.diagnosis.task import Guess
 from bnlab_callbacks.lightning_api import Trainer
 from bnlab_callbacks.record_file import split_tag
 from bnlab_callbacks.scalars import gather_ranks, to_host, widest
@@ -31,26 +33,53 @@ class Collected(NamedTuple):
     extra: list[float]  # rank 0's, as given
 
 
+class _Waiting(NamedTuple):
+    """What waits on its device."""
+
+    losses: list[tuple[int, Tensor]]
+    whole: dict[int, dict[str, Tensor]]
+    guesses: list[Guess]
+
+    def change_tensors(self, change: Change) -> _Waiting:
+        """The same with other tensors."""
+        return _Waiting(
+            [(step, change(loss)) for step, loss in self.losses],
+            {step: {name: change(value) for name, value in values.items()} for step, values in self.whole.items()},
+            [Guess(classes, change(numbers)) for classes, numbers in self.guesses],
+        )
+
+
 class StepCollector:
-    """Keeps losses and records, on the device where they are, until they are fetched through one copy."""
+    """Keeps losses and records, on the device where they are, until they are fetched."""
 
     def __init__(self) -> None:
-        self._losses: list[tuple[int, Tensor]] = []
-        self._whole: dict[int, dict[str, Tensor]] = {}
+        self._waiting = _Waiting([], {}, [])
         self._layers: dict[int, dict[str, dict[str, float]]] = {}
 
     @property
     def losses(self) -> int:
         """Number of losses that wait."""
-        return len(self._losses)
+        return len(self._waiting.losses)
 
     def add_loss(self, step: int, loss: Tensor) -> None:
         """Keep the loss of one of a step's batches."""
-        self._losses.append((step, loss))
+        self._waiting.losses.append((step, loss))
 
     def add_whole(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep quantities without a layer, 0-dimensional."""
-        self._whole.setdefault(step, {}).update(values)
+        self._waiting.whole.setdefault(step, {}).update(values)
+
+    def add_guesses(self, guesses: Sequence[Guess]) -> None:
+        """Keep what may tell the task."""
+        self._waiting.guesses.extend(guesses)
+
+    def bring_to_host(self, others: Sequence[DeviceValues]) -> list[Guess]:
+        """Bring what waits here, and what `others` left, to the host through one copy; gives the guesses."""
+        mine = DeviceValues(self._waiting, _Waiting.change_tensors)
+        bring_to_host([*others, mine])
+        here: _Waiting = mine.value
+        self._waiting = here._replace(guesses=[])
+        return here.guesses
 
     def add_record(self, step: int, values: Mapping[str, float]) -> None:
         """Keep what a monitor recorded, by its tags; equal on all ranks already."""
@@ -61,7 +90,7 @@ class StepCollector:
                 layers.setdefault(quantity, {})[layer.partition("_")[2]] = value
 
     def fetch(self, trainer: Trainer, extra: list[float], failure: str | None = None) -> Collected:
-        """Everything since the last call: means over ranks, which must all call this at the same steps.
+        """Everything that was brought to the host: means over ranks, which must all call this at the same steps.
 
         Args:
             trainer: the Trainer.
@@ -71,7 +100,7 @@ class StepCollector:
         Raises:
             DisagreementError: on all ranks alike.
         """
-        waiting, whole, layers = self._losses, self._whole, self._layers
+        (waiting, whole, _), layers = self._waiting, self._layers
         self.__init__()  # type: ignore[misc]
         steps = sorted({*whole, *layers})
         fields: list[Tensor | float] = [loss for _, loss in waiting]
@@ -95,7 +124,7 @@ class StepCollector:
 
 def _gather(trainer: Trainer, fields: list[Tensor | float], failure: str | None) -> Tensor:
     """(ranks, fields) on the host; ranks first agree that all can go on, with messages of one length."""
-    device = trainer.strategy.root_device
+    device = trainer.strategy.root_device if trainer.world_size > 1 else torch.device("cpu")
     if trainer.world_size > 1:
         agreed = gather_ranks(trainer, torch.tensor([len(fields), failure is not None], device=device)).cpu()
         if bool(agreed[:, 1].any()):

@@ -11,23 +11,26 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bnlab_callbacks.diagnosis.announcer import Announcer
-from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, input_statistics, output_spread, task_of
+from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, input_statistics, output_spread
 from bnlab_callbacks.diagnosis.findings import Finding, worst
 from bnlab_callbacks.diagnosis.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.latch import Latch, in_order
+from bnlab_callbacks.diagnosis.moves import Moves
 from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules import RULES
 from bnlab_callbacks.diagnosis.silent_monitors import (
-    DenseSchedule,
+    LookSchedule,
     SilentActivationMonitor,
     SilentBatchNormMonitor,
     SilentGradientMonitor,
 )
 from bnlab_callbacks.diagnosis.step_collector import DisagreementError, StepCollector
 from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
+from bnlab_callbacks.diagnosis.task import guesses, task_of
 from bnlab_callbacks.diagnosis.unchecked import unchecked
 from bnlab_callbacks.lightning_api import (
+    Callback,
     LightningModule,
     QuietCallback,
     Trainer,
@@ -35,6 +38,7 @@ from bnlab_callbacks.lightning_api import (
     rank_zero_warn,
     sharding_strategy,
 )
+from bnlab_callbacks.monitor import Monitor
 from bnlab_callbacks.weights import find_weights
 
 P = ParamSpec("P")
@@ -64,9 +68,10 @@ def _or_fail(
 class TrainingDiagnosis(QuietCallback):
     """Watches a run for what makes nets fail to train, and says so once, when it begins and when it is over.
 
-    It looks at every step at the beginning of a run, where most failures show, and then at one of `every_n_steps`; at
-    the losses of all steps. What it records it does not log: it needs no other callback and changes nothing of what
-    others record. Weights, random numbers and results of a run are the same with and without it.
+    It looks at every step at the beginning of a run, where most failures show, soon at one of five, and then at one of
+    `every_n_steps`; at the losses of all steps. What it records it does not log: it needs no other callback and changes
+    nothing of what others record. Monitors that stand before it in the Trainer's callbacks lend it what they record, so
+    that nothing is recorded twice. Weights, random numbers and results of a run are the same with and without it.
 
     Prints a line when a finding begins, and one when it is over; at the end of `fit` a table of the layers. Writes, on
     rank 0, `diagnosis.json` into the run's folder and, for TensorBoard loggers, the text `diagnosis`. Logs no scalars.
@@ -89,7 +94,7 @@ class TrainingDiagnosis(QuietCallback):
         not_checked: rule → why it could not be checked.
 
     Args:
-        first_steps: so many steps at the beginning are all looked at.
+        first_steps: so many steps at the beginning are all looked at, and one of five of the next four times as many.
         every_n_steps: optimizer steps between two looks after that.
         stop: whether to end training once something failing has been found.
         without: names of rules to leave out.
@@ -109,7 +114,7 @@ class TrainingDiagnosis(QuietCallback):
 
     def __init__(
         self,
-        first_steps: int = 100,
+        first_steps: int = 20,
         every_n_steps: int = 50,
         stop: bool = False,
         without: Sequence[str] = (),
@@ -138,10 +143,10 @@ class TrainingDiagnosis(QuietCallback):
         self.enabled = enabled
         self.active = False
         self.rules = tuple(rule for rule in (*RULES, *rules) if rule.name not in without)
-        self._schedule = DenseSchedule(first_steps, every_n_steps)
+        self._schedule = LookSchedule(first_steps, every_n_steps)
         self._gradients = SilentGradientMonitor(self._schedule, self._take)
-        self._activations = SilentActivationMonitor(DenseSchedule(first_steps, every_n_steps), self._take)
-        self._norms = SilentBatchNormMonitor(DenseSchedule(first_steps, every_n_steps), self._take)
+        self._activations = SilentActivationMonitor(LookSchedule(first_steps, every_n_steps), self._take)
+        self._norms = SilentBatchNormMonitor(LookSchedule(first_steps, every_n_steps), self._take)
         self._monitors = (self._gradients, self._activations, self._norms)
         self._ends = BatchEnds()
         self._restart()
@@ -168,6 +173,7 @@ class TrainingDiagnosis(QuietCallback):
         self.facts = Facts(chance_loss=self.chance_loss)
         self._latches = [Latch(rule) for rule in self.rules]
         self._losses = Losses()
+        self._moves = Moves()
         self._first: Observation | None = None
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
@@ -232,8 +238,12 @@ class TrainingDiagnosis(QuietCallback):
         self._gradient_seen = GradientSeen(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the net as it is."""
+        """Look at the net as it is, and at who else records it."""
         self._look_at_net(trainer, pl_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+        before = callbacks[: callbacks.index(self)] if self in callbacks else []
+        for monitor in self._monitors:
+            monitor.find_lender([one for one in before if isinstance(one, Monitor)], trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
@@ -242,6 +252,7 @@ class TrainingDiagnosis(QuietCallback):
         self._recording = self.active and self._schedule.records(logged_step(trainer))
         if self._recording:
             for monitor in self._monitors:
+                monitor.choose(trainer)
                 monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
             self._open(trainer, batch)
 
@@ -276,9 +287,7 @@ class TrainingDiagnosis(QuietCallback):
         self._collector.add_whole(logged_step(trainer), output_spread(output))
         if batch is not None:
             self._unknown_task = False
-            task = task_of(batch, output, float(loss))
-            self.facts.chance_loss = self.chance_loss or task.chance_loss
-            self.facts.softmax_twice = task.softmax_twice
+            self._collector.add_guesses(guesses(batch, output, loss))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the monitors' hooks again."""
@@ -319,8 +328,7 @@ class TrainingDiagnosis(QuietCallback):
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
         if not self.active:
             return
-        for monitor in self._monitors:
-            monitor.publish_last(trainer)
+        self._fetch(trainer)
         facts = self.facts
         try:
             task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
@@ -330,6 +338,16 @@ class TrainingDiagnosis(QuietCallback):
             return
         facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)  # rank 0's batch decides
         self._judge(trainer, losses, observations)
+
+    @_or_fail
+    def _fetch(self, trainer: Trainer) -> None:
+        """Bring everything to the host, in one copy, and read it."""
+        found = self._collector.bring_to_host([taken for monitor in self._monitors for taken in monitor.waiting])
+        for monitor in self._monitors:
+            monitor.publish_last(trainer)
+        if found:
+            task = task_of(found)
+            self.facts.chance_loss, self.facts.softmax_twice = self.chance_loss or task.chance_loss, task.softmax_twice
 
     @_or_fail
     def _judge(self, trainer: Trainer, losses: dict[int, float], observations: dict[int, Observation]) -> None:
@@ -350,8 +368,9 @@ class TrainingDiagnosis(QuietCallback):
         """Let every rule look at the next observation, and say what is new."""
         self._first = self._first or observation
         self._observations.append(observation)
+        self._moves.add(observation.step, observation.of("update_ratio"))
         self._seen.update(observation.values, observation.whole, ["classes"] if self.facts.chance_loss else ())
-        history = History(self._observations, self._first, self._losses, self.facts)
+        history = History(self._observations, self._first, self._losses, self.facts, self._moves)
         if any(finding.name == "non_finite" for finding in self.findings):
             return  # nothing that comes after NaN tells anything
         for latch in self._latches:
@@ -410,6 +429,7 @@ class TrainingDiagnosis(QuietCallback):
         return {
             "latches": [[latch.rule.name, latch.state_dict()] for latch in self._latches],
             "losses": self._losses.state_dict(),
+            "moves": self._moves.state_dict(),
             "first": None
             if first is None
             else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.whole)],
@@ -429,6 +449,7 @@ class TrainingDiagnosis(QuietCallback):
             if saved[latch.rule.name]:
                 latch.load_state_dict(saved[latch.rule.name].pop(0))
         self._losses.load_state_dict(state_dict["losses"])
+        self._moves.load_state_dict(state_dict["moves"])
         self._first = None if state_dict["first"] is None else Observation(*state_dict["first"])
         self._seen, self._announcer = set(state_dict["seen"]), Announcer(state_dict["said"])
         self.facts.constant = dict(state_dict["constant"])

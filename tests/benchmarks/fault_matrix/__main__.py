@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3, help="of the faults and warm-ups")
     parser.add_argument("--healthy_seeds", type=int, default=8, help="of the controls")
+    parser.add_argument("--first_seed", type=int, default=0, help="leave out runs of smaller seeds")
     parser.add_argument("--only", default="", help="a regular expression for fault/net/optimizer/data/seed")
     parser.add_argument("--limit", type=int, help="make so many runs at most")
     parser.add_argument("--jobs", type=int, default=2)
@@ -64,7 +65,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="count the runs, and make none")
     options = parser.parse_args()
     grid = tasks(options.seeds, options.healthy_seeds, ("digits", "mnist") if options.root else ("digits",))
-    chosen = [t for t in grid if options.part in (None, t.part) and re.search(options.only, str(t))]
+    wanted = [t for t in grid if options.part in (None, t.part) and t.seed >= options.first_seed]
+    chosen = [t for t in wanted if re.search(options.only, str(t))]
     runs = read_runs(options.out)
     done = {task_of(run) for run in runs}
     missing = [task for task in chosen if task not in done][: options.limit]
