@@ -36,11 +36,11 @@ class Listener(RecordListener):
 class Notes(TrainingDiagnosis):
     """Keeps all observations, and which steps its own monitors recorded."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def _restart(self) -> None:
+        super()._restart()
         self.seen: list[Observation] = []
         self.own: dict[str, list[int]] = {}
-        for monitor in self._monitors:
+        for monitor in self._recorder._monitors:
             self._note(monitor)
 
     def _note(self, monitor: Any) -> None:

@@ -18,7 +18,11 @@ from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.silent_monitors import SilentActivationMonitor, SilentGradientMonitor
+from bnlab_callbacks.diagnosis.silent_monitors import (
+    SilentActivationMonitor,
+    SilentBatchNormMonitor,
+    SilentGradientMonitor,
+)
 from tests.diagnosis.small_runs import Net, batches, fit, net
 from tests.silent_trainer import trainer_in
 
@@ -319,6 +323,16 @@ def test_the_file_and_the_text_of_tensorboard(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_gives_the_same_weights_with_and_without(tmp_path: Path, monkeypatch: Any) -> None:
+    lenders = []
+    find = SilentGradientMonitor.find_lender
+
+    def note(self: Any, *arguments: Any) -> None:
+        find(self, *arguments)
+        lenders.append((self.kind.__name__, type(self._lender).__name__))
+
+    for monitor in (SilentGradientMonitor, SilentActivationMonitor, SilentBatchNormMonitor):
+        monkeypatch.setattr(monitor, "find_lender", note)
+
     def weights(name: str, *words: str) -> dict[str, Tensor]:
         seed_everything(0, verbose=False)
         flags = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
@@ -332,6 +346,11 @@ def test_the_command_line_gives_the_same_weights_with_and_without(tmp_path: Path
     assert all(torch.equal(with_it[key], without[key]) for key in without)
     assert (tmp_path / "a" / "diagnosis.json").exists()
     assert not (tmp_path / "b" / "diagnosis.json").exists()
+    assert lenders == [
+        ("GradientMonitor", "GradientMonitor"),
+        ("ActivationMonitor", "ActivationMonitor"),
+        ("BatchNormMonitor", "NoneType"),  # there is no batch norm in this net
+    ]
 
 
 def test_diagnose_shows_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

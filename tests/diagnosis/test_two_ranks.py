@@ -19,6 +19,9 @@ def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -
     assert "first on rank 1" in bad["evidence"]
     assert first["bad"]["steps"] == second["bad"]["steps"] <= 12  # stopped together
     assert {finding["name"] for finding in first["small"]["findings"]} >= {"collapsed_output", "vanishing"}
+    for run in ("bad", "small"):  # what monitors lend is what it would record itself
+        assert [rank[f"{run}, lent"]["findings"] for rank in (first, second)] == [first[run]["findings"]] * 2
+        assert second[f"{run}, lent"]["steps"] == first[run]["steps"]
     assert first["bad"]["files"] == ["diagnosis.json"]
     assert second["bad"]["files"] == []
     logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(2)]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from bnlab_callbacks import TrainingDiagnosis
-from bnlab_callbacks.diagnosis import training_diagnosis
+from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
+from bnlab_callbacks.diagnosis import step_recorder
 from tests.diagnosis.small_runs import Net, batches, net
 from tests.silent_trainer import trainer_in
 
@@ -36,14 +37,15 @@ def broken(*_: Any) -> Any:
     raise RuntimeError("on this rank only")
 
 
-def diagnose(folder: Path, bad: int | None, scale: float = 1.0, **arguments: Any) -> dict[str, Any]:
+def diagnose(folder: Path, bad: int | None, scale: float = 1.0, lent: bool = False, **arguments: Any) -> dict[str, Any]:
     torch.manual_seed(0)  # unseeded, some nets lay on both sides of a threshold
     diagnosis = TrainingDiagnosis(folder=str(folder), **arguments)
     module = Net(net(torch.nn.Linear(20, 20), torch.nn.ReLU()))
     for parameter in module.parameters():
         parameter.data *= scale
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, "max_epochs": 3}
-    trainer_in(folder, callbacks=[diagnosis], **options).fit(module, shard(bad))
+    lenders: list[Callback] = [GradientMonitor(2), ActivationMonitor(3)] if lent else []
+    trainer_in(folder, callbacks=[*lenders, diagnosis], **options).fit(module, shard(bad))
     return {
         "findings": [finding.to_dict() for finding in diagnosis.findings],
         "steps": module.trainer.global_step,
@@ -59,8 +61,10 @@ if __name__ == "__main__":
         "healthy": diagnose(file.with_suffix(".healthy"), None),
         "bad": diagnose(file.with_suffix(".bad"), 7, stop=True),
         "small": diagnose(file.with_suffix(".small"), None, 1e-5),
+        "small, lent": diagnose(file.with_suffix(".small_lent"), None, 1e-5, lent=True),
+        "bad, lent": diagnose(file.with_suffix(".bad_lent"), 7, lent=True, stop=True),
     }
     if RANK == 1:
-        training_diagnosis.task_of = broken
+        step_recorder.task_of = broken
     found["broken"] = diagnose(file.with_suffix(".broken"), None)
     file.write_text(json.dumps(found))

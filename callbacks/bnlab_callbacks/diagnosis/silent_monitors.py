@@ -13,50 +13,14 @@ import torch
 
 from bnlab_callbacks.activation_monitor import ActivationMonitor
 from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
+from bnlab_callbacks.diagnosis.look_schedule import LookSchedule
 from bnlab_callbacks.gradient_monitor import GradientMonitor
 from bnlab_callbacks.gradient_parts import Part, joined_moves
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
 from bnlab_callbacks.monitor import Monitor
 from bnlab_callbacks.records import Table, Taken, stamp
-from bnlab_callbacks.schedule import RecordSchedule
 
 Take = Callable[[int, dict[str, float]], None]
-
-_FEWER = 5  # behind the first steps one of so many, until so many times as many
-
-
-class LookSchedule(RecordSchedule):
-    """Every step at the beginning, where most runs fail, then one of five for a while, then one of n.
-
-    Args:
-        first_steps: so many steps are all recorded, and one of five of the next four times as many.
-        every_n_steps: and then one of so many.
-    """
-
-    def __init__(self, first_steps: int, every_n_steps: int) -> None:
-        super().__init__(every_n_steps)
-        self.first_steps = first_steps
-        self.borrowed = False  # the step is recorded by somebody else
-        self._streams: dict[str, int] = {}
-
-    def due(self, trainer: Trainer, stream: str = "") -> bool:
-        """Whether the coming step is to be recorded."""
-        step = logged_step(trainer)
-        return not self.borrowed and self.records(step) and self._streams.get(stream) != step
-
-    def records(self, step: int) -> bool:
-        """Whether a step is recorded."""
-        assert self.every_n_steps is not None
-        soon = step < _FEWER * self.first_steps and step % _FEWER == 0
-        return step < self.first_steps or soon or step % self.every_n_steps == 0
-
-    def next_step_is_due(self, trainer: Trainer) -> bool:
-        """Always no: what is kept is fetched by the diagnosis."""
-        return False
-
-    def mark(self, trainer: Trainer, stream: str = "") -> None:
-        """Several steps of one optimizer within a batch are one."""
-        self._streams[stream] = logged_step(trainer)
 
 
 class _Silent(Monitor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, cast
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bnlab_callbacks.diagnosis.announcer import Announcer
-from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, input_statistics, output_spread
 from bnlab_callbacks.diagnosis.findings import Finding, worst
 from bnlab_callbacks.diagnosis.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.latch import Latch, in_order
@@ -19,15 +18,9 @@ from bnlab_callbacks.diagnosis.moves import Moves
 from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules import RULES
-from bnlab_callbacks.diagnosis.silent_monitors import (
-    LookSchedule,
-    SilentActivationMonitor,
-    SilentBatchNormMonitor,
-    SilentGradientMonitor,
-)
-from bnlab_callbacks.diagnosis.step_collector import DisagreementError, StepCollector
+from bnlab_callbacks.diagnosis.step_collector import DisagreementError
+from bnlab_callbacks.diagnosis.step_recorder import StepRecorder
 from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
-from bnlab_callbacks.diagnosis.task import guesses, task_of
 from bnlab_callbacks.diagnosis.unchecked import unchecked
 from bnlab_callbacks.lightning_api import (
     Callback,
@@ -38,13 +31,10 @@ from bnlab_callbacks.lightning_api import (
     rank_zero_warn,
     sharding_strategy,
 )
-from bnlab_callbacks.monitor import Monitor
 from bnlab_callbacks.weights import find_weights
 
 P = ParamSpec("P")
 
-_TOGETHER = 5  # recorded steps that are looked at together, behind the first ones
-_WAITING = 1000  # losses that wait for a look at most
 _KEPT = 64  # observations that rules may look back on
 
 
@@ -143,12 +133,6 @@ class TrainingDiagnosis(QuietCallback):
         self.enabled = enabled
         self.active = False
         self.rules = tuple(rule for rule in (*RULES, *rules) if rule.name not in without)
-        self._schedule = LookSchedule(first_steps, every_n_steps)
-        self._gradients = SilentGradientMonitor(self._schedule, self._take)
-        self._activations = SilentActivationMonitor(LookSchedule(first_steps, every_n_steps), self._take)
-        self._norms = SilentBatchNormMonitor(LookSchedule(first_steps, every_n_steps), self._take)
-        self._monitors = (self._gradients, self._activations, self._norms)
-        self._ends = BatchEnds()
         self._restart()
 
     @property
@@ -164,10 +148,7 @@ class TrainingDiagnosis(QuietCallback):
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        activations, gradients = self._activations.failure, self._gradients.failure
-        of_activations = dict.fromkeys(("act_", "sat_", "dead_"), activations)
-        failures = of_activations | dict.fromkeys(("grad_", "weight_", "update_"), gradients)
-        return unchecked(self.rules, self._seen, failures)
+        return unchecked(self.rules, self._seen, self._recorder.failures)
 
     def _restart(self) -> None:
         self.facts = Facts(chance_loss=self.chance_loss)
@@ -178,11 +159,8 @@ class TrainingDiagnosis(QuietCallback):
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
         self._announcer = Announcer()
-        self._collector = StepCollector()
+        self._recorder = StepRecorder(self.first_steps, self.every_n_steps)
         self._gradient_seen: GradientSeen | None = None
-        self._batch: Any = None
-        self._unknown_task = True
-        self._recording = False
         self._ended = True
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
 
@@ -207,11 +185,7 @@ class TrainingDiagnosis(QuietCallback):
 
     def _stop(self) -> None:
         self.active = False
-        self._ends.remove()
-        for monitor in self._monitors:
-            monitor.stop()
-        self._batch = None
-        self._collector = StepCollector()
+        self._recorder.stop()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
@@ -221,13 +195,7 @@ class TrainingDiagnosis(QuietCallback):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
         elif self.enabled:
             self.active, self._ended = True, False
-            self._begin(trainer, pl_module)
-
-    @_or_fail
-    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for monitor in self._monitors:
-            monitor.on_fit_start(trainer, pl_module)
-        self._ends.watch(pl_module)
+            self._recorder.on_fit_start(trainer, pl_module)
 
     @_or_fail
     def _look_at_net(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,20 +209,15 @@ class TrainingDiagnosis(QuietCallback):
         """Look at the net as it is, and at who else records it."""
         self._look_at_net(trainer, pl_module)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
-        before = callbacks[: callbacks.index(self)] if self in callbacks else []
-        for monitor in self._monitors:
-            monitor.find_lender([one for one in before if isinstance(one, Monitor)], trainer)
+        if self.active and self in callbacks:
+            self._recorder.find_lenders(callbacks[: callbacks.index(self)], trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
         if self.active and self.preflight and not trainer.global_step and not batch_idx:
             self._look_before_training(trainer, pl_module, batch)
-        self._recording = self.active and self._schedule.records(logged_step(trainer))
-        if self._recording:
-            for monitor in self._monitors:
-                monitor.choose(trainer)
-                monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            self._open(trainer, batch)
+        if self.active:
+            self._recorder.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         from bnlab_callbacks.diagnosis.preflight import preflight
@@ -266,73 +229,39 @@ class TrainingDiagnosis(QuietCallback):
         else:
             trainer.print(f"preflight, before step 0:\n{text}")
 
-    @_or_fail
-    def _open(self, trainer: Trainer, batch: Any) -> None:
-        self._ends.gate.open = True
-        if self._unknown_task:
-            self._batch = batch
-            self._collector.add_whole(logged_step(trainer), input_statistics(batch))
-
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
-        if self._recording and self.active:
-            for monitor in (self._activations, self._norms):
-                monitor.on_before_backward(trainer, pl_module, loss)
-            self._shut(trainer, loss.detach() * trainer.accumulate_grad_batches)
-
-    @_or_fail
-    def _shut(self, trainer: Trainer, loss: Tensor) -> None:
-        output, batch = self._ends.take_output(), self._batch
-        self._batch = None
-        self._collector.add_whole(logged_step(trainer), output_spread(output))
-        if batch is not None:
-            self._unknown_task = False
-            self._collector.add_guesses(guesses(batch, output, loss))
+        if self.active:
+            self._recorder.on_before_backward(trainer, pl_module, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the monitors' hooks again."""
-        if self._recording and self.active:
-            for monitor in (self._activations, self._norms):
-                monitor.on_after_backward(trainer, pl_module)
+        if self.active:
+            self._recorder.on_after_backward(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        if self._recording and self.active:
-            self._gradients.on_before_optimizer_step(trainer, pl_module, optimizer)
-            if self._gradient_seen is not None:
+        if self.active:
+            recorded = self._recorder.on_before_optimizer_step(trainer, pl_module, optimizer)
+            if recorded and self._gradient_seen is not None:
                 self._gradient_seen.look(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss, and look at what was recorded, now or together with the next steps."""
-        if not self.active:
-            return
-        step, parts = logged_step(trainer), trainer.accumulate_grad_batches
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        if isinstance(loss, Tensor):
-            self._collector.add_loss(step, loss.detach() if parts == 1 else loss.detach() * parts)
-        if not self._recording:
-            if self._collector.losses >= _WAITING:
-                self._look(trainer)
-            return
-        for monitor in self._monitors:
-            monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._ends.take_output()
-        self._batch = None
-        early = step < _TOGETHER or step % _TOGETHER == 0 or step >= self.first_steps
-        if early and not trainer.fit_loop._should_accumulate():
+        if self.active and self._recorder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx):
             self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
         if not self.active:
             return
-        self._fetch(trainer)
+        self._read(trainer)
         facts = self.facts
         try:
             task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
-            losses, observations, (chance, twice) = self._collector.fetch(trainer, task, self._failure)
+            losses, observations, (chance, twice) = self._recorder.fetch(trainer, task, self._failure)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
             return
@@ -340,19 +269,15 @@ class TrainingDiagnosis(QuietCallback):
         self._judge(trainer, losses, observations)
 
     @_or_fail
-    def _fetch(self, trainer: Trainer) -> None:
-        """Bring everything to the host, in one copy, and read it."""
-        found = self._collector.bring_to_host([taken for monitor in self._monitors for taken in monitor.waiting])
-        for monitor in self._monitors:
-            monitor.publish_last(trainer)
-        if found:
-            task = task_of(found)
+    def _read(self, trainer: Trainer) -> None:
+        task = self._recorder.read(trainer)
+        if task is not None:
             self.facts.chance_loss, self.facts.softmax_twice = self.chance_loss or task.chance_loss, task.softmax_twice
 
     @_or_fail
     def _judge(self, trainer: Trainer, losses: dict[int, float], observations: dict[int, Observation]) -> None:
         self.facts.norm_eval = norms_in_eval_mode(trainer.lightning_module)
-        self.facts.norm_values = dict(self._ends.norm_values)
+        self.facts.norm_values = self._recorder.norm_values
         if self._gradient_seen is not None:
             self.facts.without_gradient = self._gradient_seen.layers
         for step in sorted({*losses, *observations}):
@@ -379,15 +304,10 @@ class TrainingDiagnosis(QuietCallback):
             if line:
                 trainer.print(f"diagnosis: {line}")
 
-    def _take(self, step: int, values: dict[str, float]) -> None:
-        """Take in what a monitor recorded in a step."""
-        self._collector.add_record(step, values)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the next epoch."""
         if self.active:
-            for monitor in self._monitors:
-                monitor.on_train_epoch_end(trainer, pl_module)
+            self._recorder.on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
@@ -436,8 +356,8 @@ class TrainingDiagnosis(QuietCallback):
             "seen": sorted(self._seen),
             "said": sorted(self._announcer.said),
             "constant": dict(self.facts.constant),
-            "task": [self._unknown_task, self.facts.chance_loss, self.facts.softmax_twice],
-            "monitors": [monitor.state_dict() for monitor in self._monitors],
+            "task": [self.facts.chance_loss, self.facts.softmax_twice],
+            "recorder": self._recorder.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -453,7 +373,6 @@ class TrainingDiagnosis(QuietCallback):
         self._first = None if state_dict["first"] is None else Observation(*state_dict["first"])
         self._seen, self._announcer = set(state_dict["seen"]), Announcer(state_dict["said"])
         self.facts.constant = dict(state_dict["constant"])
-        self._unknown_task, chance, self.facts.softmax_twice = state_dict["task"]
+        chance, self.facts.softmax_twice = state_dict["task"]
         self.facts.chance_loss = self.chance_loss or chance
-        for monitor, state in zip(self._monitors, state_dict["monitors"], strict=True):
-            monitor.load_state_dict(state)
+        self._recorder.load_state_dict(state_dict["recorder"])

@@ -1,0 +1,202 @@
+"""Records the steps that a diagnosis looks at: gradients, activations, batch norm, losses, inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from itertools import chain
+from typing import Any, Concatenate, ParamSpec, cast
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, input_statistics, output_spread
+from bnlab_callbacks.diagnosis.look_schedule import LookSchedule
+from bnlab_callbacks.diagnosis.observations import NormBatch
+from bnlab_callbacks.diagnosis.silent_monitors import (
+    SilentActivationMonitor,
+    SilentBatchNormMonitor,
+    SilentGradientMonitor,
+)
+from bnlab_callbacks.diagnosis.step_collector import Collected, StepCollector
+from bnlab_callbacks.diagnosis.task import Task, guesses, task_of
+from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step
+from bnlab_callbacks.monitor import Monitor
+
+P = ParamSpec("P")
+
+_WAITING = 1000  # losses that wait for a look at most
+
+
+def _note_failure(
+    method: Callable[Concatenate[StepRecorder, P], None],
+) -> Callable[Concatenate[StepRecorder, P], None]:
+    """Make an error a `failure`, after which the method does nothing.
+
+    The monitors go on: with several ranks they exchange what they record, and none may stop alone.
+    """
+
+    @wraps(method)
+    def guarded(self: StepRecorder, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.failure is not None:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            self.failure = f"{type(error).__name__}: {error}"
+
+    return cast("Callable[Concatenate[StepRecorder, P], None]", guarded)
+
+
+class StepRecorder:
+    """Monitors that log nothing, hooks on the net's ends, and what they left since the last `fetch`.
+
+    Its methods are called in the Trainer's hooks of the same names.
+
+    Attributes:
+        failure: what went wrong on this rank; all ranks hear of it at the next `fetch`.
+        knows_task: whether the first batch has told what the task is.
+
+    Args:
+        first_steps: see `LookSchedule`.
+        every_n_steps: see `LookSchedule`.
+    """
+
+    def __init__(self, first_steps: int, every_n_steps: int) -> None:
+        self.failure: str | None = None
+        self.knows_task = False
+        self._schedule, *others = (LookSchedule(first_steps, every_n_steps) for _ in range(3))
+        self._gradients = SilentGradientMonitor(self._schedule, self._take)
+        self._activations = SilentActivationMonitor(others[0], self._take)
+        self._norms = SilentBatchNormMonitor(others[1], self._take)
+        self._monitors = (self._gradients, self._activations, self._norms)
+        self._ends = BatchEnds()
+        self._collector = StepCollector()
+        self._batch: Any = None
+        self._recording = False
+
+    @property
+    def norm_values(self) -> dict[str, NormBatch]:
+        """Batch-norm layers → what the smallest batch gave them to normalize a channel with."""
+        return dict(self._ends.norm_values)
+
+    @property
+    def failures(self) -> dict[str, str | None]:
+        """What quantities begin with (`act_`) → why they are not recorded; None where they are."""
+        kinds = {("act_", "sat_", "dead_"): self._activations, ("grad_", "weight_", "update_"): self._gradients}
+        return {begin: monitor.failure for begins, monitor in kinds.items() for begin in begins}
+
+    def stop(self) -> None:
+        """Take all hooks off, and forget what was not fetched."""
+        self._recording = False
+        self._ends.remove()
+        for monitor in self._monitors:
+            monitor.stop()
+        self._batch = None
+        self._collector = StepCollector()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put hooks on, before anything is compiled."""
+        self.failure = None
+        for monitor in self._monitors:
+            monitor.on_fit_start(trainer, pl_module)
+        self._watch_ends(pl_module)
+
+    @_note_failure
+    def _watch_ends(self, pl_module: LightningModule) -> None:
+        self._ends.watch(pl_module)
+
+    @_note_failure
+    def find_lenders(self, callbacks: Sequence[Callback], trainer: Trainer) -> None:
+        """See who of `callbacks`, which are called before this, records what this would record once more."""
+        for monitor in self._monitors:
+            monitor.find_lender([one for one in callbacks if isinstance(one, Monitor)], trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Open the hooks for a step that is looked at."""
+        self._recording = self._schedule.records(logged_step(trainer))
+        if self._recording:
+            for monitor in self._monitors:
+                monitor.choose(trainer)
+                monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            self._open(trainer, batch)
+
+    @_note_failure
+    def _open(self, trainer: Trainer, batch: Any) -> None:
+        self._ends.gate.open = True
+        if not self.knows_task:
+            self._batch = batch
+            self._collector.add_whole(logged_step(trainer), input_statistics(batch))
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Shut the hooks."""
+        if self._recording:
+            for monitor in (self._activations, self._norms):
+                monitor.on_before_backward(trainer, pl_module, loss)
+            self._shut(trainer, loss.detach() * trainer.accumulate_grad_batches)
+
+    @_note_failure
+    def _shut(self, trainer: Trainer, loss: Tensor) -> None:
+        output, batch = self._ends.take_output(), self._batch
+        self._batch = None
+        self._collector.add_whole(logged_step(trainer), output_spread(output))
+        if batch is not None:
+            self.knows_task = True
+            self._collector.add_guesses(guesses(batch, output, loss))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the monitors' hooks again."""
+        if self._recording:
+            for monitor in (self._activations, self._norms):
+                monitor.on_after_backward(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> bool:
+        """Take the gradients; gives whether the step is looked at."""
+        if self._recording:
+            self._gradients.on_before_optimizer_step(trainer, pl_module, optimizer)
+        return self._recording
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> bool:
+        """Keep the loss and what was recorded; gives whether it is time to fetch it."""
+        step, parts = logged_step(trainer), trainer.accumulate_grad_batches
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, Tensor):
+            self._collector.add_loss(step, loss.detach() if parts == 1 else loss.detach() * parts)
+        if not self._recording:
+            return self._collector.losses >= _WAITING
+        for monitor in self._monitors:
+            monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._ends.take_output()
+        self._batch = None
+        return self._schedule.looks(step) and not trainer.fit_loop._should_accumulate()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the next epoch."""
+        for monitor in self._monitors:
+            monitor.on_train_epoch_end(trainer, pl_module)
+
+    def read(self, trainer: Trainer) -> Task | None:
+        """Bring everything to the host, in one copy; gives the task if that has just become known."""
+        found = self._collector.bring_to_host(list(chain.from_iterable(one.waiting for one in self._monitors)))
+        for monitor in self._monitors:
+            monitor.publish_last(trainer)
+        return task_of(found) if found else None
+
+    def fetch(self, trainer: Trainer, extra: list[float], failure: str | None) -> Collected:
+        """What was read, the same on all ranks, which must all call this; see `StepCollector.fetch`."""
+        return self._collector.fetch(trainer, extra, failure or self.failure)
+
+    def _take(self, step: int, values: dict[str, float]) -> None:
+        self._collector.add_record(step, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and lists."""
+        return {"knows_task": self.knows_task, "monitors": [monitor.state_dict() for monitor in self._monitors]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self.knows_task = state["knows_task"]
+        for monitor, saved in zip(self._monitors, state["monitors"], strict=True):
+            monitor.load_state_dict(saved)
