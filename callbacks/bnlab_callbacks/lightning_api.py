@@ -55,6 +55,11 @@ def logged_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def ends_epoch(trainer: Trainer) -> bool:
+    """Whether no batch follows the one that has just ended, in its epoch or in the run."""
+    return trainer.is_last_batch or trainer.fit_loop.epoch_loop._is_training_done
+
+
 def sharding_strategy(trainer: Trainer) -> str | None:
     """Name of what shards parameters over ranks, so that a rank holds only a part of a layer; else None."""
     name = type(trainer.strategy).__name__

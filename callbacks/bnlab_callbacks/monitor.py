@@ -30,7 +30,7 @@ P = ParamSpec("P")
 M = TypeVar("M", bound="Monitor")
 
 # records that are read and published together, with one copy off the device: so many, of so many seconds
-_TOGETHER, _SECONDS = 32, 1.0
+TOGETHER, SECONDS = 32, 1.0
 
 
 def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
@@ -60,9 +60,9 @@ class Borrower(Protocol):
 class Monitor(QuietCallback):
     """A callback that records per-layer statistics of some optimizer steps.
 
-    Records are published up to 32 at a time, about a second after the first of them at the latest (with several ranks
-    or a budget: as soon as the next step is not recorded), at the end of each epoch, before a checkpoint, and when the
-    run ends in whatever way.
+    Records are published up to 32 at a time, when a step begins a second after the first of them or later (with
+    several ranks or a budget: as soon as the next step is not recorded), at the end of each epoch, before a checkpoint,
+    and when the run ends in whatever way.
 
     Args:
         every_n_steps: optimizer steps between two records; None for the Trainer's `log_every_n_steps`.
@@ -176,7 +176,7 @@ class Monitor(QuietCallback):
         # ranks must find out together what failed, so not by their clocks
         waits = (trainer.world_size == 1 and self.budget is None) or self.schedule.next_step_is_due(trainer)
         unmeasured = self.budget is not None and self.overhead.records == 1
-        if not waits or unmeasured or len(self._kept) >= _TOGETHER:
+        if not waits or unmeasured or len(self._kept) >= TOGETHER:
             self.flush(trainer)
 
     def lend_to(self, borrower: Borrower) -> None:
@@ -218,7 +218,7 @@ class Monitor(QuietCallback):
             if self._means and self._epoch != trainer.current_epoch:
                 self._end_epoch_before(trainer)
             # not at the end of the step: who borrows may read with one copy what would take several here
-            if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > _SECONDS:
+            if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > SECONDS:
                 self.publish_last(trainer)
             self.overhead.begin_step()
             self.before_batch(trainer)

@@ -453,7 +453,7 @@ def test_a_record_waits_for_others_but_not_for_long(monkeypatch: pytest.MonkeyPa
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             seen.append((trainer.global_step, len(memory(trainer).steps("grad_rms/00_net.0"))))
 
-    monkeypatch.setattr("bnlab_callbacks.monitor._SECONDS", 0.05)
+    monkeypatch.setattr("bnlab_callbacks.monitor.SECONDS", 0.05)
     run = trainer(GradientMonitor(1000), Watch(), max_epochs=2)  # one record an epoch
     run.fit(Slow(mlp()), loader(80, batch_size=8))
     published = next(step for step, records in seen if records)

@@ -224,7 +224,7 @@ trainer(*callbacks, max_epochs=-1).fit(Module(mlp()), loader(800))
 def test_a_record_that_none_follows_is_written_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(record_file.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr("bnlab_callbacks.monitor._SECONDS", -1.0)  # the monitor publishes at once
+    monkeypatch.setattr("bnlab_callbacks.monitor.SECONDS", -1.0)  # the monitor publishes at once
     sizes = []
 
     class Watch(Callback):

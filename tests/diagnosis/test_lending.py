@@ -1,5 +1,6 @@
 """Monitors lend the diagnosis what they record: nothing is recorded twice, nothing is another number for it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,12 @@ def test_with_two_optimizers_gradients_are_not_lent(tmp_path: Path) -> None:
     assert lent.own["GradientMonitor"] == alone.own["GradientMonitor"]
 
 
-def test_each_look_is_one_copy_off_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of monitors that record the same steps as well, which then need none of their own."""
+@pytest.mark.parametrize("seconds", [0.0, math.inf])
+def test_each_look_is_one_copy_off_the_device(seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what monitors recorded as well, which then need none of their own."""
     copies = as_on_an_accelerator(monkeypatch)
-    monkeypatch.setattr("bnlab_callbacks.monitor._SECONDS", 0.0)  # each record by itself, as in slow steps
+    for module_ in ("bnlab_callbacks.monitor", "bnlab_callbacks.diagnosis.step_recorder"):
+        monkeypatch.setattr(f"{module_}.SECONDS", seconds)
     loader = DataLoader(ConcatDataset([batches().dataset] * 16), batch_size=16)  # one epoch
 
     def count(*callbacks: Any) -> int:
@@ -174,8 +177,12 @@ def test_each_look_is_one_copy_off_the_device(tmp_path: Path, monkeypatch: pytes
         trainer_in(tmp_path, callbacks=list(callbacks), max_epochs=-1, max_steps=250).fit(module(), loader)
         return len(copies)
 
-    looks = 5 + 3 + 16 + 3 + 1  # steps 0 to 4, 5, 10, 15, 20 to 95, 100, 150, 200, and the losses since then
-    assert count(TrainingDiagnosis(summary=False)) == looks
-    assert count(*monitors(50)) == 3 * 5
     later = TrainingDiagnosis(first_steps=1, summary=False)
-    assert count(*monitors(50), later) == 5 + 1  # each of them takes the place of three
+    if seconds == 0:  # each record by itself, as in slow steps
+        assert count(TrainingDiagnosis(summary=False)) == len(LOOKS) + 1  # and the losses since the last of them
+        assert count(*monitors(50)) == 3 * 5
+        assert count(*monitors(50), later) == 5 + 1  # each of them takes the place of three
+    else:  # 32 records together
+        assert count(TrainingDiagnosis(summary=False)) == 2
+        assert count(*monitors(50)) == 3
+        assert count(*monitors(50), later) == 1

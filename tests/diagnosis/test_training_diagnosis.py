@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
@@ -276,19 +276,46 @@ def test_what_others_record_is_the_same_with_a_diagnosis(tmp_path: Path) -> None
     assert record(True) == record(False)
 
 
-@pytest.mark.parametrize(("steps", "looks"), [(5, 5), (100, 5 + 19), (200, 5 + 19 + 2)])
-def test_records_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, looks: int) -> None:
-    """At each of the first five steps, then at every fifth, and from step 100 on at every fiftieth."""
+class Late(Net):
+    """A branch without a gradient, and a batch norm in evaluation mode, for the first ten steps."""
+
+    def __init__(self) -> None:
+        super().__init__(net(nn.BatchNorm1d(20), seed=1))
+        torch.manual_seed(0)
+        self.branch = nn.Linear(6, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        late = self.trainer.global_step >= 10
+        self.net.more0.train(late)
+        branch = self.branch(batch[0])
+        return F.cross_entropy(self.net(batch[0]) + (branch if late else branch.detach()), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
+@pytest.mark.parametrize(
+    ("seconds", "stop", "looks"), [(0.0, False, 38), (math.inf, False, 2), (math.inf, True, 5 + 19 + 2)]
+)
+def test_what_is_found_does_not_depend_on_when_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, stop: bool, looks: int
+) -> None:
+    """After each recorded step, up to 32 together, or at the first five steps, every fifth and then every fiftieth."""
     read = []
     for monitor in (SilentGradientMonitor, SilentActivationMonitor):
 
-        def counted(self: Any, kept: Any, of: Any = monitor) -> Any:
+        def counted(self: Any, kept: Any, of: Any = monitor, original: Any = monitor.read) -> Any:
             read.append(of)
-            return super(of, self).read(kept)
+            return original(self, kept)
 
         monkeypatch.setattr(monitor, "read", counted)
-    fit(tmp_path, Net(net()), max_epochs=-1, max_steps=steps)
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.step_recorder.SECONDS", seconds)
+    dataset: Any = ConcatDataset([batches().dataset] * 13)
+    loader = DataLoader(dataset, batch_size=16)
+    diagnosis = fit(tmp_path, Late(), loader, diagnosis=TrainingDiagnosis(stop=stop), max_epochs=-1, max_steps=200)
     assert [read.count(monitor) for monitor in (SilentGradientMonitor, SilentActivationMonitor)] == [looks] * 2
+    assert [(f.name, f.layer, f.since, f.noticed, f.ended) for f in diagnosis.findings] == [
+        ("batch_norm_eval_mode", "net.more0", 0, 1, 19),
+        ("no_gradient", "branch", 2, 2, 19),
+    ]
 
 
 def test_findings_survive_a_resume(tmp_path: Path) -> None:

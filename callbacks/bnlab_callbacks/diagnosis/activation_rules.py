@@ -49,7 +49,7 @@ def saturated(history: History) -> Verdict | None:
 
 
 def collapsed_output(history: History) -> Verdict | None:
-    """Logits that differ by less than 1e-3 (standard deviation) between the inputs of a batch, for twenty records.
+    """Logits that differ by less than 1e-3 (standard deviation) between the inputs of a batch, for twenty steps.
 
     Only for classification, where logits have a natural size. Failing runs with weights of N(0, 1e-4²): 1e-8.
     """

@@ -48,7 +48,7 @@ def no_gradient(history: History) -> Verdict | None:
     """A layer without a gradient in every step so far, or with one that is exactly 0 while the loss is high.
 
     Exactly 0: every element. Embeddings of rare words, and zero-initialized layers' neighbours at the first step, are
-    why it must last for ten records. Without one at all: an unused branch, or a graph cut by `detach`.
+    why it must last for ten steps. Without one at all: an unused branch, or a graph cut by `detach`.
     """
     missing = history.facts.without_gradient
     if missing and history.losses.count >= _UNUSED_STEPS:
@@ -65,7 +65,7 @@ def zero_gradient(history: History) -> Verdict | None:
 
 
 def not_updated(history: History) -> Verdict | None:
-    """A trainable layer that no optimizer holds, or whose weights did not move for twenty records."""
+    """A trainable layer that no optimizer holds, or whose weights did not move for twenty steps."""
     outside = history.facts.without_optimizer
     if outside:
         return Verdict(f"no optimizer holds {_these(outside)}", outside[0])

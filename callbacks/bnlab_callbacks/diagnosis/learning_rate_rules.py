@@ -41,7 +41,7 @@ def learning_rate_too_high(history: History) -> Verdict | None:
 
 
 def steps_too_large(history: History) -> Verdict | None:
-    """From step 20 on: the median layer moves by more than 5 % in a step, for twenty records, near the loss of chance.
+    """From step 20 on: the median layer moves by more than 5 % in a step, for twenty steps, near the loss of chance.
 
     Adam's steps do not grow with the gradient, so that the loss need not jump. Healthy MLPs: 4.5 % at most (batch norm,
     N(0, 1e-4²)), 1.1 % without a special initialization.

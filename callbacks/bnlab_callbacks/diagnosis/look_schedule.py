@@ -34,7 +34,7 @@ class LookSchedule(RecordSchedule):
         return step < self.first_steps or soon or step % self.every_n_steps == 0
 
     def looks(self, step: int) -> bool:
-        """Whether to look when a recorded step has ended: at once at the very first, and behind the dense ones."""
+        """Whether who cannot wait looks when a recorded step has ended: at dense ones in fives, but the first."""
         return step < _FEWER or step % _FEWER == 0 or step >= self.first_steps
 
     def next_step_is_due(self, trainer: Trainer) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import chain
+from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, cast
 
 from torch import Tensor
@@ -20,12 +22,12 @@ from bnlab_callbacks.diagnosis.silent_monitors import (
 )
 from bnlab_callbacks.diagnosis.step_collector import Collected, StepCollector
 from bnlab_callbacks.diagnosis.task import Task, guesses, task_of
-from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step
-from bnlab_callbacks.monitor import Monitor
+from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, ends_epoch, logged_step
+from bnlab_callbacks.monitor import SECONDS, TOGETHER, Monitor
 
 P = ParamSpec("P")
 
-_WAITING = 1000  # losses that wait for a look at most
+_LOSSES = 1000  # that wait to be fetched at most
 
 
 def _note_failure(
@@ -56,15 +58,19 @@ class StepRecorder:
     Attributes:
         failure: what went wrong on this rank; all ranks hear of it at the next `fetch`.
         knows_task: whether the first batch has told what the task is.
+        recording: whether the present step is recorded.
 
     Args:
         first_steps: see `LookSchedule`.
         every_n_steps: see `LookSchedule`.
+        prompt: whether what was recorded cannot wait for up to a second to be fetched with the next steps.
     """
 
-    def __init__(self, first_steps: int, every_n_steps: int) -> None:
+    def __init__(self, first_steps: int, every_n_steps: int, prompt: bool = False) -> None:
         self.failure: str | None = None
         self.knows_task = False
+        self.recording = False
+        self.prompt = prompt
         self._schedule, *others = (LookSchedule(first_steps, every_n_steps) for _ in range(3))
         self._gradients = SilentGradientMonitor(self._schedule, self._take)
         self._activations = SilentActivationMonitor(others[0], self._take)
@@ -73,7 +79,8 @@ class StepRecorder:
         self._ends = BatchEnds()
         self._collector = StepCollector()
         self._batch: Any = None
-        self._recording = False
+        self._steps = 0
+        self._since = math.inf
 
     @property
     def norm_values(self) -> dict[str, NormBatch]:
@@ -88,7 +95,7 @@ class StepRecorder:
 
     def stop(self) -> None:
         """Take all hooks off, and forget what was not fetched."""
-        self._recording = False
+        self.recording = False
         self._ends.remove()
         for monitor in self._monitors:
             monitor.stop()
@@ -114,8 +121,9 @@ class StepRecorder:
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
-        self._recording = self._schedule.records(logged_step(trainer))
-        if self._recording:
+        self.recording = self._schedule.records(logged_step(trainer))
+        if self.recording:
+            self._since = min(self._since, perf_counter())
             for monitor in self._monitors:
                 monitor.choose(trainer)
                 monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -130,7 +138,7 @@ class StepRecorder:
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
-        if self._recording:
+        if self.recording:
             for monitor in (self._activations, self._norms):
                 monitor.on_before_backward(trainer, pl_module, loss)
             self._shut(trainer, loss.detach() * trainer.accumulate_grad_batches)
@@ -146,15 +154,15 @@ class StepRecorder:
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the monitors' hooks again."""
-        if self._recording:
+        if self.recording:
             for monitor in (self._activations, self._norms):
                 monitor.on_after_backward(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> bool:
         """Take the gradients; gives whether the step is looked at."""
-        if self._recording:
+        if self.recording:
             self._gradients.on_before_optimizer_step(trainer, pl_module, optimizer)
-        return self._recording
+        return self.recording
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -164,13 +172,22 @@ class StepRecorder:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if isinstance(loss, Tensor):
             self._collector.add_loss(step, loss.detach() if parts == 1 else loss.detach() * parts)
-        if not self._recording:
-            return self._collector.losses >= _WAITING
-        for monitor in self._monitors:
-            monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._ends.take_output()
-        self._batch = None
-        return self._schedule.looks(step) and not trainer.fit_loop._should_accumulate()
+        if self.recording:
+            for monitor in self._monitors:
+                monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._ends.take_output()
+            self._batch = None
+        return not trainer.fit_loop._should_accumulate() and self._is_time(trainer, step)
+
+    def _is_time(self, trainer: Trainer, step: int) -> bool:
+        """Whether to fetch now that a step has ended; with several ranks they must all do, so not by their clocks."""
+        self._steps += self.recording
+        if self._collector.losses >= _LOSSES:
+            return True
+        if self.prompt or trainer.world_size > 1:
+            return self.recording and self._schedule.looks(step)
+        # before monitors do for themselves, who find it on the host then
+        return perf_counter() - self._since > SECONDS or self._steps >= TOGETHER or ends_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the next epoch."""
@@ -179,6 +196,7 @@ class StepRecorder:
 
     def read(self, trainer: Trainer) -> Task | None:
         """Bring everything to the host, in one copy; gives the task if that has just become known."""
+        self._steps, self._since = 0, math.inf
         found = self._collector.bring_to_host(list(chain.from_iterable(one.waiting for one in self._monitors)))
         for monitor in self._monitors:
             monitor.publish_last(trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, cast
 
@@ -63,7 +64,9 @@ class TrainingDiagnosis(QuietCallback):
     nothing of what others record. Monitors that stand before it in the Trainer's callbacks lend it what they record, so
     that nothing is recorded twice. Weights, random numbers and results of a run are the same with and without it.
 
-    Prints a line when a finding begins, and one when it is over; at the end of `fit` a table of the layers. Writes, on
+    What was recorded is brought to the host in one copy and judged within a second, or at once: with `stop`, and on
+    several ranks, after each of the first five steps, at every fifth step and then at each look. What is found is the
+    same. Prints a line when a finding begins, and one when it is over; at the end of `fit` a table of the layers. Writes, on
     rank 0, `diagnosis.json` into the run's folder and, for TensorBoard loggers, the text `diagnosis`. Logs no scalars.
 
     With several ranks every rank comes to the same findings. Checkpoints hold them, so that a resumed run goes on with
@@ -159,8 +162,9 @@ class TrainingDiagnosis(QuietCallback):
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
         self._announcer = Announcer()
-        self._recorder = StepRecorder(self.first_steps, self.every_n_steps)
+        self._recorder = StepRecorder(self.first_steps, self.every_n_steps, prompt=self.stop)
         self._gradient_seen: GradientSeen | None = None
+        self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = True
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
 
@@ -186,6 +190,7 @@ class TrainingDiagnosis(QuietCallback):
     def _stop(self) -> None:
         self.active = False
         self._recorder.stop()
+        self._facts_then.clear()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
@@ -250,8 +255,22 @@ class TrainingDiagnosis(QuietCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss, and look at what was recorded, now or together with the next steps."""
-        if self.active and self._recorder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx):
+        if not self.active:
+            return
+        time_to_look = self._recorder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._recorder.recording:
+            self._note_facts(trainer, pl_module)
+        if time_to_look:
             self._look(trainer)
+
+    @_or_fail
+    def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what may be another thing when the step is looked at."""
+        self._facts_then[logged_step(trainer)] = {
+            "norm_eval": norms_in_eval_mode(pl_module),
+            "norm_values": self._recorder.norm_values,
+            "without_gradient": self._gradient_seen.layers if self._gradient_seen is not None else (),
+        }
 
     def _look(self, trainer: Trainer) -> None:
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
@@ -276,15 +295,12 @@ class TrainingDiagnosis(QuietCallback):
 
     @_or_fail
     def _judge(self, trainer: Trainer, losses: dict[int, float], observations: dict[int, Observation]) -> None:
-        self.facts.norm_eval = norms_in_eval_mode(trainer.lightning_module)
-        self.facts.norm_values = self._recorder.norm_values
-        if self._gradient_seen is not None:
-            self.facts.without_gradient = self._gradient_seen.layers
         for step in sorted({*losses, *observations}):
             if step in losses:
                 self._losses.add(losses[step])
                 self._seen.add("loss")
             if step in observations:
+                self.facts = replace(self.facts, **self._facts_then.pop(step, {}))
                 self._observe(trainer, observations[step])
         if self.stop and worst(self.findings) == "failing":
             trainer.should_stop = True
