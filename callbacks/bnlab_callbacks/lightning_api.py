@@ -56,8 +56,8 @@ def logged_step(trainer: Trainer) -> int:
 
 
 def ends_epoch(trainer: Trainer) -> bool:
-    """Whether no batch follows the one that has just ended, in its epoch or in the run."""
-    return trainer.is_last_batch or trainer.fit_loop.epoch_loop._is_training_done
+    """Whether no batch of the epoch follows the one that has just ended."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def sharding_strategy(trainer: Trainer) -> str | None:

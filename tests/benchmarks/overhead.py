@@ -17,6 +17,7 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -142,8 +143,9 @@ def contenders(architecture: str, data: ImageDataModule, steps: int) -> dict[str
         "the same, with file, heatmap and charts": lambda: [*monitors(1), RecordFile(), LayerHeatmap(), ChartLayout()],
         "monitors, every step, budget 1 % each": lambda: monitors(1, budget=0.01),
         "TrainingDiagnosis alone": lambda: [TrainingDiagnosis(summary=False)],
-        "the same, as it is after its first 100 steps": lambda: [TrainingDiagnosis(first_steps=1, summary=False)],
+        "TrainingDiagnosis(stop=True) alone": lambda: [TrainingDiagnosis(stop=True, summary=False)],
         "monitors, default interval, and TrainingDiagnosis": lambda: [*monitors(), TrainingDiagnosis(summary=False)],
+        "monitors, every step, and TrainingDiagnosis": lambda: [*monitors(1), TrainingDiagnosis(summary=False)],
         "hand-written recipe, every step": lambda: [HandWritten()],
     }
     if importlib.util.find_spec("wandb"):
@@ -180,6 +182,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--mlp_steps", type=int, default=400)
     parser.add_argument("--cnn_steps", type=int, default=12)
     parser.add_argument("--only", choices=("mlp", "cnn"))
+    parser.add_argument("--rows", default="", help="a regular expression for the rows wanted beside the null control")
     options = parser.parse_args(list(arguments) if arguments is not None else None)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -192,6 +195,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         for architecture, steps in (("mlp", options.mlp_steps), ("cnn", options.cnn_steps)):
             if options.only in (None, architecture):
                 rows = contenders(architecture, data, steps)
+                rows = {name: row for name, row in rows.items() if BASE in name or re.search(options.rows, name)}
                 compare(architecture.upper(), BASE, rows, options.rounds, steps)
     if not importlib.util.find_spec("wandb"):
         print("\nwandb.watch: wandb is not installed")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from bnlab_callbacks import ActivationMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.observations import Observation
@@ -170,11 +170,11 @@ def test_each_look_is_one_copy_off_the_device(seconds: float, tmp_path: Path, mo
     copies = as_on_an_accelerator(monkeypatch)
     for module_ in ("bnlab_callbacks.monitor", "bnlab_callbacks.diagnosis.step_recorder"):
         monkeypatch.setattr(f"{module_}.SECONDS", seconds)
-    loader = DataLoader(ConcatDataset([batches().dataset] * 16), batch_size=16)  # one epoch
+    loader = DataLoader(Subset(ConcatDataset([batches().dataset] * 16), range(16 * 250)), batch_size=16)
 
     def count(*callbacks: Any) -> int:
         copies.clear()
-        trainer_in(tmp_path, callbacks=list(callbacks), max_epochs=-1, max_steps=250).fit(module(), loader)
+        trainer_in(tmp_path, callbacks=list(callbacks), max_epochs=1).fit(module(), loader)
         return len(copies)
 
     later = TrainingDiagnosis(first_steps=1, summary=False)

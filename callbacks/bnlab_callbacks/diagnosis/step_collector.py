@@ -108,11 +108,11 @@ class StepCollector:
         ranks = _gather(trainer, [*fields, *extra], failure)
         rows = ranks.mean(0).tolist()
         parts: dict[int, list[float]] = defaultdict(list)
+        for (step, _), loss in zip(waiting, rows, strict=False):
+            parts[step].append(loss)
         bad: dict[int, int] = {}
-        for index, (step, _) in enumerate(waiting):
-            parts[step].append(rows[index])
-            for rank in torch.nonzero(~ranks[:, index].isfinite()).flatten().tolist():
-                bad.setdefault(step, rank)
+        for index, rank in torch.nonzero(~ranks[:, : len(waiting)].isfinite().T).tolist():
+            bad.setdefault(waiting[index][0], rank)
         numbers = iter(rows[len(waiting) :])
         seen = {}
         for step in steps:

@@ -177,11 +177,11 @@ class StepRecorder:
                 monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             self._ends.take_output()
             self._batch = None
-        return not trainer.fit_loop._should_accumulate() and self._is_time(trainer, step)
+            self._steps += 1
+        return self._is_time(trainer, step) and not trainer.fit_loop._should_accumulate()
 
     def _is_time(self, trainer: Trainer, step: int) -> bool:
-        """Whether to fetch now that a step has ended; with several ranks they must all do, so not by their clocks."""
-        self._steps += self.recording
+        """Whether to fetch now that a batch has ended; with several ranks all must do, so not by their clocks."""
         if self._collector.losses >= _LOSSES:
             return True
         if self.prompt or trainer.world_size > 1:
