@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -128,6 +129,39 @@ class WandbWatch(Callback):
         self._run.finish()
 
 
+class TimedDiagnosis(TrainingDiagnosis):
+    """Adds up the seconds in its own hooks, which are told apart from noise where ratios of whole runs are not."""
+
+    def __init__(self) -> None:
+        super().__init__(summary=False)
+        self.seconds = 0.0
+        for name in dir(TrainingDiagnosis):
+            if name.startswith("on_") and callable(hook := getattr(self, name)):
+                setattr(self, name, partial(self._timed, hook))
+
+    def _timed(self, hook: Callable[..., None], *arguments: Any) -> None:
+        start = time.perf_counter()
+        hook(*arguments)
+        self.seconds += time.perf_counter() - start
+
+
+def share_of_diagnosis(architecture: str, data: ImageDataModule, steps: int, rounds: int) -> None:
+    """Print the seconds in the diagnosis's hooks as a share of the rest of its run."""
+    print(f"\n{architecture.upper()}: {steps} steps; seconds in the hooks of TrainingDiagnosis / seconds of the rest")
+    others: dict[str, MakeCallbacks] = {
+        "alone": list,
+        "with monitors at their default interval": monitors,
+        "with monitors at every step": lambda: monitors(1),
+    }
+    for name, make in others.items():
+        shares = []
+        for _ in range(rounds):
+            diagnosis = TimedDiagnosis()
+            seconds = fit(architecture, data, steps, lambda make=make, own=diagnosis: [*make(), own])()  # type: ignore[misc]
+            shares.append(diagnosis.seconds / (seconds - diagnosis.seconds))
+        print(f"{name:45} {median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})")
+
+
 def monitors(every: int | None = None, budget: float | None = None) -> list[Callback]:
     """The three that `bnlab fit` has, too."""
     return [GradientMonitor(every, budget=budget), ActivationMonitor(every, budget=budget), EpochTimer()]
@@ -197,6 +231,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
                 rows = contenders(architecture, data, steps)
                 rows = {name: row for name, row in rows.items() if BASE in name or re.search(options.rows, name)}
                 compare(architecture.upper(), BASE, rows, options.rounds, steps)
+                share_of_diagnosis(architecture, data, steps, options.rounds)
     if not importlib.util.find_spec("wandb"):
         print("\nwandb.watch: wandb is not installed")
 
