@@ -50,6 +50,14 @@ def test_a_nan_in_a_batch_is_found_at_its_step_and_layer(tmp_path: Path, capsys:
     assert lines == [f"diagnosis: {first.line}"]  # once, in one line
 
 
+@pytest.mark.parametrize(("bad", "noticed"), [(20, 20), (22, 25), (118, 150)])
+def test_a_nan_between_two_looks_is_found_with_its_step(tmp_path: Path, bad: int, noticed: int) -> None:
+    dataset: Any = ConcatDataset([*[batches().dataset] * (bad // 16), batches(bad=bad % 16).dataset, batches().dataset])
+    loader = DataLoader(dataset, batch_size=16)
+    (first, *_) = fit(tmp_path, Net(net()), loader, max_epochs=-1, max_steps=160).findings
+    assert (first.name, first.since, first.noticed) == ("non_finite", bad, noticed)
+
+
 def test_stop_ends_a_hopeless_run(tmp_path: Path) -> None:
     module = Net(net())
     diagnosis = fit(tmp_path, module, batches(bad=7), diagnosis=TrainingDiagnosis(stop=True))

@@ -17,6 +17,9 @@ def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -
     bad = first["bad"]["findings"][0]
     assert (bad["name"], bad["since"]) == ("non_finite", 7)
     assert "first on rank 1" in bad["evidence"]
+    between = second["bad between looks"]["findings"][0]  # looks are at steps 20 and 25
+    assert (between["name"], between["since"], between["noticed"]) == ("non_finite", 22, 25)
+    assert "first on rank 1" in between["evidence"]
     assert first["bad"]["steps"] == second["bad"]["steps"] <= 12  # stopped together
     assert {finding["name"] for finding in first["small"]["findings"]} >= {"collapsed_output", "vanishing"}
     for run in ("bad", "small"):  # what monitors lend is what it would record itself

@@ -27,6 +27,7 @@ def shard(bad: int | None) -> DataLoader[Any]:
     """Every second sample; on rank 1 one of step `bad` is NaN."""
     x, y = batches().dataset[:]
     if bad is not None:
+        x, y = x.repeat(bad // 16 + 1, 1), y.repeat(bad // 16 + 1)
         x[bad * 16 + 1, 0] = math.nan
     dataset = TensorDataset(x, y)
     sampler: DistributedSampler[Any] = DistributedSampler(dataset, 2, RANK, shuffle=False)
@@ -62,6 +63,7 @@ if __name__ == "__main__":
         "bad": diagnose(file.with_suffix(".bad"), 7, stop=True),
         "small": diagnose(file.with_suffix(".small"), None, 1e-5),
         "small, lent": diagnose(file.with_suffix(".small_lent"), None, 1e-5, lent=True),
+        "bad between looks": diagnose(file.with_suffix(".between"), 22),
         "bad, lent": diagnose(file.with_suffix(".bad_lent"), 7, lent=True, stop=True),
     }
     if RANK == 1:

@@ -16,6 +16,7 @@ class Verdict(NamedTuple):
     evidence: str  # the value, the threshold, what moved before it
     layer: str | None = None  # the first one concerned, in order of execution
     severity: Severity | None = None  # None for the rule's own
+    since: int | None = None  # step at which it began, where that can be told; None for that of the observation
 
 
 @dataclass(frozen=True)

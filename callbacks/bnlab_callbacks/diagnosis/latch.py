@@ -38,7 +38,7 @@ class Latch:
         if verdict is None:
             return self._rest(step)
         if not self._held:
-            self._since = step
+            self._since = step if verdict.since is None else verdict.since
         self._held += 1
         self._calm = 0
         if not _lasts(self._held, step - self._since, self.rule.patience):

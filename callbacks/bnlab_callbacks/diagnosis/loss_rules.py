@@ -6,6 +6,7 @@ Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
@@ -36,7 +37,8 @@ def non_finite(history: History) -> Verdict | None:
     if gradients:
         what.append(f"gradients of {len(gradients)} layers are not finite")
     layer = outputs[0] if outputs else gradients[-1] if gradients else None
-    return Verdict(", ".join(what) + _moved_before(history), layer)
+    since = _began(history, lambda loss: not math.isfinite(loss)) if bad_loss else None
+    return Verdict(", ".join(what) + _moved_before(history), layer, since=since)
 
 
 def exploding(history: History) -> Verdict | None:
@@ -51,7 +53,8 @@ def exploding(history: History) -> Verdict | None:
     chance = history.facts.chance_loss
     if last > _EXPLODED * scale:
         evidence = f"the loss is {last:.3g}, above {_EXPLODED:g} times the first losses"
-        return Verdict(evidence + _moved_before(history), grown_most(history))
+        since = _began(history, lambda loss: loss > _EXPLODED * scale)
+        return Verdict(evidence + _moved_before(history), grown_most(history), since=since)
     if chance is not None and last > INITIAL_LOSS * chance:
         evidence = f"the loss is {last:.3g}, above {INITIAL_LOSS:g} times that of guessing, {chance:.3g}"
         return Verdict(evidence, grown_most(history), "warning")
@@ -104,6 +107,11 @@ def grown_most(history: History) -> str | None:
         if largest > 3:
             return next(layer for layer, value in growth.items() if value >= largest / 10)
     return None
+
+
+def _began(history: History, holds: Callable[[float], bool]) -> int:
+    """The first of the last steps in a row whose losses are such; they are known of steps between two looks, too."""
+    return history.now.step - max(history.losses.lasting(holds) - 1, 0)
 
 
 def _moved_before(history: History) -> str:

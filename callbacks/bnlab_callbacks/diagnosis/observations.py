@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ class Observation:
             and `BatchNormMonitor`, and `weight_rms`, ‖w‖₂/√n. Empty for what was not recorded.
         whole: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of the
             last layer), `input_mean`, `input_std`, `input_absmax` of the batch.
-        bad_rank: the first rank whose loss was not finite.
+        bad_rank: the rank whose loss was the first that was not finite since the observation before.
     """
 
     step: int
@@ -108,6 +108,10 @@ class Losses:
     def last(self) -> float | None:
         """The present step's loss."""
         return self.recent[-1] if self.recent else None
+
+    def lasting(self, holds: Callable[[float], bool]) -> int:
+        """So many of the last losses in a row are such."""
+        return next((n for n, loss in enumerate(reversed(self.recent)) if not holds(loss)), len(self.recent))
 
     def mean(self, steps: int, before: int = 0) -> float | None:
         """Mean of the losses of `steps` steps that ended `before` steps ago; None where there are not as many."""

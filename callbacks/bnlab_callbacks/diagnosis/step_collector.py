@@ -117,7 +117,9 @@ class StepCollector:
         seen = {}
         for step in steps:
             values = {name: value for name in WHOLE if not math.isnan(value := next(numbers))}
-            seen[step] = Observation(step, layers.get(step, {}), values, bad.get(step) if len(ranks) > 1 else None)
+            first_bad = min((at for at in bad if at <= step), default=None)
+            rank = bad[first_bad] if first_bad is not None and len(ranks) > 1 else None
+            seen[step] = Observation(step, layers.get(step, {}), values, rank)
         losses = {step: fmean(values) for step, values in parts.items()}
         return Collected(losses, seen, ranks[0, len(fields) :].tolist())
 
