@@ -158,19 +158,27 @@ class ActivationMonitor(Monitor):
             self._step_before = trainer.global_step
         self._open(due, self.exact_dead)
 
-    @never_break_training
+    @property
+    def _watching(self) -> bool:
+        return self.active and (self._step_before >= 0 or self.exact_dead)
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        self._open(False)
+        if self._watching:
+            self._open(False)
 
-    @never_break_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open them again: with manual optimization, more forward passes may follow in this step."""
-        self._open(self._step_before >= 0, self.exact_dead)
+        if self._watching:
+            self._open(self._step_before >= 0, self.exact_dead)
 
-    @never_break_training
     def after_batch(self, trainer: Trainer) -> None:
         """Name this batch's calls; when they end in an optimizer step, keep the step's statistics."""
+        if self._watching:
+            self._take_calls(trainer)
+
+    @never_break_training
+    def _take_calls(self, trainer: Trainer) -> None:
         recorder = self._recorder
         self._open(False)
         self.overhead.add(recorder.spent)

@@ -203,12 +203,10 @@ class BatchNormMonitor(Monitor):
     def _open(self) -> None:
         self._calls.gate.open = self._window is not None and self._window.batch_norm
 
-    @never_break_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
         self._calls.gate.open = False
 
-    @never_break_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open them again: with manual optimization, more forward passes may follow in this step."""
         self._open()
@@ -219,9 +217,13 @@ class BatchNormMonitor(Monitor):
         if self._probe is not None:
             self._probe.note_lr(optimizer)
 
-    @never_break_training
     def after_batch(self, trainer: Trainer) -> None:
         """Take this batch's calls; when they end in an optimizer step, keep the step's values."""
+        if self._window is not None:
+            self._take_calls(trainer)
+
+    @never_break_training
+    def _take_calls(self, trainer: Trainer) -> None:
         self._calls.gate.open = False
         self.overhead.add(self._calls.spent)
         self._calls.spent = 0.0

@@ -123,9 +123,12 @@ def epoch_times(ranks: Sequence[Sequence[float]]) -> dict[str, float]:
 def batch_length(batch: Any) -> int:
     """Samples in a batch: the length of the first tensor in it, however it is nested; 0 where there is none."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        return next((length for item in batch if (length := batch_length(item))), 0)
+        return batch.shape[0] if batch.ndim else 1
+    if isinstance(batch, str | bytes):
+        return 0
+    if not isinstance(batch, list | tuple):  # which most are, and what asking for an abstract class costs is not free
+        batch = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
+    for item in batch:
+        if length := batch_length(item):
+            return length
     return 0

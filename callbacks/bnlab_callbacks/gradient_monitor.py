@@ -121,7 +121,6 @@ class GradientMonitor(Monitor):
             holders = {weight.module for weight in self._weights}
             self._order = ForwardOrder((n, m) for n, m in pl_module.named_modules() if n in holders)
 
-    @never_break_training
     def before_batch(self, trainer: Trainer) -> None:
         """Watch the order of execution until it is known."""
         if self._order is not None:
@@ -187,11 +186,13 @@ class GradientMonitor(Monitor):
             self._packed[layers] = [(group, PackedLayers([w.parameter.shape for w in group])) for group in groups]
         return self._packed[layers]
 
-    @never_break_training
     def after_batch(self, trainer: Trainer) -> None:
         """Keep what the steps of this batch left."""
-        if not self._taken:
-            return
+        if self._taken:
+            self._keep_taken(trainer)
+
+    @never_break_training
+    def _keep_taken(self, trainer: Trainer) -> None:
         self._measure_updates(None)
         taken, self._taken = self._taken, []
         self.keep(trainer, taken)
@@ -294,4 +295,7 @@ def remaining_loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
 
 def _optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
     """The optimizer's place in the Trainer's list, a name that survives a resume."""
-    return next((str(i) for i, candidate in enumerate(trainer.optimizers) if candidate is optimizer), "")
+    for index, candidate in enumerate(trainer.optimizers):
+        if candidate is optimizer:
+            return str(index)
+    return ""

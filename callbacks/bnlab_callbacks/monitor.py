@@ -215,7 +215,7 @@ class Monitor(QuietCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prepare for a step."""
         if self.active:
-            if self._means and self._epoch != trainer.current_epoch:
+            if self._epoch != trainer.current_epoch and self._means:
                 self._end_epoch_before(trainer)
             # not at the end of the step: who borrows may read with one copy what would take several here
             if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > SECONDS:
