@@ -1,19 +1,22 @@
 """What the callbacks cost in a Lightning run, beside the usual hand-written recipe and wandb.watch.
 
-    python tests/benchmarks/overhead.py [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn]
+    python tests/benchmarks/overhead.py [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn] [--shares 400 844]
 
 Every contender is the same run (batch 64, images 1x32x32, one epoch, TensorBoard, no progress bar, no checkpoints) plus
 something. All run in turn in every round, and only ratios within a round are compared, so a machine whose speed drifts
 does no harm. The null control is the run without anything against itself: what it shows is noise. The clock runs from
 the start of the epoch until the last callback has ended it, so what is put off to the end of the epoch counts; what is
-written after the epoch (pictures, a table's last lines) does not. Without --root, random images in MNIST's file format
-stand in for MNIST.
+written after the epoch (pictures, a table's last lines) does not. With --shares the seconds in the callbacks' hooks are
+added up as well, in runs of so many steps: without what Lightning needs to call them, and free of noise. Without --root,
+random images in MNIST's file format stand in for MNIST.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import logging
 import os
 import platform
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -43,6 +46,7 @@ from bnlab_callbacks import (
     RecordFile,
     TrainingDiagnosis,
 )
+from bnlab_callbacks.activation_hooks import Hook
 
 sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
 
@@ -129,37 +133,82 @@ class WandbWatch(Callback):
         self._run.finish()
 
 
-class TimedDiagnosis(TrainingDiagnosis):
-    """Adds up the seconds in its own hooks, which are told apart from noise where ratios of whole runs are not."""
+class HookClock:
+    """Adds up the seconds in callbacks' hooks and in their hooks on modules; ratios of whole runs drown in noise."""
 
     def __init__(self) -> None:
-        super().__init__(summary=False)
         self.seconds = 0.0
-        for name in dir(TrainingDiagnosis):
-            if name.startswith("on_") and callable(hook := getattr(self, name)):
-                setattr(self, name, partial(self._timed, hook))
+        self._inside = False
 
-    def _timed(self, hook: Callable[..., None], *arguments: Any) -> None:
-        start = time.perf_counter()
-        hook(*arguments)
-        self.seconds += time.perf_counter() - start
+    def watch(self, callback: Callback) -> Callback:
+        """Measure all hooks of a callback."""
+        for name in dir(type(callback)):
+            if name.startswith("on_") and callable(hook := getattr(callback, name)):
+                setattr(callback, name, partial(self.timed, hook))
+        return callback
+
+    def timed(self, hook: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a hook; one within another counts once."""
+        if self._inside:
+            return hook(*arguments)
+        self._inside, start = True, time.perf_counter()
+        try:
+            return hook(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - start
+            self._inside = False
 
 
-def share_of_diagnosis(architecture: str, data: ImageDataModule, steps: int, rounds: int) -> None:
-    """Print the seconds in the diagnosis's hooks as a share of the rest of its run."""
-    print(f"\n{architecture.upper()}: {steps} steps; seconds in the hooks of TrainingDiagnosis / seconds of the rest")
-    others: dict[str, MakeCallbacks] = {
-        "alone": list,
-        "with monitors at their default interval": monitors,
-        "with monitors at every step": lambda: monitors(1),
+class Beginning(Callback):
+    """Notes when training began."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note it."""
+        self.moment = time.perf_counter()
+
+
+def share_of_hooks(architecture: str, data: ImageDataModule, steps: int, callbacks: list[Callback]) -> float:
+    """Seconds in the hooks / seconds of the rest, from the start of a run to its end."""
+    clock = HookClock()
+    on_module = Hook.__call__
+
+    def timed(self: Hook, *arguments: Any) -> None:
+        clock.timed(on_module, self, *arguments)
+
+    Hook.__call__ = timed  # type: ignore[method-assign]
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            torch.manual_seed(0)
+            trainer = Trainer(
+                max_epochs=-1, max_steps=steps, accelerator="cpu", enable_model_summary=False, limit_val_batches=0,
+                enable_progress_bar=False, enable_checkpointing=False, logger=TensorBoardLogger(folder),
+                callbacks=[begin := Beginning(), *(clock.watch(callback) for callback in callbacks)],
+            )  # fmt: skip
+            trainer.fit(Plain(architecture, log=True), datamodule=data)
+            return clock.seconds / (time.perf_counter() - begin.moment - clock.seconds)
+    finally:
+        Hook.__call__ = on_module  # type: ignore[method-assign]
+
+
+def print_shares(architecture: str, data: ImageDataModule, lengths: Sequence[int], rounds: int) -> None:
+    """Print what share of a run's time is spent in hooks, by the run's length."""
+    rows: dict[str, MakeCallbacks] = {
+        "monitors, default interval (50)": monitors,
+        "TrainingDiagnosis": lambda: [TrainingDiagnosis(summary=False)],
+        "both": lambda: [*monitors(), TrainingDiagnosis(summary=False)],
+        "monitors, every step": lambda: monitors(1),
+        "both, every step": lambda: [*monitors(1), TrainingDiagnosis(summary=False)],
     }
-    for name, make in others.items():
-        shares = []
-        for _ in range(rounds):
-            diagnosis = TimedDiagnosis()
-            seconds = fit(architecture, data, steps, lambda make=make, own=diagnosis: [*make(), own])()  # type: ignore[misc]
-            shares.append(diagnosis.seconds / (seconds - diagnosis.seconds))
-        print(f"{name:45} {median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})")
+    print(
+        f"\n{architecture.upper()}: seconds in hooks / seconds of the rest, {rounds} rounds; in runs of so many steps"
+    )
+    print(f"{'':34}" + "".join(f"{steps:>24}" for steps in lengths))
+    for name, make in rows.items():
+        print(f"{name:34}", end="")
+        for steps in lengths:
+            shares = [share_of_hooks(architecture, data, steps, make()) for _ in range(rounds)]
+            print(f"{f'{median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})':>24}", end="", flush=True)
+        print()
 
 
 def monitors(every: int | None = None, budget: float | None = None) -> list[Callback]:
@@ -216,6 +265,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--mlp_steps", type=int, default=400)
     parser.add_argument("--cnn_steps", type=int, default=12)
     parser.add_argument("--only", choices=("mlp", "cnn"))
+    parser.add_argument("--shares", type=int, nargs="*", default=[], help="lengths of runs to measure shares in")
     parser.add_argument("--rows", default="", help="a regular expression for the rows wanted beside the null control")
     options = parser.parse_args(list(arguments) if arguments is not None else None)
     warnings.simplefilter("ignore")
@@ -231,7 +281,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
                 rows = contenders(architecture, data, steps)
                 rows = {name: row for name, row in rows.items() if BASE in name or re.search(options.rows, name)}
                 compare(architecture.upper(), BASE, rows, options.rounds, steps)
-                share_of_diagnosis(architecture, data, steps, options.rounds)
+                print_shares(architecture, data, options.shares, min(options.rounds, 5)) if options.shares else None
     if not importlib.util.find_spec("wandb"):
         print("\nwandb.watch: wandb is not installed")
 

@@ -71,6 +71,7 @@ class StepRecorder:
         self.knows_task = False
         self.recording = False
         self.prompt = prompt
+        self._at_once = prompt
         self._schedule, *others = (LookSchedule(first_steps, every_n_steps) for _ in range(3))
         self._gradients = SilentGradientMonitor(self._schedule, self._take)
         self._activations = SilentActivationMonitor(others[0], self._take)
@@ -105,6 +106,7 @@ class StepRecorder:
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
         self.failure = None
+        self._at_once = self.prompt or trainer.world_size > 1
         for monitor in self._monitors:
             monitor.on_fit_start(trainer, pl_module)
         self._watch_ends(pl_module)
@@ -168,10 +170,12 @@ class StepRecorder:
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> bool:
         """Keep the loss and what was recorded; gives whether it is time to fetch it."""
-        step, parts = logged_step(trainer), trainer.accumulate_grad_batches
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        step = logged_step(trainer)
+        loss = outputs.get("loss") if isinstance(outputs, dict | Mapping) else None
         if isinstance(loss, Tensor):
-            self._collector.add_loss(step, loss.detach() if parts == 1 else loss.detach() * parts)
+            parts = trainer.accumulate_grad_batches
+            loss = loss.detach() if loss.requires_grad else loss  # Lightning's own are detached
+            self._collector.add_loss(step, loss if parts == 1 else loss * parts)
         if self.recording:
             for monitor in self._monitors:
                 monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -184,7 +188,7 @@ class StepRecorder:
         """Whether to fetch now that a batch has ended; with several ranks all must do, so not by their clocks."""
         if self._collector.losses >= _LOSSES:
             return True
-        if self.prompt or trainer.world_size > 1:
+        if self._at_once:
             return self.recording and self._schedule.looks(step)
         # before monitors do for themselves, who find it on the host then
         return perf_counter() - self._since > SECONDS or self._steps >= TOGETHER or ends_epoch(trainer)
