@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -326,22 +327,31 @@ def test_what_is_found_does_not_depend_on_when_it_is_looked_at(
     ]
 
 
-def test_findings_survive_a_resume(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")  # what saved it is not needed
+@pytest.mark.parametrize("lent", [False, True])
+def test_findings_survive_a_resume(tmp_path: Path, lent: bool) -> None:
+    def lenders() -> list[Any]:
+        return [GradientMonitor(7), ActivationMonitor(7)] if lent else []
+
     def small() -> Net:
         module = Net(net(nn.Linear(20, 20), nn.ReLU()))
         for parameter in module.parameters():
             nn.init.constant_(parameter, 1e-6)
         return module
 
-    whole = fit(tmp_path / "whole", small(), max_epochs=4)
-    half = trainer_in(tmp_path / "half", callbacks=[TrainingDiagnosis()], max_epochs=2)
+    whole = fit(tmp_path / "whole", small(), callbacks=lenders(), max_epochs=4)
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    options: dict[str, Any] = {"max_epochs": 2, "enable_checkpointing": True}
+    half = trainer_in(tmp_path / "half", callbacks=[*lenders(), TrainingDiagnosis(), save], **options)
     half.fit(small(), batches())
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    assert torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]["TrainingDiagnosis"]
+    checkpoint = tmp_path / "epoch=1.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["callbacks"]["TrainingDiagnosis"]
     resumed = TrainingDiagnosis()
-    trainer = trainer_in(tmp_path / "on", callbacks=[resumed], max_epochs=4)
-    trainer.fit(small(), batches(), ckpt_path=str(tmp_path / "half.ckpt"))
+    trainer = trainer_in(tmp_path / "on", callbacks=[*lenders(), resumed], max_epochs=4)
+    trainer.fit(small(), batches(), ckpt_path=str(checkpoint))
     assert resumed.findings == whole.findings != []
+    assert resumed._observations[-1] == whole._observations[-1]
+    assert resumed._moves.state_dict() == whole._moves.state_dict()
 
 
 def test_the_file_and_the_text_of_tensorboard(tmp_path: Path) -> None:
