@@ -190,6 +190,8 @@ class StepRecorder:
             return True
         if self._at_once:
             return self.recording and self._schedule.looks(step)
+        if not self._steps:
+            return False
         # before monitors do for themselves, who find it on the host then
         return perf_counter() - self._since > SECONDS or self._steps >= TOGETHER or ends_epoch(trainer)
 
