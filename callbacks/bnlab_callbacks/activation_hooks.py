@@ -74,9 +74,12 @@ class Hook:
         self.into = into
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            self.into.gate.compiled = True
         if not (self.into.gate.open or self.into.every_step.open) or not module.training:
             return
-        if torch.compiler.is_compiling():
+        if compiling:
             self.record(output)
             return
         start = perf_counter()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
 from bnlab_callbacks.activation_merge import (
@@ -25,6 +25,7 @@ from bnlab_callbacks.activation_merge import (
 from bnlab_callbacks.dead_units import DeadUnit, EpochUnits, UnitLedger
 from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
+from bnlab_callbacks.module_hooks import ModuleHooks
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import name_calls, number
 from bnlab_callbacks.records import Table
@@ -91,6 +92,8 @@ class ActivationMonitor(Monitor):
         ValueError: `every_n_steps` or `dead_window` below 1, `budget` not above 0, or `layers` no regular expression.
     """
 
+    idle_hooks = ("on_before_backward", "on_after_backward", "on_train_batch_end")
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -106,11 +109,11 @@ class ActivationMonitor(Monitor):
         self.dead_window = dead_window
         self.exact_dead = exact_dead
         self.ledger: list[DeadUnit] = []
-        self._handles: list[RemovableHandle] = []
         self._forget()
 
     def _forget(self) -> None:
         self._recorder = Recorder()
+        self._hooks = ModuleHooks(self._recorder.gate)
         self._numbered: dict[str, str] = {}
         self._pending: list[tuple[str, Call]] = []
         self._ledgers: dict[str, UnitLedger] = {}
@@ -124,13 +127,21 @@ class ActivationMonitor(Monitor):
         """Remove hooks, free buffers."""
         super().stop()
         self._open(False)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         self._forget()
 
+    def rest(self) -> None:
+        """Take the hooks off, too."""
+        super().rest()
+        self._hooks.take_off()
+
+    def wake(self) -> None:
+        """Put them on again."""
+        super().wake()
+        self._hooks.put_on()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook every activation module, once and before anything is compiled; shut hooks cost next to nothing."""
+        """Hook every activation module, before anything is compiled."""
         self.stop()
         self.ledger = []
         if not self.start(trainer):
@@ -144,11 +155,15 @@ class ActivationMonitor(Monitor):
         self._resume(self._loaded, trainer.strategy.root_device)
         for layer, module, unit_dim in found:
             hook = Hook(layer, module, unit_dim, self.wants(layer), self._recorder)
-            self._handles.append(module.register_forward_hook(hook))
+            self._hooks.add(partial(module.register_forward_hook, hook))
 
     def _open(self, recorded: bool, every_step: bool = False) -> None:
         self._recorder.gate.open = recorded
         self._recorder.every_step.open = every_step
+
+    def rests_until(self, trainer: Trainer) -> int:
+        """When a step is recorded next, unless each step's units are watched."""
+        return 0 if self._watching or self._pending else self.schedule.next_step(trainer)
 
     @never_break_training
     def before_batch(self, trainer: Trainer) -> None:

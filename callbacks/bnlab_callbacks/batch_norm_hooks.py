@@ -51,10 +51,13 @@ class BatchNormHook:
         self.into = into
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            self.into.gate.compiled = True
         if not self.into.gate.open or not module.training:
             return
         x = args[0] if args else kwargs.get("input")
-        if torch.compiler.is_compiling():
+        if compiling:
             self.record(module, x)
             return
         start = perf_counter()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.batch_norm_hooks import (
     BatchNormCalls,
@@ -20,6 +21,7 @@ from bnlab_callbacks.batch_norm_hooks import (
 )
 from bnlab_callbacks.device_values import Change
 from bnlab_callbacks.lightning_api import LightningModule, Trainer, rank_zero_warn
+from bnlab_callbacks.module_hooks import ModuleHooks
 from bnlab_callbacks.monitor import Monitor, never_break_training
 from bnlab_callbacks.naming import number
 from bnlab_callbacks.rank_means import Gathered, RankMeans, average
@@ -109,6 +111,8 @@ class BatchNormMonitor(Monitor):
             expression.
     """
 
+    idle_hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end")
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -125,11 +129,11 @@ class BatchNormMonitor(Monitor):
             )
         self.smoothness_every_n_steps = smoothness_every_n_steps
         self._smoothness_schedule = RecordSchedule(smoothness_every_n_steps)
-        self._handles: list[RemovableHandle] = []
         self._forget()
 
     def _forget(self) -> None:
         self._calls = BatchNormCalls()
+        self._hooks = ModuleHooks(self._calls.gate)
         self._pending: list[tuple[str, dict[str, Tensor]]] = []
         self._numbered: dict[str, str] = {}
         self._probe: SmoothnessProbe | None = None
@@ -146,14 +150,21 @@ class BatchNormMonitor(Monitor):
     def stop(self) -> None:
         """Remove hooks, free copies."""
         super().stop()
-        self._calls.gate.open = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         self._forget()
 
+    def rest(self) -> None:
+        """Take the hooks off, too."""
+        super().rest()
+        self._hooks.take_off()
+
+    def wake(self) -> None:
+        """Put them on again."""
+        super().wake()
+        self._hooks.put_on()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook every batch-norm module, once and before anything is compiled; shut hooks cost next to nothing."""
+        """Hook every batch-norm module, before anything is compiled."""
         self.stop()
         if not self.start(trainer):
             return
@@ -169,7 +180,7 @@ class BatchNormMonitor(Monitor):
     def _hook(self, found: list[tuple[str, nn.Module]]) -> None:
         for layer, module in found:
             hook = BatchNormHook(layer, self.wants(layer), self._calls)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            self._hooks.add(partial(module.register_forward_pre_hook, hook, with_kwargs=True))
 
     def _start_smoothness(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reason = why_not(trainer, pl_module)
@@ -190,11 +201,18 @@ class BatchNormMonitor(Monitor):
         if self._probe is not None:
             self._probe.begin(trainer, pl_module, batch, batch_idx)
 
+    def rests_until(self, trainer: Trainer) -> int:
+        """When batch norm or smoothness is recorded next."""
+        if self._window is not None:
+            return 0
+        smoothness = sys.maxsize if self._probe is None else self._smoothness_schedule.next_step(trainer)
+        return min(smoothness, self.schedule.next_step(trainer) if self._hooks else sys.maxsize)
+
     @never_break_training
     def before_batch(self, trainer: Trainer) -> None:
         """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
         if self._window is None:
-            batch_norm = bool(self._handles) and self.schedule.due(trainer)
+            batch_norm = bool(self._hooks) and self.schedule.due(trainer)
             smoothness = self._probe is not None and self._smoothness_schedule.due(trainer)
             if batch_norm or smoothness:
                 self._window = _Window(trainer.global_step, batch_norm, smoothness)
@@ -299,7 +317,7 @@ class BatchNormMonitor(Monitor):
             assert self._probe is not None
             reason = f"smoothness cannot be measured: {self._probe.failure or elsewhere}"
             self._smoothness_failed, self._probe = False, None
-            if self._handles:
+            if self._hooks:
                 rank_zero_warn(f"BatchNormMonitor goes on without smoothness for the rest of this run: {reason}")
             else:
                 self.give_up(reason)

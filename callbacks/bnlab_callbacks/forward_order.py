@@ -10,10 +10,16 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Gate:
-    """A switch that hooks look at. Copies and pickles of a hooked module get a shut gate, so they record nothing."""
+    """A switch that hooks look at. Copies and pickles of a hooked module get a shut gate, so they record nothing.
+
+    Attributes:
+        open: whether hooks are to record.
+        compiled: whether a compiler has seen the hooks.
+    """
 
     def __init__(self) -> None:
         self.open = False
+        self.compiled = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return Gate()

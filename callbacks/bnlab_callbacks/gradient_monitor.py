@@ -80,6 +80,8 @@ class GradientMonitor(Monitor):
         ValueError: `every_n_steps` below 1, `budget` not above 0, or `layers` no regular expression.
     """
 
+    idle_hooks = ("on_before_optimizer_step", "on_train_batch_end")
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -97,6 +99,7 @@ class GradientMonitor(Monitor):
         self._weights: list[Weight] = []
         self._order: ForwardOrder | None = None
         self._numbered: dict[str, str] = {}
+        self._streams: tuple[str, ...] = ()
         self._small: set[str] = set()
         self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
         self._taken: list[Part] = []
@@ -121,6 +124,10 @@ class GradientMonitor(Monitor):
             holders = {weight.module for weight in self._weights}
             self._order = ForwardOrder((n, m) for n, m in pl_module.named_modules() if n in holders)
 
+    def rests_until(self, trainer: Trainer) -> int:
+        """When a step of one of the optimizers is recorded next."""
+        return 0 if self._order is not None or self._taken else self.schedule.next_step(trainer, self._streams)
+
     def before_batch(self, trainer: Trainer) -> None:
         """Watch the order of execution until it is known."""
         if self._order is not None:
@@ -131,6 +138,7 @@ class GradientMonitor(Monitor):
         """Take the gradient sums of this optimizer's layers: whole window, all ranks, unscaled, before clipping."""
         if self._order is not None:
             self._number_layers(self._order)
+            self._streams = tuple(str(index) for index in range(len(trainer.optimizers)))
         stream = _optimizer_name(trainer, optimizer)
         due = self.schedule.due(trainer, stream)
         if not due and not self._taken:

@@ -55,11 +55,6 @@ def logged_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def ends_epoch(trainer: Trainer) -> bool:
-    """Whether no batch of the epoch follows the one that has just ended."""
-    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-
-
 def sharding_strategy(trainer: Trainer) -> str | None:
     """Name of what shards parameters over ranks, so that a rank holds only a part of a layer; else None."""
     name = type(trainer.strategy).__name__

@@ -12,11 +12,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import torch
 
 from bnlab_callbacks.device_values import Change, bring_to_host
+from bnlab_callbacks.idle_hooks import call_again, can_be_idle, pass_over
 from bnlab_callbacks.lightning_api import (
     Callback,
     LightningModule,
     QuietCallback,
     Trainer,
+    logged_step,
     rank_zero_warn,
     sharding_strategy,
 )
@@ -75,6 +77,9 @@ class Monitor(QuietCallback):
         ValueError: `every_n_steps` below 1, `budget` not above 0, or `layers` no regular expression.
     """
 
+    # which of Lightning's hooks need not be called in batches that leave nothing
+    idle_hooks: tuple[str, ...] = ()
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -90,6 +95,8 @@ class Monitor(QuietCallback):
         self.budget = budget
         self.active = False
         self.overhead = Overhead()
+        self._can_be_idle = False
+        self._idle_until = 0  # a step of this epoch
         self._filter = layer_filter(layers)
         self._means = EpochMeans()
         self._kept: list[Taken] = []
@@ -120,6 +127,10 @@ class Monitor(QuietCallback):
         """Whether the step to which the batch that has just begun belongs is recorded."""
         raise NotImplementedError
 
+    def rests_until(self, trainer: Trainer) -> int:
+        """The first step of this epoch with a batch that leaves something; 0 if it is the one that begins."""
+        return 0
+
     def epoch_values(self, trainer: Trainer) -> dict[str, float]:
         """Values that an epoch has beside the means over its records; start the next epoch."""
         return {}
@@ -141,6 +152,7 @@ class Monitor(QuietCallback):
                 "Use the ddp strategy to see them."
             )
         self.active = self.enabled and not sharding
+        self._can_be_idle = can_be_idle(trainer, self, self.idle_hooks, ("rests_until", "before_batch", "after_batch"))
         self.overhead = Overhead()
         self._means = EpochMeans(self._loaded.get("means", ()))
         self._epoch = self._loaded.get("epoch", 0)
@@ -148,11 +160,21 @@ class Monitor(QuietCallback):
 
     def stop(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
-        self.active = False
+        self.active, self._idle_until = False, 0
+        call_again(self, self.idle_hooks)
         self._kept.clear()
         self._borrowers.clear()
         self._unpublished.clear()
         self._means = EpochMeans()
+
+    def rest(self) -> None:
+        """Cost as little as possible in batches that leave nothing."""
+        if self._can_be_idle:
+            pass_over(self, self.idle_hooks)
+
+    def wake(self) -> None:
+        """End that; harmless where it had not begun."""
+        call_again(self, self.idle_hooks)
 
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is recorded, and let training go on."""
@@ -212,16 +234,29 @@ class Monitor(QuietCallback):
             pause = int(gather_ranks(trainer, mine).max())
         self.schedule.wait(trainer, pause)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See anew which step is recorded next."""
+        self._idle_until = 0
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prepare for a step."""
-        if self.active:
-            if self._epoch != trainer.current_epoch and self._means:
-                self._end_epoch_before(trainer)
-            # not at the end of the step: who borrows may read with one copy what would take several here
-            if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > SECONDS:
-                self.publish_last(trainer)
-            self.overhead.begin_step()
-            self.before_batch(trainer)
+        if not self.active:
+            return
+        self.overhead.begin_step()
+        # not at the end of the step: who borrows may read with one copy what would take several here
+        if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > SECONDS:
+            self.publish_last(trainer)
+        step = logged_step(trainer)
+        if step < self._idle_until:
+            return
+        self._idle_until = self.rests_until(trainer) if self._can_be_idle else 0
+        if step < self._idle_until:
+            self.rest()
+            return
+        self.wake()
+        if self._epoch != trainer.current_epoch and self._means:
+            self._end_epoch_before(trainer)
+        self.before_batch(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -229,7 +264,10 @@ class Monitor(QuietCallback):
         """Take what the batch left."""
         if self.active:
             self.after_batch(trainer)
-            self.overhead.end_step()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Its time is no training step's."""
+        self.overhead.end_step()
 
     @never_break_training
     def _end_epoch_before(self, trainer: Trainer) -> None:
@@ -239,6 +277,7 @@ class Monitor(QuietCallback):
     @never_break_training
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish what is kept, the epoch's means, and what the monitors cost."""
+        self.overhead.end_step()
         self.flush(trainer)
         values = self._means.pop() | self.epoch_values(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector

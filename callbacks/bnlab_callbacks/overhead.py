@@ -9,8 +9,8 @@ from time import perf_counter
 class Overhead:
     """Seconds spent on a diagnostic, and seconds of the training steps that it was part of.
 
-    A training step lasts from the start of its batch to its end, so loading data does not count as training here: the
-    fraction is of the time that the diagnostic can slow down. On accelerators only the host's time is seen.
+    A training step lasts from the start of its batch to the start of the next one, or to where validation or the end of
+    the epoch begins. On accelerators only the host's time is seen.
     """
 
     def __init__(self) -> None:
@@ -21,15 +21,17 @@ class Overhead:
         self._began: float | None = None
 
     def begin_step(self) -> None:
-        """A training step starts."""
-        self._began = perf_counter()
+        """A training step starts, and the one before it ends."""
+        now = perf_counter()
+        if self._began is not None:
+            self.total += now - self._began
+            self._steps += 1
+        self._began = now
 
     def end_step(self) -> None:
-        """A training step ends."""
-        if self._began is not None:
-            self.total += perf_counter() - self._began
-            self._steps += 1
-            self._began = None
+        """A training step ends, if one has begun."""
+        self.begin_step()
+        self._began = None
 
     def add(self, seconds: float) -> None:
         """Seconds that went into the diagnostic; between steps (at the end of an epoch) they lengthen training."""

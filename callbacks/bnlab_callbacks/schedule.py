@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from bnlab_callbacks.lightning_api import Trainer, logged_step
@@ -35,6 +37,16 @@ class RecordSchedule:
     def next_step_is_due(self, trainer: Trainer) -> bool:
         """Whether, a step having just ended, the very next one of this epoch is to be recorded too."""
         return any(self._due(trainer, logged_step(trainer) + 1, stream) for stream in self._recorded)
+
+    def next_step(self, trainer: Trainer, streams: Sequence[str] = ("",)) -> int:
+        """The step to be recorded next, if it comes in this epoch: for one of `streams`, or another one known."""
+        every = self._every(trainer)
+        if not every:
+            return sys.maxsize
+        last = [self._recorded.get(stream, (-1, 0)) for stream in {*streams, *self._recorded}]
+        if any(epoch != trainer.current_epoch for epoch, _ in last):
+            return 0
+        return max(min(step // every + 1 for _, step in last) * every, self._not_before)
 
     def _due(self, trainer: Trainer, step: int, stream: str) -> bool:
         every = self._every(trainer)

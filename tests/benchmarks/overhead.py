@@ -25,11 +25,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -140,12 +141,25 @@ class HookClock:
         self.seconds = 0.0
         self._inside = False
 
-    def watch(self, callback: Callback) -> Callback:
-        """Measure all hooks of a callback."""
-        for name in dir(type(callback)):
-            if name.startswith("on_") and callable(hook := getattr(callback, name)):
-                setattr(callback, name, partial(self.timed, hook))
-        return callback
+    @contextlib.contextmanager
+    def watching(self, callbacks: Iterable[Callback]) -> Iterator[None]:
+        """Measure all hooks of these callbacks, in their classes: one whose own hooks are replaced never rests."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(patch.object(Hook, "__call__", self.measured(Hook.__call__)))
+            for kind in {type(callback) for callback in callbacks}:
+                for name in dir(kind):
+                    if name.startswith("on_") and callable(hook := getattr(kind, name)):
+                        stack.enter_context(patch.object(kind, name, self.measured(hook)))
+            yield
+
+    def measured(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The same hook, measured."""
+
+        @wraps(hook)
+        def call(*arguments: Any) -> Any:
+            return self.timed(hook, *arguments)
+
+        return call
 
     def timed(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Call a hook; one within another counts once."""
@@ -170,24 +184,15 @@ class Beginning(Callback):
 def share_of_hooks(architecture: str, data: ImageDataModule, steps: int, callbacks: list[Callback]) -> float:
     """Seconds in the hooks / seconds of the rest, from the start of a run to its end."""
     clock = HookClock()
-    on_module = Hook.__call__
-
-    def timed(self: Hook, *arguments: Any) -> None:
-        clock.timed(on_module, self, *arguments)
-
-    Hook.__call__ = timed  # type: ignore[method-assign]
-    try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            torch.manual_seed(0)
-            trainer = Trainer(
-                max_epochs=-1, max_steps=steps, accelerator="cpu", enable_model_summary=False, limit_val_batches=0,
-                enable_progress_bar=False, enable_checkpointing=False, logger=TensorBoardLogger(folder),
-                callbacks=[begin := Beginning(), *(clock.watch(callback) for callback in callbacks)],
-            )  # fmt: skip
-            trainer.fit(Plain(architecture, log=True), datamodule=data)
-            return clock.seconds / (time.perf_counter() - begin.moment - clock.seconds)
-    finally:
-        Hook.__call__ = on_module  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), clock.watching(callbacks):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            max_epochs=-1, max_steps=steps, accelerator="cpu", enable_model_summary=False, limit_val_batches=0,
+            enable_progress_bar=False, enable_checkpointing=False, logger=TensorBoardLogger(folder),
+            callbacks=[begin := Beginning(), *callbacks],
+        )  # fmt: skip
+        trainer.fit(Plain(architecture, log=True), datamodule=data)
+        return clock.seconds / (time.perf_counter() - begin.moment - clock.seconds)
 
 
 def print_shares(architecture: str, data: ImageDataModule, lengths: Sequence[int], rounds: int) -> None:

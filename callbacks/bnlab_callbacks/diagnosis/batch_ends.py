@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.activation_hooks import is_dense_float
 from bnlab_callbacks.diagnosis.observations import NormBatch
 from bnlab_callbacks.diagnosis.task import tensors_of
 from bnlab_callbacks.forward_order import Gate
+from bnlab_callbacks.module_hooks import ModuleHooks
 from bnlab_callbacks.naming import clean_name
 
 
@@ -24,7 +25,10 @@ class _Hook:
         self.layer, self.norm, self.into = layer, norm, into
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.into.gate.open:
+        if torch.compiler.is_compiling():
+            self.into.gate.compiled = True
+            return
+        if not self.into.gate.open:
             return
         if not self.norm:
             self.into.output = output.detach() if is_dense_float(output) else None
@@ -54,22 +58,19 @@ class BatchEnds:
         self.gate = Gate()
         self.output: Tensor | None = None
         self.norm_values: dict[str, NormBatch] = {}
-        self._handles: list[RemovableHandle] = []
+        self.hooks = ModuleHooks(self.gate)
 
     def watch(self, model: nn.Module) -> None:
-        """Put the hooks on; shut ones cost next to nothing."""
+        """Put the hooks on."""
         for name, module in model.named_modules():
             norm = isinstance(module, _BatchNorm)
             if norm or any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
-                self._handles.append(module.register_forward_hook(_Hook(clean_name(name), norm, self)))
+                self.hooks.add(partial(module.register_forward_hook, _Hook(clean_name(name), norm, self)))
 
     def remove(self) -> None:
         """Take the hooks off; harmless when repeated."""
-        self.gate.open = False
         self.output = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.hooks.remove()
 
     def take_output(self) -> Tensor | None:
         """The last layer's output in this batch, and shut the hooks."""

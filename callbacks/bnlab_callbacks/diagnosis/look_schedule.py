@@ -29,9 +29,15 @@ class LookSchedule(RecordSchedule):
 
     def records(self, step: int) -> bool:
         """Whether a step is recorded."""
+        return self.next_from(step) == step
+
+    def next_from(self, step: int) -> int:
+        """The first step that is recorded, from `step` on."""
         assert self.every_n_steps is not None
-        soon = step < _FEWER * self.first_steps and step % _FEWER == 0
-        return step < self.first_steps or soon or step % self.every_n_steps == 0
+        if step < self.first_steps:
+            return step
+        soon, late = (-(-step // every) * every for every in (_FEWER, self.every_n_steps))
+        return min(soon, late) if soon < _FEWER * self.first_steps else late
 
     def looks(self, step: int) -> bool:
         """Whether who cannot wait looks when a recorded step has ended: at dense ones in fives, but the first."""

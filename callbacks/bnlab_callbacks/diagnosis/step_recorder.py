@@ -22,7 +22,7 @@ from bnlab_callbacks.diagnosis.silent_monitors import (
 )
 from bnlab_callbacks.diagnosis.step_collector import Collected, StepCollector
 from bnlab_callbacks.diagnosis.task import Task, guesses, task_of
-from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, ends_epoch, logged_step
+from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step
 from bnlab_callbacks.monitor import SECONDS, TOGETHER, Monitor
 
 P = ParamSpec("P")
@@ -121,6 +121,17 @@ class StepRecorder:
         for monitor in self._monitors:
             monitor.find_lender([one for one in callbacks if isinstance(one, Monitor)], trainer)
 
+    def rests_until(self, step: int) -> int:
+        """The first step that is recorded, from `step` on."""
+        return self._schedule.next_from(step)
+
+    def rest(self) -> None:
+        """Take the hooks off modules until a step is recorded; `on_train_batch_start` may be left out till then."""
+        self.recording = False
+        self._ends.hooks.take_off()
+        for monitor in self._monitors:
+            monitor.rest()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
         self.recording = self._schedule.records(logged_step(trainer))
@@ -133,6 +144,7 @@ class StepRecorder:
 
     @_note_failure
     def _open(self, trainer: Trainer, batch: Any) -> None:
+        self._ends.hooks.put_on()
         self._ends.gate.open = True
         if not self.knows_task:
             self._batch = batch
@@ -171,7 +183,7 @@ class StepRecorder:
     ) -> bool:
         """Keep the loss and what was recorded; gives whether it is time to fetch it."""
         step = logged_step(trainer)
-        loss = outputs.get("loss") if isinstance(outputs, dict | Mapping) else None
+        loss = outputs.get("loss") if isinstance(outputs, (dict, Mapping)) else None  # a dict in most runs: asked first
         if isinstance(loss, Tensor):
             parts = trainer.accumulate_grad_batches
             loss = loss.detach() if loss.requires_grad else loss  # Lightning's own are detached
@@ -182,6 +194,8 @@ class StepRecorder:
             self._ends.take_output()
             self._batch = None
             self._steps += 1
+        if not self._steps and self._collector.losses < _LOSSES:
+            return False
         return self._is_time(trainer, step) and not trainer.fit_loop._should_accumulate()
 
     def _is_time(self, trainer: Trainer, step: int) -> bool:
@@ -190,10 +204,8 @@ class StepRecorder:
             return True
         if self._at_once:
             return self.recording and self._schedule.looks(step)
-        if not self._steps:
-            return False
         # before monitors do for themselves, who find it on the host then
-        return perf_counter() - self._since > SECONDS or self._steps >= TOGETHER or ends_epoch(trainer)
+        return perf_counter() - self._since > SECONDS or self._steps >= TOGETHER or trainer.is_last_batch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the next epoch."""

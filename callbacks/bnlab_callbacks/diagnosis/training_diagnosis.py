@@ -23,6 +23,7 @@ from bnlab_callbacks.diagnosis.step_collector import DisagreementError
 from bnlab_callbacks.diagnosis.step_recorder import StepRecorder
 from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.unchecked import unchecked
+from bnlab_callbacks.idle_hooks import call_again, can_be_idle, pass_over
 from bnlab_callbacks.lightning_api import (
     Callback,
     LightningModule,
@@ -37,6 +38,9 @@ from bnlab_callbacks.weights import find_weights
 P = ParamSpec("P")
 
 _KEPT = 64  # observations that rules may look back on
+
+# not called in batches that are not looked at
+_IDLE_HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
 def _or_fail(
@@ -167,6 +171,8 @@ class TrainingDiagnosis(QuietCallback):
         self._gradient_seen: GradientSeen | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = True
+        self._can_be_idle = False
+        self._idle_until = 0  # a step
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
 
     # one fit
@@ -189,7 +195,8 @@ class TrainingDiagnosis(QuietCallback):
             self._failure = self._failure or reason
 
     def _stop(self) -> None:
-        self.active = False
+        self.active, self._idle_until = False, 0
+        call_again(self, _IDLE_HOOKS)
         self._recorder.stop()
         self._facts_then.clear()
 
@@ -201,6 +208,7 @@ class TrainingDiagnosis(QuietCallback):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
         elif self.enabled:
             self.active, self._ended = True, False
+            self._can_be_idle = can_be_idle(trainer, self, _IDLE_HOOKS)
             self._recorder.on_fit_start(trainer, pl_module)
 
     @_or_fail
@@ -258,11 +266,25 @@ class TrainingDiagnosis(QuietCallback):
         """Keep the loss, and look at what was recorded, now or together with the next steps."""
         if not self.active:
             return
+        step = logged_step(trainer)
         time_to_look = self._recorder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._recorder.recording:
             self._note_facts(trainer, pl_module)
         if time_to_look:
             self._look(trainer)
+        if self._idle_until <= step + 1 and self._can_be_idle and self.active:
+            self._rest_or_wake(trainer, step)
+
+    def _rest_or_wake(self, trainer: Trainer, step: int) -> None:
+        """Have hooks called in the next batch, or passed over until a step is looked at."""
+        if step < self._idle_until:
+            call_again(self, _IDLE_HOOKS)
+            return
+        coming = step if trainer.fit_loop._should_accumulate() else step + 1
+        self._idle_until = self._recorder.rests_until(coming)
+        if coming < self._idle_until:
+            self._recorder.rest()
+            pass_over(self, _IDLE_HOOKS)
 
     @_or_fail
     def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
