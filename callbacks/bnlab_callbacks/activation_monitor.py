@@ -85,7 +85,7 @@ class ActivationMonitor(Monitor):
         dead_window: records over which a unit must be silent to count as dead.
         exact_dead: whether to look at rectifiers' units in every step, so that `dead_frac_epoch` covers all samples.
         enabled: False switches the callback off.
-        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+        budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
             less often than `every_n_steps` says; None for no limit.
 
     Raises:

@@ -103,7 +103,7 @@ class BatchNormMonitor(Monitor):
         smoothness_every_n_steps: optimizer steps between two records of smoothness, again with the first step of the
             run and of every epoch; None for no such record.
         enabled: False switches the callback off.
-        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+        budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
             less often, but still once per epoch; None for no limit.
 
     Raises:

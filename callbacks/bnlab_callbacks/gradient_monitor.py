@@ -73,7 +73,7 @@ class GradientMonitor(Monitor):
         layers: regular expression searched in layer names, for example `conv|fc1`; None for all layers.
         update_ratio: whether to record the update ratio.
         enabled: False switches the callback off.
-        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+        budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
             less often than `every_n_steps` says; None for no limit.
 
     Raises:

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 M = TypeVar("M", bound="Monitor")
 
 # records that are read and published together, with one copy off the device: so many, of so many seconds
-TOGETHER, SECONDS = 32, 1.0
+TOGETHER, SECONDS = 32, 3.0
 
 
 def never_break_training(method: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
@@ -62,7 +62,7 @@ class Borrower(Protocol):
 class Monitor(QuietCallback):
     """A callback that records per-layer statistics of some optimizer steps.
 
-    Records are published up to 32 at a time, when a step begins a second after the first of them or later (with
+    Records are published up to 32 at a time, when a step begins 3 seconds after the first of them or later (with
     several ranks or a budget: as soon as the next step is not recorded), at the end of each epoch, before a checkpoint,
     and when the run ends in whatever way.
 
@@ -70,7 +70,7 @@ class Monitor(QuietCallback):
         every_n_steps: optimizer steps between two records; None for the Trainer's `log_every_n_steps`.
         layers: regular expression searched in layer names; None for all layers.
         enabled: False switches the callback off.
-        budget: largest share of the training steps' time that this callback may take (0.01 for 1 %): it then records
+        budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
             less often than `every_n_steps` says, but still once per epoch; None for no limit.
 
     Raises:

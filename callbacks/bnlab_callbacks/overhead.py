@@ -45,7 +45,7 @@ class Overhead:
 
     @property
     def fraction(self) -> float:
-        """Share of the training steps' time that went into the diagnostic."""
+        """Share of the training time that went into the diagnostic."""
         return self.spent / self.total if self.total else 0.0
 
     def pause(self, budget: float) -> int:

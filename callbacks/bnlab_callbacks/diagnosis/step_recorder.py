@@ -63,7 +63,7 @@ class StepRecorder:
     Args:
         first_steps: see `LookSchedule`.
         every_n_steps: see `LookSchedule`.
-        prompt: whether what was recorded cannot wait for up to a second to be fetched with the next steps.
+        prompt: whether what was recorded cannot wait for up to 3 seconds to be fetched with the next steps.
     """
 
     def __init__(self, first_steps: int, every_n_steps: int, prompt: bool = False) -> None:

@@ -68,7 +68,7 @@ class TrainingDiagnosis(QuietCallback):
     nothing of what others record. Monitors that stand before it in the Trainer's callbacks lend it what they record, so
     that nothing is recorded twice. Weights, random numbers and results of a run are the same with and without it.
 
-    What was recorded is brought to the host in one copy and judged within a second; with `stop`, and on several ranks,
+    What was recorded is brought to the host in one copy and judged within 3 seconds; with `stop`, and on several ranks,
     at once (the first 20 steps, but for the first five, in fives). What is found is the same.
 
     Prints a line when a finding begins, and one when it is over; at the end of `fit` a table of the layers. Writes, on
