@@ -36,14 +36,14 @@ class Collected(NamedTuple):
 class _Waiting(NamedTuple):
     """What waits on its device."""
 
-    losses: list[tuple[int, Tensor]]
+    losses: list[tuple[int, Tensor | float]]
     whole: dict[int, dict[str, Tensor]]
     guesses: list[Guess]
 
     def change_tensors(self, change: Change) -> _Waiting:
         """The same with other tensors."""
         return _Waiting(
-            [(step, change(loss)) for step, loss in self.losses],
+            [(step, change(loss) if isinstance(loss, Tensor) else loss) for step, loss in self.losses],
             {step: {name: change(value) for name, value in values.items()} for step, values in self.whole.items()},
             [Guess(classes, change(numbers)) for classes, numbers in self.guesses],
         )
@@ -78,7 +78,9 @@ class StepCollector:
         mine = DeviceValues(self._waiting, _Waiting.change_tensors)
         bring_to_host([*others, mine])
         here: _Waiting = mine.value
-        self._waiting = here._replace(guesses=[])
+        # one by one: on the host that is faster than to join them
+        losses: list[tuple[int, Tensor | float]] = [(step, float(loss)) for step, loss in here.losses]
+        self._waiting = here._replace(losses=losses, guesses=[])
         return here.guesses
 
     def add_record(self, step: int, values: Mapping[str, float]) -> None:
@@ -120,7 +122,7 @@ class StepCollector:
             first_bad = min((at for at in bad if at <= step), default=None)
             rank = bad[first_bad] if first_bad is not None and len(ranks) > 1 else None
             seen[step] = Observation(step, layers.get(step, {}), values, rank)
-        losses = {step: fmean(values) for step, values in parts.items()}
+        losses = {step: fmean(values) if len(values) > 1 else values[0] for step, values in parts.items()}
         return Collected(losses, seen, ranks[0, len(fields) :].tolist())
 
 
