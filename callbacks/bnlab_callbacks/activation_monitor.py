@@ -127,18 +127,7 @@ class ActivationMonitor(Monitor):
         """Remove hooks, free buffers."""
         super().stop()
         self._open(False)
-        self._hooks.remove()
         self._forget()
-
-    def rest(self) -> None:
-        """Take the hooks off, too."""
-        super().rest()
-        self._hooks.take_off()
-
-    def wake(self) -> None:
-        """Put them on again."""
-        super().wake()
-        self._hooks.put_on()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook every activation module, before anything is compiled."""

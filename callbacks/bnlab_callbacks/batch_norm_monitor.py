@@ -150,18 +150,7 @@ class BatchNormMonitor(Monitor):
     def stop(self) -> None:
         """Remove hooks, free copies."""
         super().stop()
-        self._hooks.remove()
         self._forget()
-
-    def rest(self) -> None:
-        """Take the hooks off, too."""
-        super().rest()
-        self._hooks.take_off()
-
-    def wake(self) -> None:
-        """Put them on again."""
-        super().wake()
-        self._hooks.put_on()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook every batch-norm module, before anything is compiled."""

@@ -22,9 +22,9 @@ def can_be_idle(trainer: Trainer, callback: Callback, hooks: Iterable[str], meth
 
 
 def pass_over(callback: Callback, hooks: Iterable[str]) -> None:
-    """Have Lightning pass over these hooks of a callback."""
+    """Have Lightning pass over these hooks of a callback, but for those that were replaced meanwhile."""
     for hook in hooks:
-        setattr(callback, hook, None)
+        vars(callback).setdefault(hook, None)
 
 
 def call_again(callback: Callback, hooks: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import torch
 
 from bnlab_callbacks.device_values import Change, bring_to_host
+from bnlab_callbacks.forward_order import Gate
 from bnlab_callbacks.idle_hooks import call_again, can_be_idle, pass_over
 from bnlab_callbacks.lightning_api import (
     Callback,
@@ -22,6 +23,7 @@ from bnlab_callbacks.lightning_api import (
     rank_zero_warn,
     sharding_strategy,
 )
+from bnlab_callbacks.module_hooks import ModuleHooks
 from bnlab_callbacks.naming import layer_filter
 from bnlab_callbacks.overhead import Overhead
 from bnlab_callbacks.records import Record, Table, Taken, publish_epoch, publish_table, stamp
@@ -98,10 +100,11 @@ class Monitor(QuietCallback):
         self._can_be_idle = False
         self._idle_until = 0  # a step of this epoch
         self._filter = layer_filter(layers)
+        self._hooks = ModuleHooks(Gate())
         self._means = EpochMeans()
         self._kept: list[Taken] = []
         self._borrowers: list[Borrower] = []
-        self._kept_since = math.inf  # not waiting
+        self._overdue = math.inf  # when what is kept has waited long enough
         self._unpublished: list[tuple[list[Record], Table]] = []
         self._latest: dict[str, float] = {}
         self._loaded: dict[str, Any] = {}
@@ -162,18 +165,22 @@ class Monitor(QuietCallback):
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         self.active, self._idle_until = False, 0
         call_again(self, self.idle_hooks)
+        self._hooks.remove()
         self._kept.clear()
+        self._overdue = math.inf
         self._borrowers.clear()
         self._unpublished.clear()
         self._means = EpochMeans()
 
     def rest(self) -> None:
         """Cost as little as possible in batches that leave nothing."""
+        self._hooks.take_off()
         if self._can_be_idle:
             pass_over(self, self.idle_hooks)
 
     def wake(self) -> None:
         """End that; harmless where it had not begun."""
+        self._hooks.put_on()
         call_again(self, self.idle_hooks)
 
     def give_up(self, reason: str) -> None:
@@ -187,8 +194,8 @@ class Monitor(QuietCallback):
 
     def keep(self, trainer: Trainer, taken: Any) -> None:
         """Note that the step that just ended left `taken`, and publish it now or with those of the next steps."""
-        if not self._kept:
-            self._kept_since = perf_counter()
+        if not self._kept and trainer.world_size == 1:
+            self._overdue = perf_counter() + SECONDS
         self._kept.append(Taken(taken, self.change_tensors, stamp(trainer, {})))
         for borrower in self._borrowers:
             borrower.borrow(self._kept[-1])
@@ -214,6 +221,7 @@ class Monitor(QuietCallback):
 
     def _read_kept(self) -> None:
         kept, self._kept = self._kept, []
+        self._overdue = math.inf
         if not kept:
             return
         bring_to_host(kept)
@@ -242,9 +250,8 @@ class Monitor(QuietCallback):
         """Prepare for a step."""
         if not self.active:
             return
-        self.overhead.begin_step()
         # not at the end of the step: who borrows may read with one copy what would take several here
-        if self._kept and trainer.world_size == 1 and perf_counter() - self._kept_since > SECONDS:
+        if self.overhead.begin_step() > self._overdue:
             self.publish_last(trainer)
         step = logged_step(trainer)
         if step < self._idle_until:

@@ -20,13 +20,14 @@ class Overhead:
         self.records = 0
         self._began: float | None = None
 
-    def begin_step(self) -> None:
-        """A training step starts, and the one before it ends."""
+    def begin_step(self) -> float:
+        """A training step starts, and the one before it ends; gives when that was."""
         now = perf_counter()
         if self._began is not None:
             self.total += now - self._began
             self._steps += 1
         self._began = now
+        return now
 
     def end_step(self) -> None:
         """A training step ends, if one has begun."""

@@ -124,6 +124,22 @@ def test_a_hook_that_was_replaced_is_called_in_every_batch_and_stays() -> None:
     assert vars(monitor)["on_train_batch_end"] is outer
 
 
+def test_a_hook_that_is_replaced_during_a_run_is_called_from_then_on() -> None:
+    calls = []
+
+    class Replaces(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            if trainer.global_step == 8:  # a recorded step, in which the hook is there
+                inner = monitor.on_train_batch_end
+                monitor.on_train_batch_end = lambda *arguments: (calls.append(1), inner(*arguments))  # type: ignore
+
+    monitor = GradientMonitor(4)
+    run = trainer(monitor, Replaces(), max_epochs=2)
+    run.fit(Module(net()), loader(80))
+    assert len(calls) == 12
+    assert set(memory(run).steps("grad_rms/00_net.0")) == {0, 4, 8, 10, 12, 16}
+
+
 class Composite(pl.Callback):
     """Calls a monitor that the Trainer does not know of."""
 
