@@ -1,4 +1,4 @@
-"""Hooks on modules that are off them while nobody listens: even a hook that returns at once costs 3 µs a call."""
+"""Hooks on modules that are off them while nobody listens: a call of one that returns at once costs 3 to 6 µs."""
 
 from __future__ import annotations
 

@@ -256,14 +256,20 @@ class Monitor(QuietCallback):
         step = logged_step(trainer)
         if step < self._idle_until:
             return
-        self._idle_until = self.rests_until(trainer) if self._can_be_idle else 0
+        self._rest_or_wake(trainer, step)
         if step < self._idle_until:
-            self.rest()
             return
-        self.wake()
         if self._epoch != trainer.current_epoch and self._means:
             self._end_epoch_before(trainer)
         self.before_batch(trainer)
+
+    @never_break_training
+    def _rest_or_wake(self, trainer: Trainer, step: int) -> None:
+        self._idle_until = self.rests_until(trainer) if self._can_be_idle else 0
+        if step < self._idle_until:
+            self.rest()
+        else:
+            self.wake()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

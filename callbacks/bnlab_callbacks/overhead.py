@@ -22,17 +22,17 @@ class Overhead:
 
     def begin_step(self) -> float:
         """A training step starts, and the one before it ends; gives when that was."""
+        self._began = now = self.end_step()
+        return now
+
+    def end_step(self) -> float:
+        """A training step ends, if one has begun; gives the present moment."""
         now = perf_counter()
         if self._began is not None:
             self.total += now - self._began
             self._steps += 1
-        self._began = now
+            self._began = None
         return now
-
-    def end_step(self) -> None:
-        """A training step ends, if one has begun."""
-        self.begin_step()
-        self._began = None
 
     def add(self, seconds: float) -> None:
         """Seconds that went into the diagnostic; between steps (at the end of an epoch) they lengthen training."""

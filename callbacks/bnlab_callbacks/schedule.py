@@ -40,20 +40,18 @@ class RecordSchedule:
 
     def next_step(self, trainer: Trainer, streams: Sequence[str] = ("",)) -> int:
         """The step to be recorded next, if it comes in this epoch: for one of `streams`, or another one known."""
+        return min(self._next(trainer, stream) for stream in {*streams, *self._recorded})
+
+    def _due(self, trainer: Trainer, step: int, stream: str) -> bool:
+        return step >= self._next(trainer, stream)
+
+    def _next(self, trainer: Trainer, stream: str) -> int:
+        """The first step of the next slot; 0 in an epoch that has no record yet."""
         every = self._every(trainer)
         if not every:
             return sys.maxsize
-        last = [self._recorded.get(stream, (-1, 0)) for stream in {*streams, *self._recorded}]
-        if any(epoch != trainer.current_epoch for epoch, _ in last):
-            return 0
-        return max(min(step // every + 1 for _, step in last) * every, self._not_before)
-
-    def _due(self, trainer: Trainer, step: int, stream: str) -> bool:
-        every = self._every(trainer)
-        if not every:
-            return False
         epoch, last = self._recorded.get(stream, (-1, 0))
-        return epoch != trainer.current_epoch or (step // every != last // every and step >= self._not_before)
+        return 0 if epoch != trainer.current_epoch else max((last // every + 1) * every, self._not_before)
 
     def _every(self, trainer: Trainer) -> int:
         return self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector

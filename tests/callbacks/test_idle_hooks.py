@@ -2,8 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,10 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
-from bnlab_callbacks.diagnosis.look_schedule import LookSchedule
-from bnlab_callbacks.diagnosis.training_diagnosis import _IDLE_HOOKS
 from bnlab_callbacks.monitor import Monitor
-from bnlab_callbacks.schedule import RecordSchedule
 from tests.callbacks.small_runs import Module, hooks_of, loader, memory, mlp, trainer
 
 Kind = Callable[[], Any]
@@ -26,10 +21,6 @@ KINDS: dict[str, Kind] = {
     "batch norm": lambda: BatchNormMonitor(4),
     "diagnosis": lambda: TrainingDiagnosis(1, 4, summary=False),
 }
-
-
-def names_of(callback: Any) -> tuple[str, ...]:
-    return _IDLE_HOOKS if isinstance(callback, TrainingDiagnosis) else callback.idle_hooks
 
 
 def net() -> nn.Sequential:
@@ -45,7 +36,7 @@ class Looks(pl.Callback):
         self.on_modules: list[int] = []
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self.passed_over.append(sum(getattr(self.watched, name) is None for name in names_of(self.watched)))
+        self.passed_over.append(sum(getattr(self.watched, name) is None for name in self.watched.idle_hooks))
         self.on_modules.append(len(hooks_of(pl_module)))
 
 
@@ -53,7 +44,7 @@ def run_with(watched: Any, samples: int = 80, **options: Any) -> Looks:
     """Ten batches of 8 an epoch, or as told."""
     looks = Looks(watched)
     trainer(watched, looks, **options).fit(Module(net()), loader(samples))
-    assert not any(name in vars(watched) for name in names_of(watched))
+    assert not any(name in vars(watched) for name in watched.idle_hooks)
     return looks
 
 
@@ -65,7 +56,7 @@ def test_hooks_are_called_in_recorded_steps_only(kind: str) -> None:
     if kind == "diagnosis":  # every fourth step, whatever the epoch
         recorded = [0, 4, 8, 12, 16]
     assert set(range(20)) - set(idle) == set(recorded)
-    assert all(looks.passed_over[step] == len(names_of(looks.watched)) for step in idle)
+    assert all(looks.passed_over[step] == len(looks.watched.idle_hooks) for step in idle)
     assert all(looks.on_modules[step] == 0 for step in idle)
     if kind != "gradients":  # which has hooks in the first step only
         assert all(looks.on_modules[step] > 0 for step in recorded)
@@ -151,9 +142,8 @@ def passes_on(hook: str) -> Any:
     return lambda self, *arguments, **named: getattr(self.inner, hook)(*arguments, **named)
 
 
-for hook in ("setup", "on_fit_start", "on_train_epoch_start", "on_train_batch_start", "on_before_backward"):
-    setattr(Composite, hook, passes_on(hook))
-for hook in ("on_after_backward", "on_train_batch_end", "on_train_epoch_end", "on_fit_end"):
+ITS_OWN = ("setup", "on_fit_start", "on_train_epoch_start", "on_train_epoch_end", "on_fit_end", "on_train_batch_start")
+for hook in (*ITS_OWN, *ActivationMonitor.idle_hooks):
     setattr(Composite, hook, passes_on(hook))
 
 
@@ -182,7 +172,7 @@ def test_after_a_run_that_broke_off_the_hooks_are_there(kind: str) -> None:
     watched, model = KINDS[kind](), Breaks(net())
     with pytest.raises(RuntimeError, match="boom"):
         trainer(watched).fit(model, loader(80))
-    assert not any(name in vars(watched) for name in names_of(watched))
+    assert not any(name in vars(watched) for name in watched.idle_hooks)
     assert hooks_of(model) == []
     assert any(run_with(watched).passed_over)  # and a second run is as the first
 
@@ -259,39 +249,3 @@ def test_what_is_logged_is_the_same_with_and_without_idle_batches(monkeypatch: p
     monkeypatch.setattr("bnlab_callbacks.diagnosis.training_diagnosis.can_be_idle", lambda *_: False)
     assert resting == series(diagnosis=True) == series(diagnosis=False)
     assert len(resting) > 30
-
-
-def fake(step: int, epoch: int, every: int = 4) -> Any:
-    loop = SimpleNamespace(_batches_that_stepped=step)
-    return SimpleNamespace(current_epoch=epoch, log_every_n_steps=every, fit_loop=SimpleNamespace(epoch_loop=loop))
-
-
-@pytest.mark.parametrize(("every", "pause", "first"), list(product([1, 3, 4], [0, 1, 9], [0, 5])))
-def test_the_next_step_is_the_first_that_is_due(every: int, pause: int, first: int) -> None:
-    schedule = RecordSchedule(every)
-    for stream, step in (("0", first), ("1", first + 1)):
-        schedule.mark(fake(step, 2), stream)
-    schedule.wait(fake(first + 1, 2), pause)
-    for now in range(first + 2, first + 20):
-        expected = next(
-            step for step in range(now, 99) if any(schedule.due(fake(step, 2), stream) for stream in ("0", "1"))
-        )
-        assert max(schedule.next_step(fake(now, 2), ("0", "1")), now) == expected
-
-
-def test_a_stream_that_was_never_recorded_and_a_new_epoch_are_due_at_once() -> None:
-    schedule = RecordSchedule(4)
-    schedule.mark(fake(0, 0), "0")
-    assert schedule.next_step(fake(1, 0), ("0",)) == 4
-    assert schedule.next_step(fake(1, 0), ("0", "1")) == 0
-    assert schedule.next_step(fake(1, 1), ("0",)) == 0
-    assert RecordSchedule(None).next_step(fake(7, 0, every=0)) > 10**9  # nothing is ever recorded
-
-
-@pytest.mark.parametrize(("first", "every"), list(product([1, 7, 20], [1, 3, 50])))
-def test_looks_are_all_of_the_first_steps_then_one_of_five_then_one_of_n(first: int, every: int) -> None:
-    schedule = LookSchedule(first, every)
-    recorded = {s for s in range(400) if s < first or (s < 5 * first and s % 5 == 0) or s % every == 0}
-    assert {step for step in range(400) if schedule.records(step)} == recorded
-    for step in range(300):
-        assert schedule.next_from(step) == min(one for one in recorded if one >= step)

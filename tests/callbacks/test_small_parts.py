@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,6 +194,28 @@ def test_a_schedules_state_goes_on_where_it_stopped_and_restarts() -> None:
     assert state == {"recorded": {"": [0, 0]}, "not_before": 0}  # not shared
     other.restart()
     assert other.due(at(5))
+
+
+@pytest.mark.parametrize(("every", "pause", "first"), list(product([1, 3, 4], [0, 1, 9], [0, 5])))
+def test_the_next_step_is_the_first_that_is_due(every: int, pause: int, first: int) -> None:
+    schedule = RecordSchedule(every)
+    for stream, step in (("0", first), ("1", first + 1)):
+        schedule.mark(at(step, 2), stream)
+    schedule.wait(at(first + 1, 2), pause)
+    slots = {first // every, (first + 1) // every}
+    for now in range(first + 2, first + 20):
+        due = [step for step in range(now, 99) if step > first + pause and slots != {step // every}]
+        assert max(schedule.next_step(at(now, 2), ("0", "1")), now) == due[0]
+        assert any(schedule.due(at(now, 2), stream) for stream in ("0", "1")) is (due[0] == now)
+
+
+def test_a_stream_that_was_never_recorded_and_a_new_epoch_are_due_at_once() -> None:
+    schedule = RecordSchedule(4)
+    schedule.mark(at(0, 0), "0")
+    assert schedule.next_step(at(1, 0), ("0",)) == 4
+    assert schedule.next_step(at(1, 0), ("0", "1")) == 0
+    assert schedule.next_step(at(1, 1), ("0",)) == 0
+    assert RecordSchedule(None).next_step(at(7, 0, 0)) > 10**9  # nothing is ever recorded
 
 
 def test_an_interval_below_one_is_refused() -> None:

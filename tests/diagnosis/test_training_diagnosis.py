@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.look_schedule import LookSchedule
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.silent_monitors import (
     SilentActivationMonitor,
@@ -420,3 +422,12 @@ def test_diagnose_refuses_what_it_cannot_read(tmp_path: Path, text: str, capsys:
             main(["diagnose", str(folder)])
         assert stopped.value.code == 2
         assert str(folder) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "every"), list(product([1, 7, 20], [1, 3, 50])))
+def test_looks_are_all_of_the_first_steps_then_one_of_five_then_one_of_n(first: int, every: int) -> None:
+    schedule = LookSchedule(first, every)
+    recorded = {s for s in range(400) if s < first or (s < 5 * first and s % 5 == 0) or s % every == 0}
+    assert {step for step in range(400) if schedule.records(step)} == recorded
+    for step in range(300):
+        assert schedule.next_from(step) == min(one for one in recorded if one >= step)

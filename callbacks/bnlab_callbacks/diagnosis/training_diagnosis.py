@@ -39,9 +39,6 @@ P = ParamSpec("P")
 
 _KEPT = 64  # observations that rules may look back on
 
-# not called in batches that are not looked at
-_IDLE_HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-
 
 def _or_fail(
     method: Callable[Concatenate[TrainingDiagnosis, Trainer, P], None],
@@ -109,6 +106,9 @@ class TrainingDiagnosis(QuietCallback):
         ValueError: `first_steps` or `every_n_steps` below 1, `chance_loss` not above 0, or no rule of a name in
             `without`.
     """
+
+    # which of Lightning's hooks need not be called in batches that are not looked at
+    idle_hooks = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class TrainingDiagnosis(QuietCallback):
 
     def _stop(self) -> None:
         self.active, self._idle_until = False, 0
-        call_again(self, _IDLE_HOOKS)
+        call_again(self, self.idle_hooks)
         self._recorder.stop()
         self._facts_then.clear()
 
@@ -208,7 +208,7 @@ class TrainingDiagnosis(QuietCallback):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
         elif self.enabled:
             self.active, self._ended = True, False
-            self._can_be_idle = can_be_idle(trainer, self, _IDLE_HOOKS)
+            self._can_be_idle = can_be_idle(trainer, self, self.idle_hooks)
             self._recorder.on_fit_start(trainer, pl_module)
 
     @_or_fail
@@ -275,16 +275,17 @@ class TrainingDiagnosis(QuietCallback):
         if self._idle_until <= step + 1 and self._can_be_idle and self.active:
             self._rest_or_wake(trainer, step)
 
+    @_or_fail
     def _rest_or_wake(self, trainer: Trainer, step: int) -> None:
         """Have hooks called in the next batch, or passed over until a step is looked at."""
         if step < self._idle_until:
-            call_again(self, _IDLE_HOOKS)
+            call_again(self, self.idle_hooks)
             return
         coming = step if trainer.fit_loop._should_accumulate() else step + 1
         self._idle_until = self._recorder.rests_until(coming)
         if coming < self._idle_until:
             self._recorder.rest()
-            pass_over(self, _IDLE_HOOKS)
+            pass_over(self, self.idle_hooks)
 
     @_or_fail
     def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
