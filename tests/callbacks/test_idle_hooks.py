@@ -158,6 +158,21 @@ def test_a_monitor_that_others_call_is_never_without_hooks() -> None:
         assert memory(runs[0]).series(tag) == memory(runs[1]).series(tag)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_on_the_way_to_rest_ends_the_diagnostic_and_not_the_run(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> int:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("bnlab_callbacks.schedule.RecordSchedule.next_step", fails)
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.step_recorder.StepRecorder.rests_until", fails)
+    run = trainer(KINDS[kind](), max_epochs=2)
+    with pytest.warns(UserWarning, match="is off for the rest of this run: RuntimeError: boom"):
+        run.fit(Module(net()), loader(80))
+    assert run.global_step == 20
+
+
 class Breaks(Module):
     """Fails in a batch that is not recorded."""
 
