@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bnlab.data import IGNORED
-from bnlab_callbacks.scalars import gather_ranks
+from bnlab_callbacks import gather_ranks
 
 
 class PredictionWriter(Callback):

@@ -17,7 +17,7 @@ from bnlab.cli.going_on import add_flags
 from bnlab.data import ImageDataModule
 from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
-from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
+from bnlab_callbacks import Preflight, preflight
 
 
 def run(words: list[str]) -> None:

@@ -17,7 +17,7 @@ from bnlab.reports.run_files import clean
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bnlab_callbacks.record_file import Row
+    from bnlab_callbacks import Row
 
 SCALARS = ("train_loss", "val_loss", "val_acc", "time/epoch_s")
 

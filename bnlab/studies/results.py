@@ -106,7 +106,7 @@ def epoch_seconds(folder: Path) -> list[float]:
     path = folder / "records.csv"
     if not path.is_file():
         return []
-    from bnlab_callbacks.record_file import read_records  # with it comes torch, which takes seconds
+    from bnlab_callbacks import read_records  # with it comes torch, which takes seconds
 
     seconds: dict[int, float] = {}
     partial: set[int] = set()

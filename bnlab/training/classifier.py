@@ -19,8 +19,7 @@ from bnlab.nets import ActivationName, Architecture, InitScheme, NormPosition, b
 from bnlab.training.epoch_totals import EpochTotals
 from bnlab.training.penalty import parameter_groups, penalty
 from bnlab.training.ranks import of_all_ranks, own
-from bnlab_callbacks.records import publish, stamp
-from bnlab_callbacks.schedule import RecordSchedule
+from bnlab_callbacks import RecordSchedule, publish_values
 
 # the accuracy of the best five guesses means something where there are many classes (CIFAR-100)
 _TOP5_FROM = 100
@@ -144,7 +143,7 @@ class Classifier(LightningModule):
             loss = self.trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
             # Lightning divides the loss that hooks see by the number of accumulated batches
             whole = float(loss) * self.trainer.accumulate_grad_batches
-            publish(self.trainer, [stamp(self.trainer, {"train_loss_step": whole})])
+            publish_values(self.trainer, {"train_loss_step": whole})
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's averages and the learning rate that it was trained with."""

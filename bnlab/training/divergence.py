@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bnlab.training.ranks import of_all_ranks, own
-from bnlab_callbacks.scalars import gather_ranks, widest
+from bnlab_callbacks.core.lightning.scalars import gather_ranks, widest
 
 # steps between two looks at the losses; each look waits for the device once
 _CPU_INTERVAL, _ACCELERATOR_INTERVAL = 10, 50

@@ -21,7 +21,7 @@ from bnlab.training.run_checkpoint import RunCheckpoint
 from bnlab.training.run_files import settle
 from bnlab.training.slurm import requeue
 from bnlab.training.stop_signals import StopSignals
-from bnlab_callbacks.scalars import gather_ranks
+from bnlab_callbacks import gather_ranks
 
 # batches between two moments at which several ranks ask each other whether to stop
 _AGREE_EVERY = 10

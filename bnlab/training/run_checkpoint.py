@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bnlab_callbacks.run_output import publish_kept
+from bnlab_callbacks import publish_kept
 
 
 class RunCheckpoint(ModelCheckpoint):

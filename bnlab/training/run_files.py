@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 
 from bnlab.durable_files import sync
 from bnlab_callbacks import RecordFile
+from bnlab_callbacks.core.lightning.run_output import tensorboard_writers
 from bnlab_callbacks.record_file import table_of
-from bnlab_callbacks.run_output import tensorboard_writers
 
 _EVENTS = "events.out.tfevents.*"
 _TABLE = "records.csv"

@@ -4,7 +4,7 @@
 >>> trainer = Trainer(callbacks=[GradientMonitor(), ActivationMonitor(), EpochTimer()])  # doctest: +SKIP
 
 The package needs torch and Lightning only, as `lightning` or as `pytorch_lightning`; pictures need matplotlib, Parquet
-files pyarrow.
+files pyarrow. What is not listed in `__all__`, here or in a room of the package, is private and may change.
 """
 
 from importlib import import_module
@@ -14,25 +14,17 @@ if TYPE_CHECKING:
     from bnlab_callbacks.activation_monitor import ActivationMonitor
     from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
     from bnlab_callbacks.chart_layout import ChartLayout
+    from bnlab_callbacks.core.lightning.records import publish_values
+    from bnlab_callbacks.core.lightning.run_output import publish_kept, replace_file
+    from bnlab_callbacks.core.lightning.scalars import gather_ranks
+    from bnlab_callbacks.core.schedule import RecordSchedule
+    from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
     from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
     from bnlab_callbacks.epoch_timer import EpochTimer
     from bnlab_callbacks.gradient_monitor import GradientMonitor
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
-    from bnlab_callbacks.record_file import RecordFile, read_records
-
-__all__ = [
-    "ActivationMonitor",
-    "BatchNormMonitor",
-    "ChartLayout",
-    "EpochTimer",
-    "GradientHistograms",
-    "GradientMonitor",
-    "LayerHeatmap",
-    "RecordFile",
-    "TrainingDiagnosis",
-    "read_records",
-]
+    from bnlab_callbacks.record_file import RecordFile, Row, read_records
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
@@ -43,10 +35,38 @@ _MODULES = {
     "GradientHistograms": "histograms",
     "GradientMonitor": "gradient_monitor",
     "LayerHeatmap": "heatmap",
+    "Preflight": "diagnosis.preflight",
     "RecordFile": "record_file",
+    "RecordSchedule": "core.schedule",
+    "Row": "record_file",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
+    "gather_ranks": "core.lightning.scalars",
+    "preflight": "diagnosis.preflight",
+    "publish_kept": "core.lightning.run_output",
+    "publish_values": "core.lightning.records",
     "read_records": "record_file",
+    "replace_file": "core.lightning.run_output",
 }
+__all__ = [
+    "ActivationMonitor",
+    "BatchNormMonitor",
+    "ChartLayout",
+    "EpochTimer",
+    "GradientHistograms",
+    "GradientMonitor",
+    "LayerHeatmap",
+    "Preflight",
+    "RecordFile",
+    "RecordSchedule",
+    "Row",
+    "TrainingDiagnosis",
+    "gather_ranks",
+    "preflight",
+    "publish_kept",
+    "publish_values",
+    "read_records",
+    "replace_file",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -56,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return __all__

@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.activation_hooks import Call, Hook, Recorder, find_activations
-from bnlab_callbacks.activation_merge import (
+from bnlab_callbacks.core.device import Change
+from bnlab_callbacks.core.lightning.monitor import Monitor, never_break_training
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, logged_step, rank_zero_warn
+from bnlab_callbacks.core.lightning.records import Table
+from bnlab_callbacks.core.lightning.scalars import epoch_tag, gather_ranks
+from bnlab_callbacks.core.module_hooks import ModuleHooks
+from bnlab_callbacks.core.naming import name_calls, number
+from bnlab_callbacks.recorders.activation_hooks import Call, Hook, Recorder, find_activations
+from bnlab_callbacks.recorders.activation_merge import (
     Merged,
     larger,
     layout,
@@ -22,14 +29,7 @@ from bnlab_callbacks.activation_merge import (
     split_ranks,
     sums_of_layer,
 )
-from bnlab_callbacks.dead_units import DeadUnit, EpochUnits, UnitLedger
-from bnlab_callbacks.device_values import Change
-from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, rank_zero_warn
-from bnlab_callbacks.module_hooks import ModuleHooks
-from bnlab_callbacks.monitor import Monitor, never_break_training
-from bnlab_callbacks.naming import name_calls, number
-from bnlab_callbacks.records import Table
-from bnlab_callbacks.scalars import epoch_tag, gather_ranks
+from bnlab_callbacks.statistics.dead_units import DeadUnit, EpochUnits, UnitLedger
 
 # what a rank sends in place of its layout when it has nothing to compare
 _TOO_LONG, _FAILED = -1, -2

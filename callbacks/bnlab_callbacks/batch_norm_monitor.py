@@ -12,23 +12,23 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.batch_norm_hooks import (
+from bnlab_callbacks.core.device import Change
+from bnlab_callbacks.core.lightning.monitor import Monitor, never_break_training
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
+from bnlab_callbacks.core.lightning.rank_means import Gathered, RankMeans, average
+from bnlab_callbacks.core.lightning.records import Table
+from bnlab_callbacks.core.lightning.scalars import to_host
+from bnlab_callbacks.core.module_hooks import ModuleHooks
+from bnlab_callbacks.core.naming import number
+from bnlab_callbacks.core.schedule import RecordSchedule
+from bnlab_callbacks.recorders.batch_norm_hooks import (
     BatchNormCalls,
     BatchNormHook,
     find_batch_norms,
     name_values,
     tag_values,
 )
-from bnlab_callbacks.device_values import Change
-from bnlab_callbacks.lightning_api import LightningModule, Trainer, rank_zero_warn
-from bnlab_callbacks.module_hooks import ModuleHooks
-from bnlab_callbacks.monitor import Monitor, never_break_training
-from bnlab_callbacks.naming import number
-from bnlab_callbacks.rank_means import Gathered, RankMeans, average
-from bnlab_callbacks.records import Table
-from bnlab_callbacks.scalars import to_host
-from bnlab_callbacks.schedule import RecordSchedule
-from bnlab_callbacks.smoothness import SmoothnessProbe, why_not
+from bnlab_callbacks.replica.smoothness import SmoothnessProbe, why_not
 
 
 @dataclass

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from bnlab_callbacks.lightning_api import Trainer
+from bnlab_callbacks.core.lightning.names import Trainer
+from bnlab_callbacks.core.lightning.records import Record
+from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, tensorboard_writers
 from bnlab_callbacks.record_file import split_tag
-from bnlab_callbacks.records import Record
-from bnlab_callbacks.run_output import RunOutput, or_give_up, tensorboard_writers
 
 Layout = dict[str, dict[str, list[object]]]
 

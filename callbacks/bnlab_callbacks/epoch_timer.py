@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.lightning_api import LightningModule, QuietCallback, Trainer
-from bnlab_callbacks.records import publish_epoch
-from bnlab_callbacks.scalars import gather_ranks, widest
+from bnlab_callbacks.core.lightning.names import LightningModule, QuietCallback, Trainer
+from bnlab_callbacks.core.lightning.records import publish_epoch
+from bnlab_callbacks.core.lightning.scalars import gather_ranks, widest
 
 
 class EpochTimer(QuietCallback):

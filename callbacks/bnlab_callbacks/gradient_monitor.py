@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnlab_callbacks.chunks import Scratch, flat
-from bnlab_callbacks.device_values import Change
-from bnlab_callbacks.forward_order import ForwardOrder
-from bnlab_callbacks.gradient_parts import Part, joined_moves, joined_sums
-from bnlab_callbacks.gradient_statistics import (
+from bnlab_callbacks.core.device import Change
+from bnlab_callbacks.core.forward_order import ForwardOrder
+from bnlab_callbacks.core.lightning.monitor import Monitor, never_break_training
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.records import Table
+from bnlab_callbacks.core.lightning.scalars import to_host
+from bnlab_callbacks.core.naming import number
+from bnlab_callbacks.core.weights import Weight, cache_sized, find_weights, real
+from bnlab_callbacks.recorders.gradient_parts import Part, joined_moves, joined_sums
+from bnlab_callbacks.statistics.chunks import Scratch, flat
+from bnlab_callbacks.statistics.gradients import (
     depth_slope,
     gradient_statistics,
     gradient_sums,
@@ -24,13 +30,7 @@ from bnlab_callbacks.gradient_statistics import (
     update_norms,
     update_ratio,
 )
-from bnlab_callbacks.lightning_api import LightningModule, Trainer
-from bnlab_callbacks.monitor import Monitor, never_break_training
-from bnlab_callbacks.naming import number
-from bnlab_callbacks.packed_layers import PackedLayers, can_pack
-from bnlab_callbacks.records import Table
-from bnlab_callbacks.scalars import to_host
-from bnlab_callbacks.weights import Weight, cache_sized, find_weights, real
+from bnlab_callbacks.statistics.packed_layers import PackedLayers, can_pack
 
 # sets of small layers whose buffers are kept
 _LAYOUTS = 8

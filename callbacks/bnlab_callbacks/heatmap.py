@@ -9,12 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bnlab_callbacks.heatmap_drawing import draw, pixels
-from bnlab_callbacks.heatmap_grid import Grid
-from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step
-from bnlab_callbacks.record_file import split_tag
-from bnlab_callbacks.records import Record
-from bnlab_callbacks.run_output import (
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, logged_step
+from bnlab_callbacks.core.lightning.records import Record
+from bnlab_callbacks.core.lightning.run_output import (
     RunOutput,
     or_give_up,
     publish_kept,
@@ -22,6 +19,9 @@ from bnlab_callbacks.run_output import (
     run_folder,
     tensorboard_writers,
 )
+from bnlab_callbacks.pages.heatmap_drawing import draw, pixels
+from bnlab_callbacks.pages.heatmap_grid import Grid
+from bnlab_callbacks.record_file import split_tag
 
 QUANTITIES = ("grad_rms", "act_std", "sat_frac", "dead_frac", "update_ratio")
 

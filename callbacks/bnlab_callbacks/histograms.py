@@ -6,13 +6,13 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from bnlab_callbacks.forward_order import ForwardOrder
+from bnlab_callbacks.core.forward_order import ForwardOrder
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, logged_step, sharding_strategy
+from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, tensorboard_writers
+from bnlab_callbacks.core.naming import layer_filter, number
+from bnlab_callbacks.core.weights import Weight, find_weights
 from bnlab_callbacks.gradient_monitor import remaining_loss_scale
-from bnlab_callbacks.gradient_statistics import stored_values
-from bnlab_callbacks.lightning_api import LightningModule, Trainer, logged_step, sharding_strategy
-from bnlab_callbacks.naming import layer_filter, number
-from bnlab_callbacks.run_output import RunOutput, or_give_up, tensorboard_writers
-from bnlab_callbacks.weights import Weight, find_weights
+from bnlab_callbacks.statistics.gradients import stored_values
 
 
 class GradientHistograms(RunOutput):

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnlab_callbacks.lightning_api import Callback
+    from bnlab_callbacks.core.lightning.names import Callback
 
 VARIABLE = "BNLAB_CALLBACKS"
 _EXAMPLE = f'{VARIABLE}="GradientMonitor(every_n_steps=10),EpochTimer"'
@@ -28,7 +28,7 @@ def callbacks_from_environment() -> list[Callback]:
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return []
-    from bnlab_callbacks.late_callbacks import LateCallbacks
+    from bnlab_callbacks.core.lightning.late_callbacks import LateCallbacks
 
     return [LateCallbacks(VARIABLE, make_callbacks(text))]
 
@@ -53,7 +53,7 @@ def make_callbacks(text: str) -> list[Callback]:
 def _kinds() -> dict[str, type[Callback]]:
     """The callbacks that the package offers, by name."""
     import bnlab_callbacks
-    from bnlab_callbacks.lightning_api import Callback
+    from bnlab_callbacks.core.lightning.names import Callback
 
     offered = {name: getattr(bnlab_callbacks, name) for name in bnlab_callbacks.__all__}
     return {name: kind for name, kind in offered.items() if isinstance(kind, type) and issubclass(kind, Callback)}

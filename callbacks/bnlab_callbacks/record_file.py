@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from bnlab_callbacks.activation_monitor import ActivationMonitor
-from bnlab_callbacks.dead_units import DeadUnit
-from bnlab_callbacks.lightning_api import Callback, LightningModule, Trainer, logged_step, rank_zero_warn
-from bnlab_callbacks.records import Record
-from bnlab_callbacks.run_output import RunOutput, or_give_up, replace_file, run_folder
+from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, logged_step, rank_zero_warn
+from bnlab_callbacks.core.lightning.records import Record
+from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, replace_file, run_folder
+from bnlab_callbacks.statistics.dead_units import DeadUnit
 
 _LAYER_TAG = re.compile(r"([^/]+)/(\d{2,}_.+)", re.DOTALL)
 

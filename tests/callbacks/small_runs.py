@@ -11,11 +11,12 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab_callbacks import activation_hooks as hooks_module
-from bnlab_callbacks import device_values, gradient_statistics
 from bnlab_callbacks import gradient_monitor as gradient_module
-from bnlab_callbacks.monitor import Monitor
-from bnlab_callbacks.records import Table
+from bnlab_callbacks.core import device as device_values
+from bnlab_callbacks.core.lightning.monitor import Monitor
+from bnlab_callbacks.core.lightning.records import Table
+from bnlab_callbacks.recorders import activation_hooks as hooks_module
+from bnlab_callbacks.statistics import gradients as gradient_statistics
 
 
 class Module(pl.LightningModule):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab_callbacks import ActivationMonitor, activation_statistics
-from bnlab_callbacks import activation_hooks as module_under_test
+from bnlab_callbacks import ActivationMonitor
+from bnlab_callbacks.recorders import activation_hooks as module_under_test
+from bnlab_callbacks.statistics import activations as activation_statistics
 from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
 
 

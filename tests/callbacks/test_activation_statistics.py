@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.activation_hooks import find_activations, units_of
-from bnlab_callbacks.activation_statistics import (
+from bnlab_callbacks.recorders.activation_hooks import find_activations, units_of
+from bnlab_callbacks.statistics.activations import (
     ACTIVATIONS,
     ActivationSums,
     Moments,
@@ -20,7 +20,7 @@ from bnlab_callbacks.activation_statistics import (
     saturation,
     unit_maximum,
 )
-from bnlab_callbacks.chunks import Scratch
+from bnlab_callbacks.statistics.chunks import Scratch
 
 ARGUMENTS: dict[type[nn.Module], tuple[Any, ...]] = {
     nn.Threshold: (0.5, 0.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.dead_units import DeadUnit, UnitLedger
+from bnlab_callbacks.statistics.dead_units import DeadUnit, UnitLedger
 
 
 def active(*units: int) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab_callbacks import device_values
-from bnlab_callbacks.device_values import DeviceValues, bring_to_host
+from bnlab_callbacks.core import device as device_values
+from bnlab_callbacks.core.device import DeviceValues, bring_to_host
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks.weights import find_weights
+from bnlab_callbacks.core.weights import find_weights
 from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
 
 LAYERS = {"00_net.0": "0.weight", "01_net.2": "2.weight", "02_net.4": "4.weight"}
@@ -411,7 +411,7 @@ def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(monkeypatch
         next(calls)
         raise ArithmeticError("boom")
 
-    monkeypatch.setattr("bnlab_callbacks.packed_layers.PackedLayers.sums", broken)
+    monkeypatch.setattr("bnlab_callbacks.statistics.packed_layers.PackedLayers.sums", broken)
     model = Module(mlp())
     with pytest.warns(UserWarning, match="GradientMonitor is off.*ArithmeticError: boom") as caught:
         trainer(GradientMonitor()).fit(model, loader())
@@ -453,7 +453,7 @@ def test_a_record_waits_for_others_but_not_for_long(monkeypatch: pytest.MonkeyPa
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             seen.append((trainer.global_step, len(memory(trainer).steps("grad_rms/00_net.0"))))
 
-    monkeypatch.setattr("bnlab_callbacks.monitor.SECONDS", 0.05)
+    monkeypatch.setattr("bnlab_callbacks.core.lightning.monitor.SECONDS", 0.05)
     run = trainer(GradientMonitor(1000), Watch(), max_epochs=2)  # one record an epoch
     run.fit(Slow(mlp()), loader(80, batch_size=8))
     published = next(step for step, records in seen if records)

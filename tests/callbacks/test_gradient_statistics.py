@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.chunks import Scratch, flat
-from bnlab_callbacks.gradient_statistics import (
+from bnlab_callbacks.statistics.chunks import Scratch, flat
+from bnlab_callbacks.statistics.gradients import (
     depth_slope,
     gradient_statistics,
     gradient_sums,

@@ -21,8 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, heatmap
 from bnlab_callbacks.heatmap import LayerHeatmap, shown_value, value_label
-from bnlab_callbacks.heatmap_drawing import MISSING, ZERO, draw, pixels
-from bnlab_callbacks.heatmap_grid import Grid
+from bnlab_callbacks.pages.heatmap_drawing import MISSING, ZERO, draw, pixels
+from bnlab_callbacks.pages.heatmap_grid import Grid
 from tests.callbacks.small_runs import MemoryLogger, Module, loader, memory, mlp, trainer
 from tests.callbacks.test_record_file import Boom
 

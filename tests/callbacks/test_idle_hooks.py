@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
-from bnlab_callbacks.monitor import Monitor
+from bnlab_callbacks.core.lightning.monitor import Monitor
 from tests.callbacks.small_runs import Module, hooks_of, loader, memory, mlp, trainer
 
 Kind = Callable[[], Any]
@@ -165,8 +165,8 @@ def test_an_error_on_the_way_to_rest_ends_the_diagnostic_and_not_the_run(
     def fails(*_: Any) -> int:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("bnlab_callbacks.schedule.RecordSchedule.next_step", fails)
-    monkeypatch.setattr("bnlab_callbacks.diagnosis.step_recorder.StepRecorder.rests_until", fails)
+    monkeypatch.setattr("bnlab_callbacks.core.schedule.RecordSchedule.next_step", fails)
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.watching.step_recorder.StepRecorder.rests_until", fails)
     run = trainer(KINDS[kind](), max_epochs=2)
     with pytest.warns(UserWarning, match="is off for the rest of this run: RuntimeError: boom"):
         run.fit(Module(net()), loader(80))
@@ -260,7 +260,7 @@ def test_what_is_logged_is_the_same_with_and_without_idle_batches(monkeypatch: p
         return {tag: memory(run).series(tag) for tag in memory(run).tags() - {"diagnostics/overhead_frac"}}
 
     resting = series(diagnosis=True)
-    monkeypatch.setattr("bnlab_callbacks.monitor.can_be_idle", lambda *_: False)
+    monkeypatch.setattr("bnlab_callbacks.core.lightning.monitor.can_be_idle", lambda *_: False)
     monkeypatch.setattr("bnlab_callbacks.diagnosis.training_diagnosis.can_be_idle", lambda *_: False)
     assert resting == series(diagnosis=True) == series(diagnosis=False)
     assert len(resting) > 30

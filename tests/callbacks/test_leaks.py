@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks.monitor import Monitor
+from bnlab_callbacks.core.lightning.monitor import Monitor
 from tests.callbacks.small_runs import Module, hooks_of, loader, mlp, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

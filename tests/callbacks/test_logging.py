@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks.scalars import log_scalars
+from bnlab_callbacks.core.lightning.scalars import log_scalars
 from tests.callbacks.small_runs import (
     MemoryLogger,
     Module,

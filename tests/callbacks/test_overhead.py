@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor
-from bnlab_callbacks.overhead import Overhead
-from bnlab_callbacks.records import Table
+from bnlab_callbacks.core.lightning.records import Table
+from bnlab_callbacks.core.overhead import Overhead
 from tests.callbacks.small_runs import Module, loader, memory, mlp, trainer
 
 

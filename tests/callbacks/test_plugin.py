@@ -145,7 +145,7 @@ class WithCallbacks(Module):
 def test_what_the_trainer_has_is_not_added_twice(own: Any, plugged: pytest.MonkeyPatch) -> None:
     plugged.setenv(VARIABLE, "EpochTimer,GradientMonitor")
     said: list[str] = []
-    plugged.setattr("bnlab_callbacks.late_callbacks.rank_zero_info", said.append)
+    plugged.setattr("bnlab_callbacks.core.lightning.late_callbacks.rank_zero_info", said.append)
     run = trainer(EpochTimer(), *([own] if own else []))
     run.fit(WithCallbacks(mlp()) if own is None else Module(mlp()), loader())
     assert memory(run).steps("grad_rms/00_net.0") == [0, 2]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.activation_merge import larger
-from bnlab_callbacks.forward_order import ForwardOrder
-from bnlab_callbacks.naming import clean_name, layer_filter, number
-from bnlab_callbacks.records import Table
-from bnlab_callbacks.scalars import EpochMeans, epoch_tag, pack, to_host
-from bnlab_callbacks.schedule import RecordSchedule
+from bnlab_callbacks.core.forward_order import ForwardOrder
+from bnlab_callbacks.core.lightning.records import Table
+from bnlab_callbacks.core.lightning.scalars import EpochMeans, epoch_tag, pack, to_host
+from bnlab_callbacks.core.naming import clean_name, layer_filter, number
+from bnlab_callbacks.core.schedule import RecordSchedule
+from bnlab_callbacks.recorders.activation_merge import larger
 
 
 def test_packing_keeps_order_and_values_over_mixed_dtypes() -> None:

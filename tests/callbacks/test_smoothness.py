@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor
-from bnlab_callbacks import step_replica as module_under_test
 from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
-from bnlab_callbacks.covariate_shift import shift
+from bnlab_callbacks.replica import step_replica as module_under_test
+from bnlab_callbacks.replica.covariate_shift import shift
 from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
 from tests.callbacks.test_batch_norm_monitor import normalised
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from bnlab_callbacks.tensorboard_events import crc32c, mask, write_event, write_events
+from bnlab_callbacks.core.lightning.tensorboard_events import crc32c, mask, write_event, write_events
 
 
 def test_the_checksum_of_the_standards_example() -> None:
@@ -29,7 +29,7 @@ def test_checksums_equal_tensorboards_own(length: int) -> None:
 def written(folder: Path, fast: bool, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """What the same records leave in a file: single ones, and tables whose steps have one and two bytes."""
     if not fast:
-        monkeypatch.setattr("bnlab_callbacks.tensorboard_events._fast_queue", lambda writer: None)
+        monkeypatch.setattr("bnlab_callbacks.core.lightning.tensorboard_events._fast_queue", lambda writer: None)
     logger = TensorBoardLogger(folder, name="", version="", prefix="my")
     writer = logger.experiment
     assert isinstance(writer, SummaryWriter)

@@ -18,9 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks.chart_layout import ChartLayout
+from bnlab_callbacks.core.lightning.records import publish_epoch
 from bnlab_callbacks.heatmap import QUANTITIES, LayerHeatmap
 from bnlab_callbacks.record_file import RecordFile
-from bnlab_callbacks.records import publish_epoch
 from tests.callbacks.small_runs import Module, loader, mlp, trainer
 from tests.callbacks.test_logging import events
 

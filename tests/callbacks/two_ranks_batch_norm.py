@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from bnlab_callbacks import batch_norm_hooks, step_replica
 from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
+from bnlab_callbacks.recorders import batch_norm_hooks
+from bnlab_callbacks.replica import step_replica
 from tests.callbacks.small_runs import Each, Module, data, trainer
 from tests.callbacks.test_batch_norm_monitor import normalised
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bnlab_callbacks.diagnosis.rules import RULES
+from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from tests.diagnosis.test_rules import history
 
 PAGE = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text(encoding="utf-8")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab_callbacks.diagnosis.batch_ends import BatchEnds, ranks_of
-from bnlab_callbacks.diagnosis.inventory import fans, rescaled
-from bnlab_callbacks.weights import find_weights
+from bnlab_callbacks.core.weights import find_weights
+from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, ranks_of
+from bnlab_callbacks.diagnosis.watching.inventory import fans, rescaled
 
 
 class Attention(nn.Module):

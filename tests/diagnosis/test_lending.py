@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from bnlab_callbacks import ActivationMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
+from bnlab_callbacks.core.lightning.monitor import Monitor
+from bnlab_callbacks.core.lightning.records import Record, RecordListener
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.monitor import Monitor
-from bnlab_callbacks.records import Record, RecordListener
 from tests.callbacks.small_runs import as_on_an_accelerator
 from tests.diagnosis.small_runs import Net, batches, fit, net
 from tests.diagnosis.test_any_run import KINDS, run
@@ -168,7 +168,7 @@ def test_with_two_optimizers_gradients_are_not_lent(tmp_path: Path) -> None:
 def test_each_look_is_one_copy_off_the_device(seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what monitors recorded as well, which then need none of their own."""
     copies = as_on_an_accelerator(monkeypatch)
-    for module_ in ("bnlab_callbacks.monitor", "bnlab_callbacks.diagnosis.step_recorder"):
+    for module_ in ("bnlab_callbacks.core.lightning.monitor", "bnlab_callbacks.diagnosis.watching.step_recorder"):
         monkeypatch.setattr(f"{module_}.SECONDS", seconds)
     loader = DataLoader(Subset(ConcatDataset([batches().dataset] * 16), range(16 * 250)), batch_size=16)
 

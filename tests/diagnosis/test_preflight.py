@@ -13,10 +13,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from bnlab.cli.main import main
-from bnlab_callbacks.diagnosis.curvature import largest_curvature, stable_limit
-from bnlab_callbacks.diagnosis.preflight import Preflight, _plain_trainer, preflight
-from bnlab_callbacks.diagnosis.theory import fan_scales, gaussian_moments
-from bnlab_callbacks.step_replica import StepReplica
+from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
+from bnlab_callbacks.diagnosis.preflight.run import Preflight, _plain_trainer, preflight
+from bnlab_callbacks.diagnosis.preflight.theory import fan_scales, gaussian_moments
+from bnlab_callbacks.replica.step_replica import StepReplica
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,7 +159,7 @@ def test_curvature_is_the_largest_eigenvalue_also_by_differences(monkeypatch: py
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no second derivative")
 
-    monkeypatch.setattr("bnlab_callbacks.diagnosis.curvature._by_double_backward", refuse)
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.preflight.curvature._by_double_backward", refuse)
     differences = largest_curvature(step, grads)
     assert differences.largest == pytest.approx(8.0, rel=1e-2)
     assert differences.method == "differences of gradients"

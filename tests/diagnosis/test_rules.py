@@ -6,16 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from bnlab_callbacks.diagnosis.activation_rules import (
+from bnlab_callbacks.diagnosis.findings import Finding, Verdict, worst
+from bnlab_callbacks.diagnosis.latch import Latch
+from bnlab_callbacks.diagnosis.moves import Moves
+from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, NormBatch, Observation
+from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.activation_rules import (
     collapsed_output,
     dead_units,
     inputs_not_standardised,
     poor_initialisation,
     saturated,
 )
-from bnlab_callbacks.diagnosis.batch_norm_rules import eval_mode, gamma_collapsed, running_statistics, small_batch
-from bnlab_callbacks.diagnosis.findings import Finding, Verdict, worst
-from bnlab_callbacks.diagnosis.gradient_rules import (
+from bnlab_callbacks.diagnosis.rules.batch_norm_rules import eval_mode, gamma_collapsed, running_statistics, small_batch
+from bnlab_callbacks.diagnosis.rules.catalogue import RULES
+from bnlab_callbacks.diagnosis.rules.gradient_rules import (
     clipping_too_tight,
     frozen,
     no_gradient,
@@ -24,26 +29,21 @@ from bnlab_callbacks.diagnosis.gradient_rules import (
     vanishing_with_depth,
     zero_gradient,
 )
-from bnlab_callbacks.diagnosis.initial_weight_rules import constant_weights, large_weights, zero_weights
-from bnlab_callbacks.diagnosis.latch import Latch
-from bnlab_callbacks.diagnosis.learning_rate_rules import (
+from bnlab_callbacks.diagnosis.rules.initial_weight_rules import constant_weights, large_weights, zero_weights
+from bnlab_callbacks.diagnosis.rules.learning_rate_rules import (
     largest_fall,
     learning_rate_too_high,
     learning_rate_too_low,
     steps_too_large,
     weights_overwritten,
 )
-from bnlab_callbacks.diagnosis.loss_rules import (
+from bnlab_callbacks.diagnosis.rules.loss_rules import (
     doubled_softmax,
     exploding,
     loss_scale_overflow,
     non_finite,
     not_learning,
 )
-from bnlab_callbacks.diagnosis.moves import Moves
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, NormBatch, Observation
-from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules import RULES
 
 CHANCE = math.log(10)
 NAN, INF = math.nan, math.inf

@@ -19,9 +19,9 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.findings import Verdict
-from bnlab_callbacks.diagnosis.look_schedule import LookSchedule
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.silent_monitors import (
+from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
+from bnlab_callbacks.diagnosis.watching.silent_monitors import (
     SilentActivationMonitor,
     SilentBatchNormMonitor,
     SilentGradientMonitor,
@@ -318,7 +318,7 @@ def test_what_is_found_does_not_depend_on_when_it_is_looked_at(
             return original(self, kept)
 
         monkeypatch.setattr(monitor, "read", counted)
-    monkeypatch.setattr("bnlab_callbacks.diagnosis.step_recorder.SECONDS", seconds)
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.watching.step_recorder.SECONDS", seconds)
     dataset: Any = ConcatDataset([batches().dataset] * 13)
     loader = DataLoader(dataset, batch_size=16)
     diagnosis = fit(tmp_path, Late(), loader, diagnosis=TrainingDiagnosis(stop=stop), max_epochs=-1, max_steps=200)

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
-from bnlab_callbacks.diagnosis import step_recorder
+from bnlab_callbacks.diagnosis.watching import step_recorder
 from tests.diagnosis.small_runs import Net, batches, net
 from tests.silent_trainer import trainer_in
 

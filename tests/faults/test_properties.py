@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bnlab.data.split import pixel_statistics, split_indices
 from bnlab.errors import InputError
-from bnlab_callbacks.activation_statistics import activation_sums, is_rectifier, saturation
-from bnlab_callbacks.chunks import Scratch
-from bnlab_callbacks.gradient_statistics import gradient_statistics, gradient_sums, stored_values
+from bnlab_callbacks.statistics.activations import activation_sums, is_rectifier, saturation
+from bnlab_callbacks.statistics.chunks import Scratch
+from bnlab_callbacks.statistics.gradients import gradient_statistics, gradient_sums, stored_values
 
 often = settings(derandomize=True, max_examples=60, deadline=None, database=None)
 

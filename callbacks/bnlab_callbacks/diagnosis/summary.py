@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bnlab_callbacks.core.lightning.names import Trainer, logged_step
+from bnlab_callbacks.core.lightning.run_output import replace_file, run_folder, tensorboard_writers
 from bnlab_callbacks.diagnosis.findings import Finding, worst
-from bnlab_callbacks.diagnosis.gradient_rules import relative_gradients
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.diagnosis.unchecked import NOTHING_OF_THE_KIND
-from bnlab_callbacks.lightning_api import Trainer, logged_step
-from bnlab_callbacks.run_output import replace_file, run_folder, tensorboard_writers
+from bnlab_callbacks.diagnosis.rules.gradient_rules import relative_gradients
+from bnlab_callbacks.diagnosis.rules.unchecked import NOTHING_OF_THE_KIND
 
 SCHEMA = 1
 FILE = "diagnosis.json"

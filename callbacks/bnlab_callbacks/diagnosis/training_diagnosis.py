@@ -11,20 +11,8 @@ from typing import Any, Concatenate, ParamSpec, cast
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnlab_callbacks.diagnosis.announcer import Announcer
-from bnlab_callbacks.diagnosis.findings import Finding, worst
-from bnlab_callbacks.diagnosis.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
-from bnlab_callbacks.diagnosis.latch import Latch, in_order
-from bnlab_callbacks.diagnosis.moves import Moves
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
-from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules import RULES
-from bnlab_callbacks.diagnosis.step_collector import DisagreementError
-from bnlab_callbacks.diagnosis.step_recorder import StepRecorder
-from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
-from bnlab_callbacks.diagnosis.unchecked import unchecked
-from bnlab_callbacks.idle_hooks import call_again, can_be_idle, pass_over
-from bnlab_callbacks.lightning_api import (
+from bnlab_callbacks.core.lightning.idle_hooks import call_again, can_be_idle, pass_over
+from bnlab_callbacks.core.lightning.names import (
     Callback,
     LightningModule,
     QuietCallback,
@@ -33,7 +21,19 @@ from bnlab_callbacks.lightning_api import (
     rank_zero_warn,
     sharding_strategy,
 )
-from bnlab_callbacks.weights import find_weights
+from bnlab_callbacks.core.weights import find_weights
+from bnlab_callbacks.diagnosis.announcer import Announcer
+from bnlab_callbacks.diagnosis.findings import Finding, worst
+from bnlab_callbacks.diagnosis.latch import Latch, in_order
+from bnlab_callbacks.diagnosis.moves import Moves
+from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
+from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.catalogue import RULES
+from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
+from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
+from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.step_collector import DisagreementError
+from bnlab_callbacks.diagnosis.watching.step_recorder import StepRecorder
 
 P = ParamSpec("P")
 
@@ -97,7 +97,7 @@ class TrainingDiagnosis(QuietCallback):
         chance_loss: the loss of a net that knows nothing; None to find out: ln C for a classification of C classes, and
             for other tasks the largest of the first five losses.
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
-            (`bnlab_callbacks.diagnosis.preflight`), and print what that says; some thirty passes over the batch.
+            (`bnlab_callbacks.diagnosis.preflight.run`), and print what that says; some thirty passes over the batch.
         summary: whether to print the table at the end.
         folder: where `diagnosis.json` goes; None for the folder of the run's logger; without either none is written.
         enabled: False switches the callback off.
@@ -234,7 +234,7 @@ class TrainingDiagnosis(QuietCallback):
             self._recorder.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        from bnlab_callbacks.diagnosis.preflight import preflight
+        from bnlab_callbacks.diagnosis.preflight.run import preflight
 
         try:
             text = preflight(pl_module, batch, trainer=trainer).table()

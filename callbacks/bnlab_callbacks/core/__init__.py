@@ -1,0 +1,1 @@
+"""What the callbacks and their recorders share."""

@@ -1,0 +1,1 @@
+"""Everything that knows Lightning, but for the callbacks themselves."""

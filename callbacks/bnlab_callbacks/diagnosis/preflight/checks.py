@@ -1,0 +1,348 @@
+"""What one batch before training tells of a net: pure functions from what was measured to what is said of it.
+
+Thresholds are for the state at step 0; each function's docstring gives its own and why. The ranges called measured are
+those of the thesis's 36 nets (MLP and CNN, with and without batch norm) in a plain loop of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from bnlab_callbacks.diagnosis.preflight.curvature import Curvature, Limit
+from bnlab_callbacks.diagnosis.preflight.layer_flow import LayerFlow
+from bnlab_callbacks.diagnosis.rules.thresholds import (
+    BETTER_INIT,
+    COLLAPSED,
+    FEW_SAMPLES,
+    FEW_VALUES,
+    INITIAL_LOSS,
+    SPREAD,
+    STANDARDISE,
+    VANISHED,
+    standardised,
+)
+
+Severity = Literal["ok", "note", "warning", "failing"]
+_HIGH = 40.0  # × the loss of a net that knows nothing
+_SCALE = 1e-3, 1e2
+_GAIN = 0.05, 20.0
+_DEAD_NOTE, _DEAD = 0.5, 0.9
+_SMALL_BATCH = 32
+_LR = 50.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: of the finding, as `TrainingDiagnosis` calls it; `ok` checks have the name of what they did not find.
+        severity: `failing`: it will not train like this; `warning`: it may not; `note`: good to know; `ok`.
+        layer: the first one concerned, in order of execution; None for the whole net.
+        value: what was measured.
+        expected: the threshold, or what theory says.
+        text: both in words.
+        advice: what to try; empty where nothing need be done.
+    """
+
+    name: str
+    severity: Severity
+    layer: str | None
+    value: float | None
+    expected: float | None
+    text: str
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Texts and numbers, None for what is not finite: strict JSON."""
+        return {key: strict(value) for key, value in asdict(self).items()}
+
+
+@dataclass
+class Measured:
+    """What was measured on the batch; None for what is not known."""
+
+    layers: list[LayerFlow] = field(default_factory=list)
+    samples: int = 0
+    loss: float | None = None
+    chance_loss: float | None = None  # ln C
+    label_entropy: float | None = None  # nats
+    inputs: dict[str, float] = field(default_factory=dict)  # input_mean, input_std, input_absmax
+    output_std: float | None = None  # of the last layer over the batch
+    ratios: dict[str, float] = field(default_factory=dict)  # ‖gradient‖/‖w‖ of each weight, in order of execution
+    bad_gradients: list[str] = field(default_factory=list)  # parameters with a gradient that is not finite
+    zero: dict[str, bool] = field(default_factory=dict)  # weights that are all 0 → whether they have a gradient
+    constant: dict[str, float] = field(default_factory=dict)  # weights that all are one other number → that number
+    unused: list[str] = field(default_factory=list)  # trainable parameters without a gradient
+    frozen: tuple[str, ...] = ()
+    not_optimized: list[str] = field(default_factory=list)
+    norms_in_eval: tuple[str, ...] = ()
+    norm_values: dict[str, int] = field(default_factory=dict)
+    failure: str | None = None  # why there is no loss or no gradient
+    lr: float | None = None
+    optimizer: str | None = None
+    curvature: Curvature | None = None
+    limit: Limit | None = None
+    not_checked: dict[str, str] = field(default_factory=dict)
+
+
+def strict(value: Any) -> Any:
+    """None for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def all_checks(m: Measured) -> list[Check]:
+    """Every check, in the order in which they are read."""
+    steps = (
+        inputs,
+        batch_norm,
+        finite,
+        gradients,
+        weights,
+        dead,
+        scale,
+        collapsed,
+        vanishing,
+        first_loss,
+        learning_rate,
+    )
+    return [check for step in steps for check in step(m)]
+
+
+def inputs(m: Measured) -> list[Check]:
+    """Standard deviation within 0.05 … 20, mean within five of them: the limits of the rule of the same name."""
+    if "input_std" not in m.inputs:
+        return []
+    mean, std, top = (m.inputs[name] for name in ("input_mean", "input_std", "input_absmax"))
+    text = f"inputs: mean {mean:.3g}, standard deviation {std:.3g}, largest magnitude {top:.3g}"
+    severity: Severity = "ok" if standardised(mean, std) else "warning"
+    return [_check("inputs_not_standardised", severity, None, std, 1.0, text, STANDARDISE)]
+
+
+def batch_norm(m: Measured) -> list[Check]:
+    """Evaluation mode in a net that trains; fewer than 8 values a channel (an error of 1/√n) or 4 samples; one."""
+    checks = []
+    larger = "a larger batch (--data.batch_size), or group or layer norm"
+    if m.norms_in_eval:
+        text = f"{len(m.norms_in_eval)} batch-norm layers with trainable scales are in evaluation mode"
+        advice = "call train() on the module, or set requires_grad=False on their parameters, if that is meant"
+        checks.append(_check("batch_norm_eval_mode", "warning", m.norms_in_eval[0], None, None, text, advice))
+    few = {
+        layer: values for layer, values in m.norm_values.items() if values < FEW_VALUES and layer not in m.norms_in_eval
+    }
+    if few:
+        layer, values = next(iter(few.items()))
+        text = f"a batch gives a channel {values} values to normalise with (below {FEW_VALUES})"
+        checks.append(_check("batch_norm_small_batch", "warning", layer, float(values), FEW_VALUES, text, larger))
+    elif m.norm_values and not m.norms_in_eval and 0 < m.samples < FEW_SAMPLES:
+        text = f"a batch has {m.samples} samples for batch norm to normalise with (below {FEW_SAMPLES})"
+        layer, count = next(iter(m.norm_values)), float(m.samples)
+        checks.append(_check("batch_norm_small_batch", "warning", layer, count, FEW_SAMPLES, text, larger))
+    elif m.norm_values and not m.norms_in_eval:
+        values = min(m.norm_values.values())
+        text = f"batch norm: at least {values} values a channel, in training mode"
+        checks.append(_check("batch_norm_small_batch", "ok", None, float(values), FEW_VALUES, text))
+    if m.failure and "more than 1 value per channel" in m.failure:
+        text = "batch norm cannot train on one value a channel"
+        checks.append(_check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, "a larger batch"))
+    return checks
+
+
+def finite(m: Measured) -> list[Check]:
+    """Tested explicitly: NaN passes every comparison."""
+    bad = next((row.layer for row in m.layers if not row.finite), None)
+    where = "output of the layer" if bad else None
+    if bad is None and m.bad_gradients:
+        bad, where = m.bad_gradients[0], "gradient"
+    if bad is None and m.loss is not None and not math.isfinite(m.loss):
+        where = "loss"
+    if where is None:
+        return []
+    text = f"NaN or infinity in the first batch: {where}"
+    return [_check("non_finite", "failing", bad, None, None, text, f"look at the inputs; {BETTER_INIT}")]
+
+
+def gradients(m: Measured) -> list[Check]:
+    """Whether the loss reaches the parameters, and an optimizer holds them."""
+    checks = []
+    if m.failure and "more than 1 value per channel" not in m.failure:
+        checks.append(_check("no_gradient", "failing", None, None, None, m.failure, "return the loss with its graph"))
+    if m.unused and not m.failure:
+        text = f"{len(m.unused)} trainable parameters have no gradient: unused, or cut off from the loss"
+        checks.append(
+            _check("no_gradient", "warning", m.unused[0], float(len(m.unused)), 0.0, text, "use or freeze them")
+        )
+    if m.not_optimized:
+        text = f"{len(m.not_optimized)} trainable parameters are in no optimizer"
+        advice = "give them to the optimizer in configure_optimizers"
+        count = float(len(m.not_optimized))
+        checks.append(_check("not_updated", "warning", m.not_optimized[0], count, 0.0, text, advice))
+    if m.frozen:
+        text = f"{len(m.frozen)} frozen layers: {', '.join(m.frozen[:3])}{', …' if len(m.frozen) > 3 else ''}"
+        checks.append(_check("not_updated", "note", m.frozen[0], float(len(m.frozen)), 0.0, text))
+    return checks
+
+
+def weights(m: Measured) -> list[Check]:
+    """Weights that are all equal keep a layer's units equal for ever; zeros may do if they have a gradient.
+
+    An output layer or a residual branch that begins at 0 gets its gradient from what comes in, and is a known good
+    choice; with two such layers in a row both gradients are 0 and stay so.
+    """
+    checks = []
+    stuck = [layer for layer, moves in m.zero.items() if not moves]
+    if stuck:
+        text = "all weights are 0, and so is their gradient: they will stay so"
+        checks.append(_check("poor_initialisation", "failing", stuck[0], 0.0, None, text, BETTER_INIT))
+    elif m.zero:
+        text = "all weights are 0, with a gradient: well for an output or the end of a residual branch"
+        checks.append(_check("poor_initialisation", "note", next(iter(m.zero)), 0.0, None, text))
+    if m.constant:
+        layer, value = next(iter(m.constant.items()))
+        text = f"all weights are {value:.3g}: its units stay equal to one another"
+        checks.append(_check("poor_initialisation", "failing", layer, value, None, text, "random weights"))
+    return checks
+
+
+def dead(m: Measured) -> list[Check]:
+    """More than nine tenths of a layer's rectifiers silent in the whole batch; half is a note.
+
+    A single batch silences up to a third of the units of healthy nets. All of a layer silent, no gradient passes.
+    """
+    rows = [row for row in m.layers if row.dead is not None and row.finite]
+    if not rows or m.samples < 2:
+        return []
+    worst = max(rows, key=lambda row: row.dead or 0.0)
+    share = worst.dead or 0.0
+    text = f"{share:.0%} of the units are silent in the whole batch"
+    grave: Severity = "failing" if share == 1 else "warning"
+    if m.samples < _SMALL_BATCH:  # a few samples do not tell a dead unit from a rare one
+        grave = "note"
+    severity: Severity = grave if share > _DEAD else "note" if share > _DEAD_NOTE else "ok"
+    advice = "biases of 0; leaky_relu or elu (--model.activation)"
+    return [_check("dead_units", severity, worst.layer, share, _DEAD, text, advice)]
+
+
+def scale(m: Measured) -> list[Check]:
+    """Pre-activations, without a norm, a thousandth or the hundredfold of the inputs: the right σ keeps them near 1.
+
+    Measured: right ones 0.3 … 2, whatever the activation; wrong ones by 30 and more in each layer. The last layer is
+    left out: small outputs are a choice. The layer named is the first whose own gain (in variance) is outside
+    0.05 … 20.
+    """
+    rows = [row for row in m.layers[:-1] if not row.normalised and row.finite]
+    if not rows:
+        return []
+    unit = m.inputs.get("input_std") or 1.0
+    sizes = [row.z_std / unit for row in rows]
+    worst = max(sizes, key=lambda size: abs(math.log(size)) if size > 0 else math.inf)
+    gains = [(row, row.z_std**2 / unit**2 if row is m.layers[0] else row.gain) for row in rows]
+    off = [row for row, gain in gains if gain is not None and not _GAIN[0] <= gain <= _GAIN[1]]
+    layer = (off or rows)[0].layer
+    text = f"pre-activations over the inputs' scale: {min(sizes):.2g} … {max(sizes):.2g} over {len(rows)} layers"
+    good = _SCALE[0] <= worst <= _SCALE[1]
+    return [
+        _check(
+            "poor_initialisation", "ok" if good else "warning", None if good else layer, worst, 1.0, text, BETTER_INIT
+        )
+    ]
+
+
+def collapsed(m: Measured) -> list[Check]:
+    """Outputs that differ by less than 0.001 over the batch: every sample gets the same answer.
+
+    A note by itself: an output layer that begins small is a choice (batch norm with σ = 1e-4: 6e-4, and it trains).
+    Failing where gradients have vanished, too.
+    """
+    if m.output_std is None:
+        return []
+    text = f"outputs differ by {m.output_std:.2g} over the batch (standard deviation)"
+    if m.output_std >= COLLAPSED:
+        return [_check("collapsed_output", "ok", None, m.output_std, COLLAPSED, text)]
+    severity: Severity = "failing" if _smallest(m)[1] < VANISHED and not m.zero else "note"
+    return [_check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, BETTER_INIT)]
+
+
+def vanishing(m: Measured) -> list[Check]:
+    """A weight whose gradient is less than a millionth of it, by norms; with depth where others' is 100 000 times that.
+
+    Measured at step 0: failing nets below 5e-8, healthy ones above 2e-5. With depth it needs both. Behind weights that
+    are all 0 and have a gradient, gradients are 0 for the first step only: nothing is said then.
+    """
+    if not m.ratios or m.bad_gradients or any(m.zero.values()):
+        return []
+    layer, smallest = _smallest(m)
+    spread = max(m.ratios.values()) / smallest if smallest > 0 else math.inf
+    text = f"‖gradient‖/‖weights‖: smallest {smallest:.2g}, {spread:.2g} times less than the largest"
+    name = "vanishing_with_depth" if spread > SPREAD else "vanishing"
+    if smallest >= VANISHED:
+        return [_check(name, "ok", None, smallest, VANISHED, text)]
+    return [_check(name, "failing", layer, smallest, VANISHED, text, BETTER_INIT)]
+
+
+def first_loss(m: Measured) -> list[Check]:
+    """Against ln C, the loss of a net that knows nothing: above 50 × failing, above 40 × a warning, above 3 × a note.
+
+    Measured: at most 14 × in nets that train (CNN, batch norm, σ = 1), 26 × in the CNN with dropout; failing ones from
+    7000 ×. Without classes the loss has no such scale, and the check is left out.
+    """
+    if m.loss is None or m.chance_loss is None or not math.isfinite(m.loss):
+        return []
+    ratio = m.loss / m.chance_loss
+    text = f"first loss {m.loss:.3g}, {ratio:.2g} times ln C = {m.chance_loss:.3g}"
+    if m.label_entropy is not None:
+        text += f"; the batch's labels have entropy {m.label_entropy:.3g}"
+    severity: Severity = (
+        "failing" if ratio > INITIAL_LOSS else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
+    )
+    advice = f"smaller weights in the last layer; {BETTER_INIT}"
+    return [_check("exploding", severity, None, m.loss, m.chance_loss, text, advice)]
+
+
+def learning_rate(m: Measured) -> list[Check]:
+    """The learning rate against the stable limit on the batch's quadratic: a note above it, a warning from 50 × on.
+
+    Never failing: curvature changes within a few steps, mostly down from its value at the start, and trained nets live
+    at the limit (Cohen et al. 2021). Measured: the thesis's vanilla CNN starts at 26 × and trains, slowly; with ten
+    times its learning rate (so 260 ×) it explodes in a step. The MLP at lr 0.1 loses its units at 8.5 ×, healthy MLPs
+    have up to 2.4 ×: what a note says is worth a look. With batch norm never more than a note: it makes the loss
+    blind to the size of weights, curvature falls as they grow, and the CNN with sigmoids trains from above 50 ×.
+    """
+    if m.curvature is None or m.lr is None:
+        return []
+    at = f"largest curvature {m.curvature.largest:.3g} ({m.curvature.method})"
+    if m.limit is None:
+        return [
+            _check("learning_rate_too_high", "note", None, m.lr, None, f"{at}; no limit is known for {m.optimizer}")
+        ]
+    ratio = m.lr / m.limit.lr
+    text = f"lr {m.lr:g} is {ratio:.2g} times the stable {m.limit.lr:.2g} ({m.limit.formula}); {at}"
+    hopeless = ratio >= _LR and not m.norm_values
+    severity: Severity = "warning" if hopeless else "note" if ratio > 1 else "ok"
+    return [
+        _check(
+            "learning_rate_too_high", severity, None, m.lr, m.limit.lr, text, f"--model.lr {m.limit.lr:.1g} or warm-up"
+        )
+    ]
+
+
+def _smallest(m: Measured) -> tuple[str | None, float]:
+    """The weight with the least gradient; the first of those that have none at all."""
+    if not m.ratios:
+        return None, math.inf
+    layer = min(m.ratios, key=m.ratios.__getitem__)
+    return layer, m.ratios[layer]
+
+
+def _check(
+    name: str,
+    severity: Severity,
+    layer: str | None,
+    value: float | None,
+    expected: float | None,
+    text: str,
+    advice: str = "",
+) -> Check:
+    return Check(name, severity, layer, value, expected, text, "" if severity == "ok" else advice)

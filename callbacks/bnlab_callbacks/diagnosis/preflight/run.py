@@ -1,0 +1,252 @@
+"""A look at one batch before training: signals, gradients and first loss against theory, and the learning rate."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bnlab_callbacks.core.forward_order import ForwardOrder
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.naming import clean_name
+from bnlab_callbacks.core.weights import find_weights
+from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity, all_checks, strict
+from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
+from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
+from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, output_spread
+from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.task import guesses, logits_and_targets, task_of, tensors_of
+from bnlab_callbacks.replica.smoothness import why_not
+from bnlab_callbacks.replica.step_replica import Evaluation, RandomState, StepReplica, untouched
+
+SCHEMA = 1
+_ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Attributes:
+        checks: everything that was looked at, the worst first.
+        layers: linear and convolution layers in order of execution.
+        not_checked: what could not be looked at → why.
+    """
+
+    checks: list[Check]
+    layers: list[LayerFlow]
+    not_checked: dict[str, str]
+
+    @property
+    def verdict(self) -> Severity:
+        """The gravest severity."""
+        return self.checks[0].severity if self.checks else "ok"
+
+    def found(self, name: str) -> list[Check]:
+        """What is wrong (not `ok`) of that name."""
+        return [check for check in self.checks if check.name == name and check.severity != "ok"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Texts and numbers, None for what is not finite: strict JSON."""
+        layers = [{key: strict(value) for key, value in asdict(row).items()} for row in self.layers]
+        checks = [check.to_dict() for check in self.checks]
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "checks": checks,
+            "layers": layers,
+            "not_checked": self.not_checked,
+        }
+
+    def table(self) -> str:
+        """All of it as one screen of text."""
+        return "\n".join([*_layer_lines(self.layers), "", *self._check_lines(), "", f"verdict: {self.verdict}"])
+
+    def _check_lines(self) -> list[str]:
+        lines = []
+        for check in self.checks:
+            name = "" if check.severity == "ok" else check.name.replace("_", " ")
+            where = f" at {check.layer}" if check.layer and check.severity != "ok" else ""
+            lines.append(f"{check.severity:8}{name}{where}{': ' if name else ''}{check.text}")
+            if check.advice:
+                lines.append(f"{'':8}try: {check.advice}")
+        return lines + [f"{'-':8}{name.replace('_', ' ')} not checked: {why}" for name, why in self.not_checked.items()]
+
+
+def preflight(
+    module: LightningModule,
+    batch: Any,
+    *,
+    trainer: Trainer | None = None,
+    curvature_steps: int = 10,
+) -> Preflight:
+    """Look at a net before it is trained, on one training batch.
+
+    Everything runs on copies: weights, gradients, buffers (running statistics) and random generators of the module are
+    left bit for bit as they were.
+
+    Args:
+        module: any module with a `training_step`, in the state in which training would begin.
+        batch: as `training_step` gets it, on the module's device.
+        trainer: the Trainer that will train it, for its precision; None for a plain one.
+        curvature_steps: Hessian-vector products, each about three training steps; 0 leaves the curvature out.
+    """
+    trainer = trainer or _plain_trainer()
+    measured = Measured(samples=_samples(batch))
+    reason = why_not(trainer, module)
+    if reason:
+        measured.not_checked["step"] = reason
+    random = RandomState(module)
+    try:
+        with untouched(module):
+            _look_at_net(measured, module, batch)
+            if not reason:
+                _look_at_step(measured, StepReplica(trainer, module, batch, 0), batch, curvature_steps)
+    finally:
+        random.restore()
+    checks = sorted(all_checks(measured), key=lambda check: _ORDER.index(check.severity))
+    return Preflight(checks, measured.layers, measured.not_checked)
+
+
+def _look_at_net(m: Measured, module: LightningModule, batch: Any) -> None:
+    """What can be seen without running it."""
+    m.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
+    m.frozen = frozen_layers(module)
+    m.norms_in_eval = norms_in_eval_mode(module)
+    m.constant = constant_layers(list(find_weights(module)))
+
+
+def _look_at_step(m: Measured, step: StepReplica, batch: Any, curvature_steps: int) -> None:
+    """What a training step on the batch shows, and the curvature there."""
+    twin = step.twin({})
+    hooks = FlowHooks(twin)
+    weights = list(find_weights(twin))
+    order = ForwardOrder({weight.module: twin.get_submodule(weight.module) for weight in weights}.items())
+    order.gate.open = True
+    try:
+        start = step.run(twin)
+    except (RuntimeError, ValueError, TypeError) as error:
+        m.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+        m.layers = hooks.finish()
+        return
+    m.layers, m.norm_values, m.loss = hooks.finish(), hooks.norm_values, float(start.loss)
+    m.output_std = _number(output_spread(hooks.output).get("output_std"))
+    m.chance_loss = _task(m, batch, hooks.output)
+    _take_gradients(m, twin, start, order.sort([(weight.layer, weight.module) for weight in weights]))
+    _look_at_optimizers(m, step, start, curvature_steps)
+
+
+def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list[str]) -> None:
+    trainable = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    m.unused = [clean_name(name) for name in trainable if name not in start.grads]
+    m.bad_gradients = [clean_name(name) for name, grad in start.grads.items() if not bool(torch.isfinite(grad).all())]
+    names = {id(parameter): name for name, parameter in trainable.items()}
+    by_layer = {weight.layer: weight.parameter for weight in find_weights(twin)}
+    for layer in order:
+        weight = by_layer[layer]
+        grad = start.grads.get(names[id(weight)])
+        if grad is None:
+            continue
+        size, slope = (float(torch.linalg.vector_norm(x.detach().double())) for x in (weight, grad))
+        if size > 0 and math.isfinite(slope):
+            m.ratios[layer] = slope / size
+        elif size == 0:
+            m.zero[layer] = slope > 0
+            m.constant.pop(layer, None)
+
+
+def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:
+    """The loss of guessing, ln C, also where the first loss is not finite; and note the labels' entropy."""
+    found = logits_and_targets(batch, output)
+    if found is None or m.loss is None:
+        return None
+    logits, targets = found
+    chance = task_of(guesses(batch, output, torch.tensor(m.loss))).chance_loss
+    shares = torch.bincount(targets).double() / max(len(targets), 1)
+    m.label_entropy = float(-(shares * shares.clamp_min(1e-300).log()).sum())
+    return chance if math.isfinite(m.loss) else math.log(logits.shape[1])
+
+
+def _look_at_optimizers(m: Measured, step: StepReplica, start: Evaluation, curvature_steps: int) -> None:
+    try:
+        twin = step.twin({})
+        optimizers = list(_optimizers(twin.configure_optimizers()))
+    except Exception as error:  # noqa: BLE001 - it may ask the Trainer for what there is only in a run
+        m.not_checked["learning_rate_too_high"] = f"configure_optimizers: {type(error).__name__}: {error}"
+        return
+    if not optimizers:
+        m.not_checked["learning_rate_too_high"] = "there is no optimizer"
+        return
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    m.not_optimized = [clean_name(name) for name, p in twin.named_parameters() if p.requires_grad and id(p) not in held]
+    first = optimizers[0]
+    m.lr = max(float(group["lr"]) for group in first.param_groups)
+    m.optimizer = type(first).__name__
+    if m.bad_gradients or not start.grads or not curvature_steps:
+        m.not_checked["learning_rate_too_high"] = "no curvature was measured"
+        return
+    try:
+        m.curvature = largest_curvature(step, start.grads, curvature_steps)
+    except ArithmeticError as error:
+        m.not_checked["learning_rate_too_high"] = str(error)
+        return
+    m.limit = stable_limit(first, m.curvature.largest)
+
+
+def _optimizers(configured: Any) -> Iterator[Optimizer]:
+    """All optimizers in what `configure_optimizers` returned, whatever its form."""
+    if isinstance(configured, Optimizer):
+        yield configured
+    elif isinstance(configured, dict):
+        yield from _optimizers(configured.get("optimizer"))
+    elif isinstance(configured, list | tuple):
+        for one in configured:
+            yield from _optimizers(one)
+
+
+def _plain_trainer() -> Trainer:
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        return Trainer(
+            accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+    finally:
+        log.setLevel(level)
+
+
+def _samples(batch: Any) -> int:
+    return next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), 0)
+
+
+def _number(value: Tensor | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _layer_lines(rows: list[LayerFlow]) -> list[str]:
+    """The layers as a table; gains are ratios of variances: forward to the layer before, backward to the one behind."""
+    if not rows:
+        return ["no linear or convolution layers were seen"]
+    head = ("layer", "norm", "activation", "z std", "gain", "theory", "grad rms", "gain", "theory", "silent")
+    cells = [head, *(_cells(row) for row in rows)]
+    width = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, width, strict=True))
+        )
+        for line in cells
+    ]
+
+
+def _cells(row: LayerFlow) -> tuple[str, ...]:
+    numbers = (row.z_std, row.gain, row.gain_expected, row.grad, row.grad_gain, row.grad_gain_expected)
+    shown = tuple("-" if value is None else f"{value:.2g}" for value in numbers)
+    silent = "-" if row.dead is None else f"{row.dead:.0%}"
+    return (row.layer, "yes" if row.normalised else "", row.activation or "", *shown, silent)

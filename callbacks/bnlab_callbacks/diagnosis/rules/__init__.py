@@ -1,0 +1,1 @@
+"""Rules as pure functions of a run's history."""

@@ -1,0 +1,171 @@
+"""Rules that look at the loss first: is it a number, does it grow, does it fall.
+
+Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, 11 failing and 19 training runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.observations import History
+from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.thresholds import INITIAL_LOSS
+
+_EXPLODED = 10.0  # × the loss of a net that knows nothing
+_STUCK_FROM, _STUCK_LEVEL, _STUCK_FALL = 300, 0.97, 0.99
+
+
+def non_finite(history: History) -> Verdict | None:
+    """A loss, a gradient or an output that is NaN or infinite, tested explicitly: comparisons with NaN are false.
+
+    The layer is the first whose outputs are not finite; where all are, the last whose gradient is not, since gradients
+    come from there. With a loss scaler gradients alone do not count (`loss_scale_overflow`).
+    """
+    now, losses = history.now, history.losses
+    outputs = [layer for layer, value in now.of("act_absmax").items() if not math.isfinite(value)]
+    gradients = [layer for layer, value in now.of("grad_nonfinite").items() if value > 0]
+    bad_loss = losses.last is not None and not math.isfinite(losses.last)
+    if not bad_loss and not outputs and (history.facts.scaled or not gradients):
+        return None
+    what = [f"the loss is {losses.last}"] if bad_loss else []
+    if now.bad_rank:
+        what[-1:] = [f"the loss is not finite, first on rank {now.bad_rank}"]
+    if outputs:
+        what.append(f"outputs of {len(outputs)} layers are not finite")
+    if gradients:
+        what.append(f"gradients of {len(gradients)} layers are not finite")
+    layer = outputs[0] if outputs else gradients[-1] if gradients else None
+    since = _began(history, lambda loss: not math.isfinite(loss)) if bad_loss else None
+    return Verdict(", ".join(what) + _moved_before(history), layer, since=since)
+
+
+def exploding(history: History) -> Verdict | None:
+    """Loss above 10 times where it began, and above 10 times that of a net that knows nothing.
+
+    Failing runs pass it within 5 steps (1e4 to 1e18); healthy ones stay below 2.1 times. One that begins above 50 times
+    (healthy: 11 times at most) gets a warning: after unscaled inputs some nets recover.
+    """
+    scale, last = history.scale(), history.losses.last
+    if scale is None or last is None or not math.isfinite(last):
+        return None
+    chance = history.facts.chance_loss
+    if last > _EXPLODED * scale:
+        evidence = f"the loss is {last:.3g}, above {_EXPLODED:g} times the first losses"
+        since = _began(history, lambda loss: loss > _EXPLODED * scale)
+        return Verdict(evidence + _moved_before(history), grown_most(history), since=since)
+    if chance is not None and last > INITIAL_LOSS * chance:
+        evidence = f"the loss is {last:.3g}, above {INITIAL_LOSS:g} times that of guessing, {chance:.3g}"
+        return Verdict(evidence, grown_most(history), "warning")
+    return None
+
+
+def not_learning(history: History) -> Verdict | None:
+    """From step 300: the loss over 50 steps above 97 % of chance, and above it, or not 1 % lower than 100 steps before.
+
+    A loss that is still above chance has learned nothing of its inputs, though it may fall: shuffled labels with batch
+    norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Nets that start slowly look the same for some hundred
+    steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning.
+    """
+    now, before = history.losses.mean(50), history.losses.mean(50, before=100)
+    chance = history.facts.chance_loss or history.losses.largest_early
+    if history.losses.count < _STUCK_FROM or now is None or before is None or not chance:
+        return None
+    if not (now > _STUCK_LEVEL * chance and (now > chance or now > _STUCK_FALL * before)):
+        return None
+    return Verdict(f"the mean loss of 50 steps is {now:.4g}, {before:.4g} 100 steps ago; {chance:.4g} is a guess")
+
+
+def doubled_softmax(history: History) -> Verdict | None:
+    """The loss of the first step is the cross entropy of softmax(outputs) taken for logits, exactly (to 0.1 %)."""
+    if not history.facts.softmax_twice:
+        return None
+    return Verdict("the loss equals the cross entropy of probabilities, not of logits; it cannot fall to 0")
+
+
+def loss_scale_overflow(history: History) -> Verdict | None:
+    """With a loss scaler: gradients that overflow in five recorded steps in a row; single ones are its work."""
+    bad = [layer for layer, value in history.now.of("grad_nonfinite").items() if value > 0]
+    if not history.facts.scaled or not bad:
+        return None
+    return Verdict(f"scaled gradients of {len(bad)} layers overflow: the optimizer makes no step", bad[-1])
+
+
+def grown_most(history: History) -> str | None:
+    """The first layer in order of execution whose outputs or gradients grew by a tenth of the largest growth or more.
+
+    Outputs first: an explosion of the outputs brings that of the gradients. At the first step, where nothing has grown
+    yet, outputs against those of the first layer.
+    """
+    for quantity in ("act_absmax", "grad_rms"):
+        now, first = history.now.of(quantity), history.first.of(quantity)
+        if history.now.step == history.first.step:
+            continue
+        growth = {layer: now[layer] / first[layer] for layer in now if first.get(layer)}
+        largest = max(growth.values(), default=0.0)
+        if largest > 3:
+            return next(layer for layer, value in growth.items() if value >= largest / 10)
+    return None
+
+
+def _began(history: History, holds: Callable[[float], bool]) -> int:
+    """The first of the last steps in a row whose losses are such; they are known of steps between two looks, too."""
+    return history.now.step - max(history.losses.lasting(holds) - 1, 0)
+
+
+def _moved_before(history: History) -> str:
+    """What moved furthest in the recorded step before."""
+    if len(history.observations) < 2:
+        return ""
+    before = history.observations[-2]
+    moves = {k: v for k, v in before.of("update_ratio").items() if math.isfinite(v)}
+    if not moves:
+        return ""
+    layer = max(moves, key=lambda name: moves[name])
+    return f"; before it, at step {before.step}, {layer} had moved by {min(10 ** moves[layer], 1e9):.2g} of its weights"
+
+
+LOSS_RULES = (
+    Rule(
+        "non_finite",
+        non_finite,
+        "failing",
+        (
+            "a lower learning rate (--model.lr), or gradient clipping (--trainer.gradient_clip_val 1)",
+            "check inputs and labels of this step for NaN",
+        ),
+    ),
+    Rule(
+        "exploding",
+        exploding,
+        "failing",
+        (
+            "a learning rate ten times lower (--model.lr) or the activation's own initialization (--model.init auto)",
+            "batch normalization (--model.batch_norm true)",
+        ),
+        ("loss",),
+    ),
+    Rule(
+        "not_learning",
+        not_learning,
+        "warning",
+        ("check that labels belong to their inputs", "another learning rate (--model.lr)"),
+        ("loss",),
+    ),
+    Rule(
+        "doubled_softmax",
+        doubled_softmax,
+        "warning",
+        ("give the loss logits: leave out the softmax before F.cross_entropy",),
+        ("loss", "classes"),
+    ),
+    Rule(
+        "loss_scale_overflow",
+        loss_scale_overflow,
+        "warning",
+        ("bf16-mixed instead of 16-mixed (--trainer.precision)", "a lower initial loss scale"),
+        ("grad_nonfinite",),
+        5,
+    ),
+)

@@ -1,0 +1,1 @@
+"""What a diagnosis watches in a run."""

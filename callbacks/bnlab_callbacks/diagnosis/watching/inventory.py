@@ -1,0 +1,153 @@
+"""What can be known of a net by looking at it: which layers are trained, by which optimizer, and from what weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.optim import Optimizer
+
+from bnlab_callbacks.core.lightning.names import Trainer
+from bnlab_callbacks.core.naming import clean_name
+from bnlab_callbacks.core.weights import Weight, find_weights
+from bnlab_callbacks.diagnosis.observations import Facts
+
+_UNITS = (nn.Linear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)  # whose weights multiply what comes in
+_RESCALES = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
+
+
+def facts_of(trainer: Trainer, model: nn.Module) -> Facts:
+    """What is known of a run when it begins, or goes on."""
+    weights = list(find_weights(model))
+    clip = trainer.gradient_clip_val
+    by_norm = trainer.gradient_clip_algorithm in (None, "norm")
+    return Facts(
+        gradient_clip=float(clip) if clip and by_norm else None,
+        scaled=getattr(trainer.precision_plugin, "scaler", None) is not None,
+        without_optimizer=layers_without_optimizer(weights, trainer.optimizers),
+        frozen=frozen_layers(model),
+        norm_momentum=norm_momenta(model),
+        weights={weight.layer: weight.parameter.numel() for weight in weights},
+        fans=fans(model, weights),
+        rescaled=frozenset(rescaled(model)),
+    )
+
+
+def frozen_layers(model: nn.Module) -> tuple[str, ...]:
+    """Modules that hold weights (two or more dimensions) of which none is trainable."""
+    return tuple(
+        clean_name(name)
+        for name, module in model.named_modules()
+        if (own := [weight for weight in module.parameters(recurse=False) if weight.ndim > 1])
+        and not any(weight.requires_grad for weight in own)
+    )
+
+
+def layers_without_optimizer(weights: Sequence[Weight], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
+    """Trainable layers that are in no optimizer's parameter groups."""
+    held = {id(parameter) for optimizer in optimizers for parameter in _parameters(optimizer)}
+    return tuple(weight.layer for weight in weights if id(weight.parameter) not in held)
+
+
+def fans(model: nn.Module, weights: Sequence[Weight]) -> dict[str, int]:
+    """Linear, convolution and recurrent layers → inputs or outputs of a unit, whichever are fewer.
+
+    Usual initializations take their scale from the one, the other or both (He et al. 2015; Glorot & Bengio 2010;
+    PyTorch's of recurrent layers), so that root mean square times the root of the smaller is below 2 in all of them.
+    An embedding's rows are outputs as they are, and weights behind a weight norm have no scale of their own.
+    """
+    modules = dict(model.named_modules())
+    return {
+        weight.layer: min(weight.parameter.shape[:2]) * math.prod(weight.parameter.shape[2:])
+        for weight in weights
+        if isinstance(modules[weight.module], _UNITS) and not weight.layer.endswith("weight_v")
+    }
+
+
+def rescaled(model: nn.Module) -> Iterator[str]:
+    """Linear and convolution layers that a batch, instance or group norm follows, in order of definition.
+
+    Layer norms are left out: in a transformer the one that is defined next is not the one that comes next.
+    """
+    before: str | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd):
+            before = clean_name(name)
+        elif isinstance(module, _RESCALES) and before is not None:
+            yield before
+            before = None
+        elif not isinstance(module, nn.Identity | _DropoutNd) and next(module.children(), None) is None:
+            before = None
+
+
+def constant_layers(weights: Sequence[Weight]) -> dict[str, float]:
+    """Layers of two or more weights that are all equal → the weight; one copy off the device."""
+    dense = [w for w in weights if w.parameter.layout == torch.strided and not w.parameter.is_complex()]
+    dense = [weight for weight in dense if weight.parameter.numel() > 1 and weight.parameter.device.type != "meta"]
+    if not dense:
+        return {}
+    ends = [torch.stack(torch.aminmax(weight.parameter.detach().float())) for weight in dense]
+    pairs = torch.stack([pair.to(ends[0].device) for pair in ends]).tolist()
+    return {weight.layer: low for weight, (low, high) in zip(dense, pairs, strict=True) if low == high}
+
+
+def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
+    """Batch-norm layers with trainable scales and running statistics in evaluation mode, in a module that trains."""
+    return tuple(
+        name
+        for name, norm in batch_norms(model)
+        if model.training
+        and not norm.training
+        and norm.track_running_stats
+        and norm.weight is not None
+        and norm.weight.requires_grad
+    )
+
+
+def norm_momenta(model: nn.Module) -> dict[str, float | None]:
+    """Batch-norm layers with running statistics → momentum."""
+    return {name: norm.momentum for name, norm in batch_norms(model) if norm.track_running_stats}
+
+
+def batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Batch-norm layers, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            yield clean_name(name), module
+
+
+class GradientSeen:
+    """Which layers have had a gradient since training began, among those whose optimizer made steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {id(weight.parameter): weight for weight in find_weights(model)}
+        self.without: dict[str, None] = {}
+        self._with: set[str] = set()
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Note an optimizer's step, before it is made."""
+        for parameter in _parameters(optimizer):
+            weight = self._weights.get(id(parameter))
+            if weight is None or weight.layer in self._with:
+                continue
+            if parameter.grad is None:
+                self.without[weight.layer] = None
+            else:
+                self._with.add(weight.layer)
+                self.without.pop(weight.layer, None)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers without a gradient so far, in order of definition."""
+        return tuple(weight.layer for weight in self._weights.values() if weight.layer in self.without)
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

@@ -1,0 +1,166 @@
+"""Join the sums of calls over accumulated batches and over ranks. Functions of tensors; the collective is elsewhere."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import defaultdict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnlab_callbacks.core.lightning.scalars import pack, widest
+from bnlab_callbacks.recorders.activation_hooks import Call, Outputs
+from bnlab_callbacks.statistics.activations import ActivationSums, Moments, split_rows, sums_of_rows
+
+
+def layout(calls: list[tuple[str, Call]], where: list[list[slice]]) -> int:
+    """A check sum of what lies where in a rank's message, small enough to be exact in float32."""
+    described = [(key, places) for (key, _), places in zip(calls, where, strict=True)]
+    return zlib.crc32(repr(described).encode()) % 2**23
+
+
+class Merged(NamedTuple):
+    """One layer's sums over calls and ranks, on the host."""
+
+    samples: float
+    moments: Moments
+    absmax: float
+    low: float | None
+    high: float | None
+    zeros: float | None
+    active: Tensor | None  # (units,): the unit was positive somewhere
+
+
+def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Tensor, list[list[slice]]]:
+    """One vector of all calls' sums and sizes; for each call, the places of its fields, the sizes last."""
+    if not calls:
+        return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
+    sizes = torch.tensor([n for _, call in calls for n in (call.samples, call.numel)], dtype=torch.int64)
+    fields = [
+        [field for field in call.sums if field is not None] if isinstance(call.sums, ActivationSums) else []
+        for _, call in calls
+    ]
+    vector, places = pack([*(tensor for one in fields for tensor in one), sizes.to(device)])
+    first, position = places.pop().start, iter(places)
+    return vector, [
+        [*(next(position) for _ in one), slice(first + 2 * i, first + 2 * i + 2)] for i, one in enumerate(fields)
+    ]
+
+
+def split_ranks(ranks: Tensor) -> list[tuple[list[float], Tensor]]:
+    """For each row of `ranks` (world_size, width), on the host, its values and which of them are positive."""
+    return list(zip(ranks.tolist(), ranks > 0, strict=True))
+
+
+def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
+    """Each step's calls joined by layer, without other ranks."""
+    calls = [call for step in steps for call in step]
+    if not calls:
+        return [{} for _ in steps]
+    calls = with_sums(calls)
+    assert isinstance(calls[0][1].sums, ActivationSums)
+    vector, where = pack_calls(calls, calls[0][1].sums.mean.device)
+    ranks, packed = split_ranks(vector.unsqueeze(0)), iter(zip(calls, where, strict=True))
+    merged = []
+    for step in steps:
+        own = [next(packed) for _ in step]
+        merged.append(merge([call for call, _ in own], [places for _, places in own], ranks))
+    return merged
+
+
+def same_layers(steps: list[list[tuple[str, Call]]]) -> list[list[tuple[str, Call]]] | None:
+    """The calls of each layer, where every step has one of each and all left copies of outputs of one shape."""
+    layers = [list(calls) for calls in zip(*steps, strict=False)]
+    if any(len(step) != len(layers) for step in steps) or len({key for key, _ in steps[0]}) < len(layers):
+        return None
+    for calls in layers:
+        key, first = calls[0]
+        if not isinstance(first.sums, Outputs):
+            return None
+        kind = (key, first.sums.values.shape, first.sums.values.dtype)
+        for key, call in calls:
+            if not isinstance(call.sums, Outputs) or (key, call.sums.values.shape, call.sums.values.dtype) != kind:
+                return None
+    return layers
+
+
+def sums_of_layer(calls: list[tuple[str, Call]]) -> ActivationSums:
+    """The sums of one layer's calls, as `same_layers` gives them, in one pass."""
+    outputs = [call.sums for _, call in calls if isinstance(call.sums, Outputs)]
+    first = outputs[0]
+    return sums_of_rows(torch.stack([one.values for one in outputs]), first.bounds, first.unit_dim)
+
+
+def with_sums(calls: list[tuple[str, Call]]) -> list[tuple[str, Call]]:
+    """The calls with their sums, where a copy of the output was kept: computed for all of a layer in one pass."""
+    groups: dict[tuple[str, torch.Size, torch.dtype], list[int]] = defaultdict(list)
+    for index, (key, call) in enumerate(calls):
+        if isinstance(call.sums, Outputs):
+            groups[key, call.sums.values.shape, call.sums.values.dtype].append(index)
+    done = list(calls)
+    for (key, _, _), indices in groups.items():
+        kept = [calls[index] for index in indices]
+        for index, (_, call), sums in zip(indices, kept, split_rows(sums_of_layer(kept)), strict=True):
+            done[index] = (key, call._replace(sums=sums))
+    return done
+
+
+def merge(
+    calls: list[tuple[str, Call]], where: list[list[slice]], ranks: list[tuple[list[float], Tensor]]
+) -> dict[str, Merged]:
+    """Join sums of the same layer over accumulated batches and over `ranks`, as `split_ranks` gives them."""
+    merged: dict[str, Merged] = {}
+    for values, positive in ranks:
+        for (key, call), places in zip(calls, where, strict=True):
+            one = _unpack(call, places, values, positive)
+            merged[key] = _join(merged[key], one) if key in merged else one
+    return merged
+
+
+def _unpack(call: Call, places: list[slice], values: list[float], positive: Tensor) -> Merged:
+    """One call's sums out of a rank's message: `values`, and which of them are `positive`."""
+    assert isinstance(call.sums, ActivationSums)
+    place = iter(places)
+    at = [None if field is None else next(place) for field in call.sums]
+    mean, rest, std, absmax, low, high, nonzero = (None if a is None else values[a.start] for a in at[:-1])
+    assert mean is not None
+    assert rest is not None
+    assert std is not None
+    units = at[-1]
+    samples, numel = values[places[-1]]
+    return Merged(
+        samples=samples,
+        moments=Moments(numel, mean + rest, numel * std * std),
+        absmax=absmax if absmax is not None else largest(values[units]),  # type: ignore[index]
+        low=low,
+        high=high,
+        zeros=None if nonzero is None else numel - nonzero,
+        active=None if units is None else positive[units],
+    )
+
+
+def _join(a: Merged, b: Merged) -> Merged:
+    def add(x: float | None, y: float | None) -> float | None:
+        return None if x is None or y is None else x + y
+
+    return Merged(
+        samples=a.samples + b.samples,
+        moments=a.moments.merge(b.moments),
+        absmax=larger(a.absmax, b.absmax),
+        low=add(a.low, b.low),
+        high=add(a.high, b.high),
+        zeros=add(a.zeros, b.zeros),
+        active=None if a.active is None or b.active is None else a.active | b.active,
+    )
+
+
+def largest(numbers: list[float]) -> float:
+    """The largest number, and NaN if any is NaN, where `max` would take either."""
+    return math.nan if math.isnan(sum(numbers)) else max(numbers)
+
+
+def larger(a: float, b: float) -> float:
+    """The larger number, and NaN if one is NaN, where `max` would take either."""
+    return a if a >= b or math.isnan(a) else b

@@ -1,0 +1,1 @@
+"""A training step that can be run again, and what is measured with it."""
