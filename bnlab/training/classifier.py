@@ -19,7 +19,7 @@ from bnlab.nets import ActivationName, Architecture, InitScheme, NormPosition, b
 from bnlab.training.epoch_totals import EpochTotals
 from bnlab.training.penalty import parameter_groups, penalty
 from bnlab.training.ranks import of_all_ranks, own
-from bnlab_callbacks import RecordSchedule, publish_values
+from bnlab_callbacks import RecordSchedule, moment_of, publish_values
 
 # the accuracy of the best five guesses means something where there are many classes (CIFAR-100)
 _TOP5_FROM = 100
@@ -136,10 +136,14 @@ class Classifier(LightningModule):
         self._totals.add(loss, logits, labels)
         return loss
 
+    def on_train_start(self) -> None:
+        """Log the loss of the steps that the diagnostics record."""
+        self._schedule.start(self.trainer.log_every_n_steps)  # type: ignore[attr-defined] # set by a connector
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the step's loss on the diagnostics' steps; `self.log` at every step would cost more than the MLP."""
-        if self._schedule.due(self.trainer):
-            self._schedule.mark(self.trainer)
+        if self._schedule.due(moment_of(self.trainer)):
+            self._schedule.mark(moment_of(self.trainer))
             loss = self.trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
             # Lightning divides the loss that hooks see by the number of accumulated batches
             whole = float(loss) * self.trainer.accumulate_grad_batches

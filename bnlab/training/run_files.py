@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from bnlab.durable_files import sync
 from bnlab_callbacks import RecordFile
-from bnlab_callbacks.core.lightning.run_output import tensorboard_writers
+from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.record_file import table_of
 
 _EVENTS = "events.out.tfevents.*"

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from bnlab_callbacks.activation_monitor import ActivationMonitor
     from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
     from bnlab_callbacks.chart_layout import ChartLayout
-    from bnlab_callbacks.core.lightning.records import publish_values
-    from bnlab_callbacks.core.lightning.run_output import publish_kept, replace_file
-    from bnlab_callbacks.core.lightning.scalars import gather_ranks
+    from bnlab_callbacks.core.files import replace_file
+    from bnlab_callbacks.core.lightning.publisher import publish_kept, publish_values
+    from bnlab_callbacks.core.lightning.trainer import gather_ranks, moment_of
+    from bnlab_callbacks.core.random_state import RandomState
     from bnlab_callbacks.core.schedule import RecordSchedule
     from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
     from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
@@ -36,16 +37,18 @@ _MODULES = {
     "GradientMonitor": "gradient_monitor",
     "LayerHeatmap": "heatmap",
     "Preflight": "diagnosis.preflight",
+    "RandomState": "core.random_state",
     "RecordFile": "record_file",
     "RecordSchedule": "core.schedule",
     "Row": "record_file",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
-    "gather_ranks": "core.lightning.scalars",
+    "gather_ranks": "core.lightning.trainer",
+    "moment_of": "core.lightning.trainer",
     "preflight": "diagnosis.preflight",
-    "publish_kept": "core.lightning.run_output",
-    "publish_values": "core.lightning.records",
+    "publish_kept": "core.lightning.publisher",
+    "publish_values": "core.lightning.publisher",
     "read_records": "record_file",
-    "replace_file": "core.lightning.run_output",
+    "replace_file": "core.files",
 }
 __all__ = [
     "ActivationMonitor",
@@ -56,11 +59,13 @@ __all__ = [
     "GradientMonitor",
     "LayerHeatmap",
     "Preflight",
+    "RandomState",
     "RecordFile",
     "RecordSchedule",
     "Row",
     "TrainingDiagnosis",
     "gather_ranks",
+    "moment_of",
     "preflight",
     "publish_kept",
     "publish_values",

@@ -1,58 +1,24 @@
-"""`BatchNormMonitor`: what batch normalization does in a run, layer by layer, and how smooth the loss is."""
+"""`BatchNormMonitor`: running statistics, γ and β of batch-norm layers, and on request the smoothness of the loss."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.device import Change
-from bnlab_callbacks.core.lightning.monitor import Monitor, never_break_training
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.lightning.monitor import Monitor
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
-from bnlab_callbacks.core.lightning.rank_means import Gathered, RankMeans, average
-from bnlab_callbacks.core.lightning.records import Table
-from bnlab_callbacks.core.lightning.scalars import to_host
-from bnlab_callbacks.core.module_hooks import ModuleHooks
-from bnlab_callbacks.core.naming import number
+from bnlab_callbacks.core.lightning.repeatable_step import LightningStep, why_not
+from bnlab_callbacks.core.rank_means import Gathered
+from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.schedule import RecordSchedule
-from bnlab_callbacks.recorders.batch_norm_hooks import (
-    BatchNormCalls,
-    BatchNormHook,
-    find_batch_norms,
-    name_values,
-    tag_values,
-)
-from bnlab_callbacks.replica.smoothness import SmoothnessProbe, why_not
-
-
-@dataclass
-class _Window:
-    """An optimizer step that is being recorded, over all its accumulated batches."""
-
-    global_step: int
-    batch_norm: bool
-    smoothness: bool
-
-
-class _Step(NamedTuple):
-    """What a recorded step left; None for what was not due."""
-
-    batch_norm: Gathered | None
-    smoothness: Gathered | None
-
-    @property
-    def parts(self) -> list[Gathered]:
-        return [part for part in (self.batch_norm, self.smoothness) if part is not None]
-
-    def change_tensors(self, change: Change) -> _Step:
-        """The same with other tensors."""
-        return _Step(*(part and part._replace(values=[change(value) for value in part.values]) for part in self))
+from bnlab_callbacks.recorders.batch_norm import BatchNormRecorder, BatchNormStep, BatchNormTables
+from bnlab_callbacks.recorders.tables import ELSEWHERE
+from bnlab_callbacks.replica.smoothness import SmoothnessProbe, SmoothnessTables
+from bnlab_callbacks.replica.step_replica import StepReplica
 
 
 class BatchNormMonitor(Monitor):
@@ -111,8 +77,6 @@ class BatchNormMonitor(Monitor):
             expression.
     """
 
-    idle_hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end")
-
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -129,17 +93,14 @@ class BatchNormMonitor(Monitor):
             )
         self.smoothness_every_n_steps = smoothness_every_n_steps
         self._smoothness_schedule = RecordSchedule(smoothness_every_n_steps)
+        self._recorder: BatchNormRecorder | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._calls = BatchNormCalls()
-        self._hooks = ModuleHooks(self._calls.gate)
-        self._pending: list[tuple[str, dict[str, Tensor]]] = []
-        self._numbered: dict[str, str] = {}
+        self._tables = BatchNormTables(self.wants)
+        self._smoothness_tables = SmoothnessTables()
         self._probe: SmoothnessProbe | None = None
-        self._window: _Window | None = None
-        self._batch_norm_ranks, self._smoothness_ranks = RankMeans(), RankMeans()
-        self._batch_norm_failed = self._smoothness_failed = False
+        self._smoothness_began: int | None = None  # optimizer steps made before the step that is being measured
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run's records."""
@@ -147,179 +108,141 @@ class BatchNormMonitor(Monitor):
         if stage == "fit":
             self._smoothness_schedule.restart()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Remove hooks, free copies."""
-        super().stop()
+        super().close()
+        self._leave_recorder()
         self._forget()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook every batch-norm module, before anything is compiled."""
-        self.stop()
-        if not self.start(trainer):
-            return
-        self._numbered = dict(self._loaded.get("numbered", {}))
+    def _leave_recorder(self) -> None:
+        if self._recorder is not None:
+            self._recorder.leave(self)
+        self._recorder = None
+
+    def watch(self, trainer: Trainer, model: nn.Module) -> None:
+        """Join the recorder of batch norm, which hooks every batch-norm module."""
+        assert self._publisher is not None
+        self._tables.numbered = dict(self._loaded.get("numbered", {}))
         if self.smoothness_every_n_steps is not None:
-            self._start_smoothness(trainer, pl_module)
-        found = list(find_batch_norms(pl_module))
-        if any(self.wants(layer) for layer, _ in found):
-            self._hook(found)
-        elif self._probe is None:
-            self.give_up(_nothing_to_see(self.layers, [layer for layer, _ in found]))
+            self._start_smoothness(trainer)
+        self._recorder = self._publisher.recorders.join(BatchNormRecorder, self, model)
+        if not any(map(self.wants, self._recorder.layers)):
+            layers = self._recorder.layers
+            self._leave_recorder()
+            if self._probe is None:
+                self.give_up(_nothing_to_see(self.layers, layers))
 
-    def _hook(self, found: list[tuple[str, nn.Module]]) -> None:
-        for layer, module in found:
-            hook = BatchNormHook(layer, self.wants(layer), self._calls)
-            self._hooks.add(partial(module.register_forward_pre_hook, hook, with_kwargs=True))
-
-    def _start_smoothness(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reason = why_not(trainer, pl_module)
+    def _start_smoothness(self, trainer: Trainer) -> None:
+        assert self._publisher is not None
+        reason = why_not(trainer, trainer.lightning_module)
         if reason is None:
-            self._probe = SmoothnessProbe(self.layers, self._loaded.get("smoothness_numbered", {}))
+            numbered = self._loaded.get("smoothness_numbered", {})
+            self._smoothness_schedule.start(0)
+            self._probe = SmoothnessProbe(self.layers, numbered, self._publisher.recorders.ranks)
         else:
             rank_zero_warn(f"BatchNormMonitor records no smoothness in this run: {reason}")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Prepare for a step, and copy it if its smoothness is due."""
-        begun = self._window is None
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if begun and self._window is not None and self._window.smoothness:
-            self._copy_step(trainer, pl_module, batch, batch_idx)
+    # batch norm
 
-    @never_break_training
-    def _copy_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._probe is not None:
-            self._probe.begin(trainer, pl_module, batch, batch_idx)
-
-    def rests_until(self, trainer: Trainer) -> int:
-        """When batch norm or smoothness is recorded next."""
-        if self._window is not None:
-            return 0
-        smoothness = sys.maxsize if self._probe is None else self._smoothness_schedule.next_step(trainer)
-        return min(smoothness, self.schedule.next_step(trainer) if self._hooks else sys.maxsize)
-
-    @never_break_training
-    def before_batch(self, trainer: Trainer) -> None:
+    def begin_batch(self, trainer: Trainer) -> None:
         """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
-        if self._window is None:
-            batch_norm = bool(self._hooks) and self.schedule.due(trainer)
-            smoothness = self._probe is not None and self._smoothness_schedule.due(trainer)
-            if batch_norm or smoothness:
-                self._window = _Window(trainer.global_step, batch_norm, smoothness)
-        self._open()
-
-    def _open(self) -> None:
-        self._calls.gate.open = self._window is not None and self._window.batch_norm
+        if self._recorder is not None and self._recorder.leader is self:
+            self._recorder.begin_batch(self._moment, trainer.global_step)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        self._calls.gate.open = False
+        if self._recorder is not None and self._recorder.leader is self:
+            self._recorder.before_backward()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open them again: with manual optimization, more forward passes may follow in this step."""
-        self._open()
+        if self._recorder is not None and self._recorder.leader is self:
+            self._recorder.after_backward()
 
-    @never_break_training
+    def end_batch(self, trainer: Trainer) -> None:
+        """Take this batch's calls; when they end in an optimizer step, the step is recorded."""
+        if self._recorder is not None and self._recorder.leader is self:
+            self._recorder.end_batch(self._moment, trainer.global_step)
+        if self._smoothness_began is not None and self._smoothness_began != trainer.global_step:
+            self._end_smoothness(trainer)
+
+    def take(self, moment: Moment, left: BatchNormStep, seconds: float) -> None:
+        """Keep what a step left."""
+        self.keep(left, self._read, seconds)
+
+    def _read(self, steps: Sequence[BatchNormStep]) -> list[Table]:
+        return self._read_with(self._tables, steps)
+
+    def _read_smoothness(self, steps: Sequence[Gathered]) -> list[Table]:
+        return self._read_with(self._smoothness_tables, steps)
+
+    def _read_with(self, tables: BatchNormTables | SmoothnessTables, steps: Sequence[Any]) -> list[Table]:
+        read = tables.read(steps)
+        if tables.different:
+            tables.different = False
+            rank_zero_warn("BatchNormMonitor: ranks ran different layers in a recorded step; such steps are left out.")
+        return read
+
+    # smoothness
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Prepare for a step, and copy it if its smoothness is due."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._probe is None or self._smoothness_began is not None:
+            return
+        if self._smoothness_schedule.due(self._moment):
+            self._begin_smoothness(trainer, pl_module, batch, batch_idx)
+
+    @keeps_training
+    def _begin_smoothness(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self._probe is not None
+        self._smoothness_began = trainer.global_step
+        with self.overhead.measure():
+            self._probe.begin(lambda: StepReplica(LightningStep(trainer, batch_idx), pl_module, batch))
+
+    @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the learning rate of the step."""
         if self._probe is not None:
             self._probe.note_lr(optimizer)
 
-    def after_batch(self, trainer: Trainer) -> None:
-        """Take this batch's calls; when they end in an optimizer step, keep the step's values."""
-        if self._window is not None:
-            self._take_calls(trainer)
-
-    @never_break_training
-    def _take_calls(self, trainer: Trainer) -> None:
-        self._calls.gate.open = False
-        self.overhead.add(self._calls.spent)
-        self._calls.spent = 0.0
-        self._pending += name_values(self._calls.pop())
-        window = self._window
-        if window is None or window.global_step == trainer.global_step:  # not recorded, or accumulating
-            return
-        self._window = None
-        step = _Step(
-            self._take_batch_norm(trainer) if window.batch_norm else None,
-            self._take_smoothness(trainer) if window.smoothness else None,
-        )
-        if any(part.values or part.failed for part in step.parts):
-            self.keep(trainer, step)
-            if trainer.world_size == 1 and any(part.failed for part in step.parts):
-                self.flush(trainer)
-            self._heed_failures()
-
-    def _take_batch_norm(self, trainer: Trainer) -> Gathered:
-        """The values of the step's calls, exchanged among ranks."""
-        self.schedule.mark(trainer)
-        pending, self._pending = self._pending, []
-        if not self._numbered:
-            self._numbered = number(dict.fromkeys(key for key, _ in pending))
-        for key, _ in pending:  # what turns up later gets the next numbers: no tag ever changes its name
-            self._numbered.setdefault(key, f"{len(self._numbered):02d}_{key}")
-        tags, values = tag_values(pending, self._numbered)
-        return self._batch_norm_ranks.gather(trainer, tags, values, self._calls.failure is not None)
-
-    def _take_smoothness(self, trainer: Trainer) -> Gathered:
-        """The step's smoothness, exchanged among ranks."""
+    def _end_smoothness(self, trainer: Trainer) -> None:
         assert self._probe is not None
-        self._smoothness_schedule.mark(trainer)
-        tags, values = self._probe.finish(trainer.lightning_module)
-        return self._smoothness_ranks.gather(trainer, tags, values, self._probe.failure is not None)
+        self._smoothness_began = None
+        self._smoothness_schedule.mark(self._moment)
+        with self.overhead.measure():
+            left = self._probe.finish(trainer.lightning_module)
+        self.keep(left, self._read_smoothness)
+        if trainer.world_size == 1 and self._probe.failure:
+            self._publish_kept()
 
-    def change_tensors(self, taken: _Step, change: Change) -> _Step:
-        """See `_Step`."""
-        return taken.change_tensors(change)
+    # both
 
-    def records_now(self, trainer: Trainer) -> bool:
-        """Whether batch norm is recorded in this step."""
-        return self._window is not None and self._window.batch_norm
-
-    def read(self, kept: Sequence[_Step]) -> list[Table]:
-        """Tables of the recorded steps."""
-        numbers = iter(to_host([value for step in kept for part in step.parts for value in part.values]))
-        tables: list[Table] = []
-        for step in kept:
-            averaged = [(part, average(part, list(islice(numbers, len(part.values))))) for part in step.parts]
-            tables.append(Table.of({tag: value for _, means in averaged for tag, value in means.values.items()}))
-            if any(means.different for _, means in averaged):
-                rank_zero_warn(
-                    "BatchNormMonitor: ranks ran different layers in a recorded step; such steps are left out."
-                )
-            for part, means in averaged:
-                self._smoothness_failed |= means.failed and part is step.smoothness
-                self._batch_norm_failed |= means.failed and part is step.batch_norm
-        return tables
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish what is kept and the epoch's means."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.active:
-            self._heed_failures()
-
-    def _heed_failures(self) -> None:
-        """Stop what failed on any rank; on all ranks at once, or those that go on would wait for the others forever."""
-        elsewhere = "it failed on another rank."
-        if self._batch_norm_failed:
-            self.give_up(self._calls.failure or elsewhere)
-        elif self._smoothness_failed:
-            assert self._probe is not None
-            reason = f"smoothness cannot be measured: {self._probe.failure or elsewhere}"
-            self._smoothness_failed, self._probe = False, None
-            if self._hooks:
+    def heed_failures(self) -> None:
+        """Stop what failed on any rank: on all of them at once, or those that go on would wait for others."""
+        if self._tables.failed and self._recorder is not None:
+            self.give_up(self._recorder.failure or ELSEWHERE)
+        elif self._smoothness_tables.failed and self._probe is not None:
+            reason = f"smoothness cannot be measured: {self._probe.failure or ELSEWHERE}"
+            self._probe = self._smoothness_began = None
+            if self._recorder is not None:
                 rank_zero_warn(f"BatchNormMonitor goes on without smoothness for the rest of this run: {reason}")
             else:
                 self.give_up(reason)
 
-    def _keep_to_budget(self, trainer: Trainer) -> None:
-        super()._keep_to_budget(trainer)
-        waiting = {"not_before": self.schedule.state_dict()["not_before"]}
-        self._smoothness_schedule.load_state_dict(self._smoothness_schedule.state_dict() | waiting)
+    def records_next(self) -> bool:
+        """Whether batch norm or smoothness is recorded in the step that begins now."""
+        return super().records_next() or self._smoothness_schedule.any_due(self._moment)
+
+    def pause(self, steps: int) -> None:
+        """Record no step of this epoch before `steps` more have passed."""
+        super().pause(steps)
+        self._smoothness_schedule.wait(self._moment, steps)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return super().state_dict() | {
-            "numbered": dict(self._numbered),
+            "numbered": dict(self._tables.numbered),
             "smoothness_schedule": self._smoothness_schedule.state_dict(),
             "smoothness_numbered": {} if self._probe is None else dict(self._probe.numbered),
         }

@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import Trainer
-from bnlab_callbacks.core.lightning.records import Record
-from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, tensorboard_writers
-from bnlab_callbacks.record_file import split_tag
+from bnlab_callbacks.core.lightning.run_output import RunOutput
+from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
+from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.records import Record
 
 Layout = dict[str, dict[str, list[object]]]
 
@@ -67,7 +69,7 @@ class ChartLayout(RunOutput):
         logged = trainer.logged_metrics  # on all ranks: Lightning may exchange values for them
         self._write(trainer, logged)
 
-    @or_give_up
+    @keeps_training
     def _write(self, trainer: Trainer, logged: Iterable[str]) -> None:
         self._tags |= set(logged)
         now = layout(self._tags)

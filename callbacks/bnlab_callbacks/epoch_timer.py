@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.lightning.names import LightningModule, QuietCallback, Trainer
-from bnlab_callbacks.core.lightning.records import publish_epoch
-from bnlab_callbacks.core.lightning.scalars import gather_ranks, widest
+from bnlab_callbacks.core.device import widest
+from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
+from bnlab_callbacks.core.lightning.publisher import publish_epoch
+from bnlab_callbacks.core.lightning.trainer import gather_ranks
 
 
-class EpochTimer(QuietCallback):
+class EpochTimer(Callback):
     """Records how long each epoch takes, without the validation that Lightning runs within it.
 
     The device is synchronised at the edges of epochs and validations only. Under DDP the times are the slowest rank's

@@ -9,19 +9,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, logged_step
-from bnlab_callbacks.core.lightning.records import Record
-from bnlab_callbacks.core.lightning.run_output import (
-    RunOutput,
-    or_give_up,
-    publish_kept,
-    replace_file,
-    run_folder,
-    tensorboard_writers,
-)
+from bnlab_callbacks.core.files import replace_file
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.publisher import publish_kept
+from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
+from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
+from bnlab_callbacks.core.lightning.trainer import logged_step
+from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.pages.heatmap_drawing import draw, pixels
 from bnlab_callbacks.pages.heatmap_grid import Grid
-from bnlab_callbacks.record_file import split_tag
 
 QUANTITIES = ("grad_rms", "act_std", "sat_frac", "dead_frac", "update_ratio")
 
@@ -117,7 +115,7 @@ class LayerHeatmap(RunOutput):
         if perf_counter() - self._drawn_at >= _SHARE * self._drawing_s:
             self._draw_if_active(trainer)
 
-    @or_give_up
+    @keeps_training
     def _draw_if_active(self, trainer: Trainer) -> None:
         self._draw(trainer)
 

@@ -6,12 +6,14 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.forward_order import ForwardOrder
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, logged_step, sharding_strategy
-from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, tensorboard_writers
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.hooks import ForwardOrder
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.run_output import RunOutput
+from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
+from bnlab_callbacks.core.lightning.trainer import logged_step, remaining_loss_scale, sharding_strategy
 from bnlab_callbacks.core.naming import layer_filter, number
 from bnlab_callbacks.core.weights import Weight, find_weights
-from bnlab_callbacks.gradient_monitor import remaining_loss_scale
 from bnlab_callbacks.statistics.gradients import stored_values
 
 
@@ -53,7 +55,7 @@ class GradientHistograms(RunOutput):
                 f"{sharding} keeps only a part of each layer on a rank." if sharding else "no TensorBoard logger."
             )
 
-    @or_give_up
+    @keeps_training
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights and start to watch the order in which their modules run."""
         self._weights, self._numbered, self._due = list(find_weights(pl_module)), {}, set()
@@ -67,7 +69,7 @@ class GradientHistograms(RunOutput):
         if self.active and batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0:
             self._due = {id(weight.parameter) for weight in self._weights}
 
-    @or_give_up
+    @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Write the histograms of this optimizer's layers, if they are due."""
         if self._order is not None:
@@ -94,10 +96,10 @@ class GradientHistograms(RunOutput):
             self._order.remove()
             self._order = None
 
-    def give_up(self, reason: str) -> None:
-        """Say once why nothing more is written."""
+    def close(self) -> None:
+        """Leave no hooks behind."""
+        super().close()
         self._stop_watching()
-        super().give_up(reason)
 
     def finish(self, trainer: Trainer) -> None:
         """Leave no hooks behind."""

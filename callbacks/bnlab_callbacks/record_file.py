@@ -5,23 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from bnlab_callbacks.activation_monitor import ActivationMonitor
-from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, logged_step, rank_zero_warn
-from bnlab_callbacks.core.lightning.records import Record
-from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, replace_file, run_folder
+from bnlab_callbacks.core.files import replace_file
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
+from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
+from bnlab_callbacks.core.lightning.trainer import logged_step
+from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.statistics.dead_units import DeadUnit
-
-_LAYER_TAG = re.compile(r"([^/]+)/(\d{2,}_.+)", re.DOTALL)
 
 # what a kill may cost: so much is kept in memory, at most
 _LINES, _SECONDS = 10_000, 1.0
@@ -115,12 +115,12 @@ class RecordFile(RunOutput):
         """The table, while a run is on."""
         return self._path
 
-    @or_give_up
+    @keeps_training
     def write_out(self) -> None:
         """Write what is kept in memory, for a checkpoint that counts on it."""
         self._write()
 
-    @or_give_up
+    @keeps_training
     def _write_if_due(self) -> None:
         if self._lines and (len(self._lines) >= _LINES or time.monotonic() - self._written >= _SECONDS):
             self._write()
@@ -158,21 +158,19 @@ class RecordFile(RunOutput):
         self._take_metrics(metrics, step, epoch)
         self._write_epoch(trainer)
 
-    @or_give_up
+    @keeps_training
     def _take_metrics(self, metrics: Mapping[str, Tensor], step: int, epoch: int) -> None:
         now = time.time()
         for key, value in metrics.items():
             if key not in self._columns and value.numel() == 1:
                 self._lines.append(_text([Row(step, epoch, now, key, "", float(value))]))
 
-    @or_give_up
+    @keeps_training
     def _write_epoch(self, trainer: Trainer) -> None:
         self._write()
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
-        monitors = [each for each in callbacks if isinstance(each, ActivationMonitor) and each.active]
-        if monitors:
-            ledger = chain.from_iterable(monitor.ledger for monitor in monitors)
-            data = _text([DeadUnit._fields, *ledger]).encode()
+        ledgers = [monitor.ledger for monitor in publisher_of(trainer).monitors if hasattr(monitor, "ledger")]
+        if ledgers:
+            data = _text([DeadUnit._fields, *chain.from_iterable(ledgers)]).encode()
             replace_file(self._path.with_name("dead_units.csv"), lambda path: _write_bytes(path, data))
 
     def finish(self, trainer: Trainer) -> None:
@@ -190,13 +188,6 @@ class RecordFile(RunOutput):
         """Go on where the checkpoint stopped."""
         self._know(state_dict["tags"])
         self._of_validation = set(state_dict["of_validation"])
-
-
-@lru_cache(maxsize=1 << 14)
-def split_tag(tag: str) -> tuple[str, str]:
-    """Quantity and layer: `grad_rms/00_fc1` → (`grad_rms`, `00_fc1`); `time/epoch_s` → (`time/epoch_s`, ``)."""
-    parts = _LAYER_TAG.fullmatch(tag)
-    return (parts[1], parts[2]) if parts else (tag, "")
 
 
 def read_records(path: str | Path) -> Iterator[Row]:

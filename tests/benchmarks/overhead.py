@@ -47,7 +47,7 @@ from bnlab_callbacks import (
     RecordFile,
     TrainingDiagnosis,
 )
-from bnlab_callbacks.recorders.activation_hooks import Hook
+from bnlab_callbacks.recorders.activations import Hook
 
 sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
 

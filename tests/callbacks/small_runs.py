@@ -11,11 +11,11 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab_callbacks import gradient_monitor as gradient_module
 from bnlab_callbacks.core import device as device_values
 from bnlab_callbacks.core.lightning.monitor import Monitor
-from bnlab_callbacks.core.lightning.records import Table
-from bnlab_callbacks.recorders import activation_hooks as hooks_module
+from bnlab_callbacks.core.records import Record
+from bnlab_callbacks.recorders import activations as hooks_module
+from bnlab_callbacks.recorders import gradients as gradient_module
 from bnlab_callbacks.statistics import gradients as gradient_statistics
 
 
@@ -127,14 +127,13 @@ class Each(pl.Callback):
     def __init__(self, monitor: Monitor) -> None:
         self.records: list[dict[str, float]] = []
         self.monitor = monitor
-        self.read = monitor.read
-        monitor.read = self.note  # type: ignore[method-assign]
+        self.read = monitor.read_records
+        monitor.read_records = self.note  # type: ignore[method-assign]
 
-    def note(self, kept: Any) -> list[Table]:
-        tables = self.read(kept)
-        rows = [(table.tags, row) for table in tables if table.tags for row in table.values.tolist()]
-        self.records += [dict(zip(tags, row, strict=True)) for tags, row in rows]
-        return tables
+    def note(self, taken: Any, into: list[Record]) -> None:
+        before = len(into)
+        self.read(taken, into)
+        self.records += [record.values for record in into[before:]]
 
 
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> list[int]:

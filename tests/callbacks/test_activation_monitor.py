@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor
-from bnlab_callbacks.recorders import activation_hooks as module_under_test
+from bnlab_callbacks.recorders import activations as module_under_test
 from bnlab_callbacks.statistics import activations as activation_statistics
 from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
 
@@ -353,7 +353,7 @@ def test_small_layers_taken_together_equal_layer_by_layer(monkeypatch: pytest.Mo
     found = []
     for slow in (False, True):
         if slow:
-            monkeypatch.setattr("bnlab_callbacks.activation_monitor.same_layers", lambda steps: None)
+            monkeypatch.setattr("bnlab_callbacks.recorders.activation_tables.same_layers", lambda steps: None)
         each = Each(ActivationMonitor(1, dead_window=2))
         run = trainer(each.monitor, each, max_epochs=2)
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.recorders.activation_hooks import find_activations, units_of
+from bnlab_callbacks.recorders.activations import find_activations, units_of
 from bnlab_callbacks.statistics.activations import (
     ACTIVATIONS,
     ActivationSums,

@@ -340,7 +340,7 @@ def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(monkeypatch
     def broken(*args: Any) -> None:
         raise ArithmeticError("boom")
 
-    monkeypatch.setattr("bnlab_callbacks.recorders.batch_norm_hooks.running_gap", broken)
+    monkeypatch.setattr("bnlab_callbacks.recorders.batch_norm.running_gap", broken)
     model = Module(normalised())
     with pytest.warns(UserWarning, match=r"off.*ArithmeticError at net\.1: boom|off.*ArithmeticError at net\.4: boom"):
         trainer(BatchNormMonitor()).fit(model, loader())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks.chart_layout import ChartLayout, layout
-from bnlab_callbacks.core.lightning.records import publish_epoch
+from bnlab_callbacks.core.lightning.publisher import publish_epoch
 from tests.callbacks.small_runs import Module, loader, mlp, trainer
 from tests.callbacks.test_logging import events
 from tests.callbacks.test_record_file import Boom

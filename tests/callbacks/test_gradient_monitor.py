@@ -394,7 +394,7 @@ def test_after_an_exception_nothing_hangs_on_the_model_and_a_second_fit_records_
     with pytest.raises((error, SystemExit)):
         trainer(monitor).fit(model, loader())
     assert hooks_of(model) == []
-    assert not monitor._before
+    assert monitor._recorder is None
     model.armed = False
     run = trainer(monitor)
     run.fit(model, loader())
@@ -425,7 +425,7 @@ def test_small_layers_taken_together_equal_layer_by_layer(monkeypatch: pytest.Mo
     found = []
     for slow in (False, True):
         if slow:
-            monkeypatch.setattr("bnlab_callbacks.gradient_monitor.can_pack", lambda tensor: False)
+            monkeypatch.setattr("bnlab_callbacks.recorders.gradients.can_pack", lambda tensor: False)
         each = Each(GradientMonitor(1))
         run = trainer(each.monitor, each, max_epochs=2)
         torch.manual_seed(0)
@@ -453,7 +453,7 @@ def test_a_record_waits_for_others_but_not_for_long(monkeypatch: pytest.MonkeyPa
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             seen.append((trainer.global_step, len(memory(trainer).steps("grad_rms/00_net.0"))))
 
-    monkeypatch.setattr("bnlab_callbacks.core.lightning.monitor.SECONDS", 0.05)
+    monkeypatch.setattr("bnlab_callbacks.core.lightning.publisher.SECONDS", 0.05)
     run = trainer(GradientMonitor(1000), Watch(), max_epochs=2)  # one record an epoch
     run.fit(Slow(mlp()), loader(80, batch_size=8))
     published = next(step for step, records in seen if records)

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks.core.lightning.scalars import log_scalars
+from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.records import Record
 from tests.callbacks.small_runs import (
     MemoryLogger,
     Module,
@@ -99,7 +100,7 @@ def test_tensorboards_prefix_is_respected(tmp_path: Path) -> None:
 def test_infinite_and_missing_values_reach_tensorboard(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="")
     run = trainer(logger=logger)
-    log_scalars(run, {"a": -math.inf, "b": math.nan, "c": 1e300}, 7)
+    publisher_of(run).publish(run, Record(7, 0, 1.5e9, {"a": -math.inf, "b": math.nan, "c": 1e300}))
     logger.finalize("success")
     read = events(logger.log_dir)
     assert read["a"] == [(7, -math.inf)]
@@ -318,7 +319,7 @@ def test_ranks_beside_the_first_write_nothing(monkeypatch: pytest.MonkeyPatch) -
     log = MemoryLogger()
     run = trainer(logger=log)
     monkeypatch.setattr(type(run), "is_global_zero", False)
-    log_scalars(run, {"a": 1.0}, 0)
+    publisher_of(run).publish(run, Record(0, 0, 1.5e9, {"a": 1.0}))
     assert log.rows == []
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor
-from bnlab_callbacks.core.lightning.records import Table
 from bnlab_callbacks.core.overhead import Overhead
+from bnlab_callbacks.core.records import Record
 from tests.callbacks.small_runs import Module, loader, memory, mlp, trainer
 
 
@@ -42,9 +42,9 @@ def test_time_between_steps_counts_on_both_sides() -> None:
 class SlowRead(GradientMonitor):
     """A monitor whose every record costs 20 ms, in steps that take 5 ms without it."""
 
-    def read(self, kept: Any) -> list[Table]:
-        time.sleep(0.02 * len(kept))
-        return super().read(kept)
+    def read_records(self, taken: Any, into: list[Record]) -> None:
+        time.sleep(0.02 * len(taken))
+        super().read_records(taken, into)
 
 
 class SlowStep(Module):

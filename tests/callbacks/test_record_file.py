@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, record_file
-from bnlab_callbacks.core.lightning.records import Record
+from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.record_file import RecordFile, Row, read_records, split_tag
 from bnlab_callbacks.statistics.dead_units import DeadUnit
 from tests.callbacks.small_runs import MemoryLogger, Module, loader, memory, mlp, trainer
@@ -187,11 +187,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from bnlab_callbacks import GradientMonitor
 from bnlab_callbacks.record_file import RecordFile
-from bnlab_callbacks.core.lightning.records import RecordListener
+from bnlab_callbacks.core.lightning.run_output import RunOutput
 from tests.callbacks.small_runs import Module, loader, mlp, trainer
 
-class Told(RecordListener):
-    def on_record(self, trainer, record):
+class Told(RunOutput):
+    def take(self, trainer, record):
         print(record.step, record.wall_time, len(record.values), flush=True)
 
 torch.set_num_threads(1)
@@ -224,7 +224,7 @@ trainer(*callbacks, max_epochs=-1).fit(Module(mlp()), loader(800))
 def test_a_record_that_none_follows_is_written_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(record_file.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr("bnlab_callbacks.core.lightning.monitor.SECONDS", -1.0)  # the monitor publishes at once
+    monkeypatch.setattr("bnlab_callbacks.core.lightning.publisher.SECONDS", -1.0)  # the monitor publishes at once
     sizes = []
 
     class Watch(Callback):

@@ -4,19 +4,18 @@ import copy
 import math
 import pickle
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.core.forward_order import ForwardOrder
-from bnlab_callbacks.core.lightning.records import Table
-from bnlab_callbacks.core.lightning.scalars import EpochMeans, epoch_tag, pack, to_host
+from bnlab_callbacks.core.device import pack, to_host
+from bnlab_callbacks.core.hooks import ForwardOrder
 from bnlab_callbacks.core.naming import clean_name, layer_filter, number
+from bnlab_callbacks.core.records import EpochMeans, Moment, Table, epoch_tag
 from bnlab_callbacks.core.schedule import RecordSchedule
-from bnlab_callbacks.recorders.activation_merge import larger
+from bnlab_callbacks.recorders.activation_calls import larger
 
 
 def test_packing_keeps_order_and_values_over_mixed_dtypes() -> None:
@@ -146,18 +145,18 @@ def test_copies_of_a_watched_net_record_nothing(duplicate: Any) -> None:
     order, _ = watched(net)
     order.gate.open = True
     duplicate(net)(torch.randn(3, 2, 4))
-    assert order._seen == []
+    assert order._seen.names == []
 
 
-def at(step: int, epoch: int = 0, log_every_n_steps: int = 50) -> Any:
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=step))
-    return SimpleNamespace(current_epoch=epoch, log_every_n_steps=log_every_n_steps, fit_loop=loop)
+def at(step: int, epoch: int = 0) -> Moment:
+    return Moment(step, epoch)
 
 
 def recorded(schedule: RecordSchedule, steps_per_epoch: int, epochs: int, every: int = 50) -> list[int]:
+    schedule.start(every)
     steps = []
     for step in range(steps_per_epoch * epochs):
-        now = at(step, step // steps_per_epoch, every)
+        now = at(step, step // steps_per_epoch)
         if schedule.due(now):
             schedule.mark(now)
             steps.append(step)
@@ -197,7 +196,7 @@ def test_a_schedules_state_goes_on_where_it_stopped_and_restarts() -> None:
 
 
 @pytest.mark.parametrize(("every", "pause", "first"), list(product([1, 3, 4], [0, 1, 9], [0, 5])))
-def test_the_next_step_is_the_first_that_is_due(every: int, pause: int, first: int) -> None:
+def test_a_step_is_due_in_a_new_slot_and_after_the_pause(every: int, pause: int, first: int) -> None:
     schedule = RecordSchedule(every)
     for stream, step in (("0", first), ("1", first + 1)):
         schedule.mark(at(step, 2), stream)
@@ -205,17 +204,18 @@ def test_the_next_step_is_the_first_that_is_due(every: int, pause: int, first: i
     slots = {first // every, (first + 1) // every}
     for now in range(first + 2, first + 20):
         due = [step for step in range(now, 99) if step > first + pause and slots != {step // every}]
-        assert max(schedule.next_step(at(now, 2), ("0", "1")), now) == due[0]
         assert any(schedule.due(at(now, 2), stream) for stream in ("0", "1")) is (due[0] == now)
+        assert schedule.any_due(at(now, 2)) is (due[0] == now)
 
 
 def test_a_stream_that_was_never_recorded_and_a_new_epoch_are_due_at_once() -> None:
     schedule = RecordSchedule(4)
     schedule.mark(at(0, 0), "0")
-    assert schedule.next_step(at(1, 0), ("0",)) == 4
-    assert schedule.next_step(at(1, 0), ("0", "1")) == 0
-    assert schedule.next_step(at(1, 1), ("0",)) == 0
-    assert RecordSchedule(None).next_step(at(7, 0, 0)) > 10**9  # nothing is ever recorded
+    assert not schedule.due(at(3, 0), "0")
+    assert schedule.due(at(4, 0), "0")
+    assert schedule.due(at(1, 0), "1")
+    assert not schedule.any_due(at(1, 0))
+    assert schedule.due(at(1, 1), "0")
 
 
 def test_an_interval_below_one_is_refused() -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks.chart_layout import ChartLayout
-from bnlab_callbacks.core.lightning.records import publish_epoch
+from bnlab_callbacks.core.lightning.publisher import publish_epoch
 from bnlab_callbacks.heatmap import QUANTITIES, LayerHeatmap
 from bnlab_callbacks.record_file import RecordFile
 from tests.callbacks.small_runs import Module, loader, mlp, trainer

@@ -19,8 +19,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-from bnlab_callbacks.core.lightning.names import sharding_strategy
-from bnlab_callbacks.recorders import activation_hooks as activation_module
+from bnlab_callbacks.core.lightning.trainer import sharding_strategy
+from bnlab_callbacks.recorders import activations as activation_module
 from tests.callbacks.small_runs import Each, MemoryLogger, Module, data, mlp, trainer
 
 RANK = int(os.environ["LOCAL_RANK"])

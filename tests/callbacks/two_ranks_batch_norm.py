@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
-from bnlab_callbacks.recorders import batch_norm_hooks
+from bnlab_callbacks.recorders import batch_norm
 from bnlab_callbacks.replica import step_replica
 from tests.callbacks.small_runs import Each, Module, data, trainer
 from tests.callbacks.test_batch_norm_monitor import normalised
@@ -88,7 +88,7 @@ def failure_on_one(module: Any, name: str) -> dict[str, Any]:
 
 
 def hooks_fail_on_one() -> dict[str, Any]:
-    return failure_on_one(batch_norm_hooks, "running_gap")
+    return failure_on_one(batch_norm, "running_gap")
 
 
 def smoothness_fails_on_one() -> dict[str, Any]:

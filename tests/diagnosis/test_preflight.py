@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from bnlab.cli.main import main
+from bnlab_callbacks.core.lightning.repeatable_step import LightningStep
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.run import Preflight, _plain_trainer, preflight
 from bnlab_callbacks.diagnosis.preflight.theory import fan_scales, gaussian_moments
@@ -150,7 +151,7 @@ def test_the_limit_is_where_the_optimizer_itself_diverges(optimizer: Any, limit:
 
 def test_curvature_is_the_largest_eigenvalue_also_by_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Quadratic([-20.0, 1.0, 8.0, 3.0], lambda p: torch.optim.SGD(p, lr=0.1))
-    step = StepReplica(_plain_trainer(), module, torch.zeros(1), 0)
+    step = StepReplica(LightningStep(_plain_trainer(), 0), module, torch.zeros(1))
     grads = step.evaluate({}).grads
     exact = largest_curvature(step, grads)
     assert exact.largest == pytest.approx(8.0, rel=1e-5)

@@ -21,11 +21,10 @@ from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosi
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
-from bnlab_callbacks.diagnosis.watching.silent_monitors import (
-    SilentActivationMonitor,
-    SilentBatchNormMonitor,
-    SilentGradientMonitor,
-)
+from bnlab_callbacks.recorders.activation_tables import ActivationTables
+from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder
+from bnlab_callbacks.recorders.gradient_tables import GradientTables
+from bnlab_callbacks.recorders.gradients import GradientRecorder
 from tests.diagnosis.small_runs import Net, batches, fit, net
 from tests.silent_trainer import trainer_in
 
@@ -311,18 +310,18 @@ def test_what_is_found_does_not_depend_on_when_it_is_looked_at(
 ) -> None:
     """After each recorded step, up to 32 together, or at the first five steps, every fifth and then every fiftieth."""
     read = []
-    for monitor in (SilentGradientMonitor, SilentActivationMonitor):
+    for tables in (GradientTables, ActivationTables):
 
-        def counted(self: Any, kept: Any, of: Any = monitor, original: Any = monitor.read) -> Any:
+        def counted(self: Any, steps: Any, of: Any = tables, original: Any = tables.read) -> Any:
             read.append(of)
-            return original(self, kept)
+            return original(self, steps)
 
-        monkeypatch.setattr(monitor, "read", counted)
-    monkeypatch.setattr("bnlab_callbacks.diagnosis.watching.step_recorder.SECONDS", seconds)
+        monkeypatch.setattr(tables, "read", counted)
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.watching.run_watch._SECONDS", seconds)
     dataset: Any = ConcatDataset([batches().dataset] * 13)
     loader = DataLoader(dataset, batch_size=16)
     diagnosis = fit(tmp_path, Late(), loader, diagnosis=TrainingDiagnosis(stop=stop), max_epochs=-1, max_steps=200)
-    assert [read.count(monitor) for monitor in (SilentGradientMonitor, SilentActivationMonitor)] == [looks] * 2
+    assert [read.count(tables) for tables in (GradientTables, ActivationTables)] == [looks] * 2
     assert [(f.name, f.layer, f.since, f.noticed, f.ended) for f in diagnosis.findings] == [
         ("batch_norm_eval_mode", "net.more0", 0, 1, 19),
         ("no_gradient", "branch", 2, 2, 19),
@@ -330,10 +329,10 @@ def test_what_is_found_does_not_depend_on_when_it_is_looked_at(
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")  # what saved it is not needed
-@pytest.mark.parametrize("lent", [False, True])
-def test_findings_survive_a_resume(tmp_path: Path, lent: bool) -> None:
-    def lenders() -> list[Any]:
-        return [GradientMonitor(7), ActivationMonitor(7)] if lent else []
+@pytest.mark.parametrize("shared", [False, True])
+def test_findings_survive_a_resume(tmp_path: Path, shared: bool) -> None:
+    def monitors() -> list[Any]:
+        return [GradientMonitor(7), ActivationMonitor(7)] if shared else []
 
     def small() -> Net:
         module = Net(net(nn.Linear(20, 20), nn.ReLU()))
@@ -341,15 +340,15 @@ def test_findings_survive_a_resume(tmp_path: Path, lent: bool) -> None:
             nn.init.constant_(parameter, 1e-6)
         return module
 
-    whole = fit(tmp_path / "whole", small(), callbacks=lenders(), max_epochs=4)
+    whole = fit(tmp_path / "whole", small(), callbacks=monitors(), max_epochs=4)
     save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     options: dict[str, Any] = {"max_epochs": 2, "enable_checkpointing": True}
-    half = trainer_in(tmp_path / "half", callbacks=[*lenders(), TrainingDiagnosis(), save], **options)
+    half = trainer_in(tmp_path / "half", callbacks=[*monitors(), TrainingDiagnosis(), save], **options)
     half.fit(small(), batches())
     checkpoint = tmp_path / "epoch=1.ckpt"
     assert torch.load(checkpoint, weights_only=True)["callbacks"]["TrainingDiagnosis"]
     resumed = TrainingDiagnosis()
-    trainer = trainer_in(tmp_path / "on", callbacks=[*lenders(), resumed], max_epochs=4)
+    trainer = trainer_in(tmp_path / "on", callbacks=[*monitors(), resumed], max_epochs=4)
     trainer.fit(small(), batches(), ckpt_path=str(checkpoint))
     assert resumed.findings == whole.findings != []
     assert resumed._observations[-1] == whole._observations[-1]
@@ -370,15 +369,14 @@ def test_the_file_and_the_text_of_tensorboard(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_gives_the_same_weights_with_and_without(tmp_path: Path, monkeypatch: Any) -> None:
-    lenders = []
-    find = SilentGradientMonitor.find_lender
+    most: dict[str, int] = {}
+    for recorder in (GradientRecorder, ForwardRecorder):
 
-    def note(self: Any, *arguments: Any) -> None:
-        find(self, *arguments)
-        lenders.append((self.kind.__name__, type(self._lender).__name__))
+        def counted(self: Any, reader: Any, original: Any = recorder.join) -> None:
+            original(self, reader)
+            most[type(self).__name__] = max(most.get(type(self).__name__, 0), len(self.readers))
 
-    for monitor in (SilentGradientMonitor, SilentActivationMonitor, SilentBatchNormMonitor):
-        monkeypatch.setattr(monitor, "find_lender", note)
+        monkeypatch.setattr(recorder, "join", counted)
 
     def weights(name: str, *words: str) -> dict[str, Tensor]:
         seed_everything(0, verbose=False)
@@ -393,11 +391,8 @@ def test_the_command_line_gives_the_same_weights_with_and_without(tmp_path: Path
     assert all(torch.equal(with_it[key], without[key]) for key in without)
     assert (tmp_path / "a" / "diagnosis.json").exists()
     assert not (tmp_path / "b" / "diagnosis.json").exists()
-    assert lenders == [
-        ("GradientMonitor", "GradientMonitor"),
-        ("ActivationMonitor", "ActivationMonitor"),
-        ("BatchNormMonitor", "NoneType"),  # there is no batch norm in this net
-    ]
+    # one recorder of each kind, for a monitor and the diagnosis
+    assert most == {"GradientRecorder": 2, "ActivationRecorder": 2, "BatchNormRecorder": 2}
 
 
 def test_diagnose_shows_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -429,5 +424,3 @@ def test_looks_are_all_of_the_first_steps_then_one_of_five_then_one_of_n(first: 
     schedule = LookSchedule(first, every)
     recorded = {s for s in range(400) if s < first or (s < 5 * first and s % 5 == 0) or s % every == 0}
     assert {step for step in range(400) if schedule.records(step)} == recorded
-    for step in range(300):
-        assert schedule.next_from(step) == min(one for one in recorded if one >= step)

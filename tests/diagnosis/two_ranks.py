@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
-from bnlab_callbacks.diagnosis.watching import step_recorder
+from bnlab_callbacks.diagnosis.watching import run_watch
 from tests.diagnosis.small_runs import Net, batches, net
 from tests.silent_trainer import trainer_in
 
@@ -67,6 +67,6 @@ if __name__ == "__main__":
         "bad, lent": diagnose(file.with_suffix(".bad_lent"), 7, lent=True, stop=True),
     }
     if RANK == 1:
-        step_recorder.task_of = broken
+        run_watch.task_of = broken
     found["broken"] = diagnose(file.with_suffix(".broken"), None)
     file.write_text(json.dumps(found))

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from bnlab.training.run_files import clear, cut_back
-from bnlab_callbacks.core.lightning.records import stamp
+from bnlab_callbacks.core.lightning.publisher import stamp
 from bnlab_callbacks.record_file import RecordFile, read_records, table_of
 from tests.callbacks.small_runs import Module, loader, mlp, trainer
 

@@ -1,16 +1,61 @@
-"""Values that wait on their device, and how they get to the host: many of them in one copy, and each once."""
+"""Values that wait on their device, and their way to the host: many in one copy, and each once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.lightning.scalars import pack
-
 Change = Callable[[Tensor], Tensor]
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, which holds every count exactly, or float32 where the device has nothing wider (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[slice]]:
+    """Join tensors of any shape and dtype into one vector of the widest float dtype, on the first one's device.
+
+    Returns:
+        the vector, and where in it each tensor's elements lie.
+    """
+    device = tensors[0].device
+    # floats and whole numbers apart, so that counts stay exact; not by dtype: ranks whose batches differ in size may
+    # compute in float32 and in float64, and their vectors must be laid out alike
+    groups: dict[tuple[bool, bool], list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        groups[tensor.is_floating_point(), tensor.ndim == 0].append(index)
+    # one join and one conversion per group, not per tensor: launches are what a small net's record costs
+    joined = [_join([tensors[i] for i in group], device, single) for (_, single), group in groups.items()]
+    where: dict[int, slice] = {}
+    start = 0
+    for (_, single), group in groups.items():
+        for index in group:
+            where[index] = slice(start, start + (1 if single else tensors[index].numel()))
+            start = where[index].stop
+    return torch.cat([part.to(widest(device)) for part in joined]), [where[index] for index in range(len(tensors))]
+
+
+def _join(tensors: list[Tensor], device: torch.device, single: bool) -> Tensor:
+    if any(tensor.device != device for tensor in tensors):  # a model over several devices
+        tensors = [tensor.to(device) for tensor in tensors]
+    return torch.stack(tensors) if single else torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def to_host(values: Sequence[Tensor | float]) -> list[float]:
+    """Values of 0-dimensional tensors, in their order, through one copy off the device; numbers stay as they are."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return [float(value) for value in values]
+    vector, where = pack(tensors)
+    numbers: list[float] = vector.tolist()
+    read = (numbers[place.start] for place in where)
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 @dataclass(eq=False)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
+_LAYER_TAG = re.compile(r"([^/]+)/(\d{2,}_.+)", re.DOTALL)
+_REPEAT = re.compile(r"#\d+$")
 # what wrappers put into a module's path: torch.compile, FSDP, activation checkpointing
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
 
@@ -30,6 +33,18 @@ def name_calls(layers: Iterable[str]) -> list[str]:
         repeats[layer] += 1
         names.append(layer if repeats[layer] == 1 else f"{layer}#{repeats[layer]}")
     return names
+
+
+def layer_of(call: str) -> str:
+    """The layer of a name that `name_calls` gave."""
+    return _REPEAT.sub("", call)
+
+
+@lru_cache(maxsize=1 << 14)
+def split_tag(tag: str) -> tuple[str, str]:
+    """Quantity and layer: `grad_rms/00_fc1` → (`grad_rms`, `00_fc1`); `time/epoch_s` → (`time/epoch_s`, ``)."""
+    parts = _LAYER_TAG.fullmatch(tag)
+    return (parts[1], parts[2]) if parts else (tag, "")
 
 
 def layer_filter(pattern: str | None) -> re.Pattern[str]:

@@ -1,8 +1,10 @@
-"""What a diagnostic costs, measured by itself, and how far apart its records must lie to keep within a budget."""
+"""The time that a diagnostic takes, measured by itself, and the distance of its records that keeps to a budget."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 
@@ -20,13 +22,12 @@ class Overhead:
         self.records = 0
         self._began: float | None = None
 
-    def begin_step(self) -> float:
-        """A training step starts, and the one before it ends; gives when that was."""
-        self._began = now = self.end_step()
-        return now
+    def begin_step(self) -> None:
+        """A training step starts, and the one before it ends."""
+        self._began = self.end_step()
 
     def end_step(self) -> float:
-        """A training step ends, if one has begun; gives the present moment."""
+        """A training step ends, if one has begun; gives the present time."""
         now = perf_counter()
         if self._began is not None:
             self.total += now - self._began
@@ -39,6 +40,15 @@ class Overhead:
         self.spent += seconds
         if self._began is None:
             self.total += seconds
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Add the time that the context takes."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(perf_counter() - start)
 
     def count_record(self) -> None:
         """One more step was recorded."""

@@ -1,12 +1,10 @@
-"""When to record: every n optimizer steps, the run's first step, and at least one step of every epoch."""
+"""The steps to be recorded: one of n optimizer steps, the run's first step, and the first of every epoch."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from typing import Any
 
-from bnlab_callbacks.core.lightning.names import Trainer, logged_step
+from bnlab_callbacks.core.records import Moment
 
 
 class RecordSchedule:
@@ -15,7 +13,7 @@ class RecordSchedule:
     So steps 0, n, 2n, … are recorded, and the first step of every epoch, however small the data.
 
     Args:
-        every_n_steps: length of a slot; None takes the Trainer's `log_every_n_steps` (0 there records nothing).
+        every_n_steps: length of a slot; None for the `default` of `start`.
 
     Raises:
         ValueError: `every_n_steps` is below 1.
@@ -28,42 +26,34 @@ class RecordSchedule:
                 "None for the Trainer's log_every_n_steps; enabled=False switches the callback off."
             )
         self.every_n_steps = every_n_steps
+        self._every = every_n_steps or 0
         self.restart()
 
-    def due(self, trainer: Trainer, stream: str = "") -> bool:
-        """Whether the coming step is to be recorded; `stream` tells apart things with schedules of their own."""
-        return self._due(trainer, logged_step(trainer), stream)
+    def start(self, default: int) -> None:
+        """Begin or resume a run; `default` is the length of a slot where none was given, 0 records nothing."""
+        self._every = self.every_n_steps or default
 
-    def next_step_is_due(self, trainer: Trainer) -> bool:
-        """Whether, a step having just ended, the very next one of this epoch is to be recorded too."""
-        return any(self._due(trainer, logged_step(trainer) + 1, stream) for stream in self._recorded)
-
-    def next_step(self, trainer: Trainer, streams: Sequence[str] = ("",)) -> int:
-        """The step to be recorded next, if it comes in this epoch: for one of `streams`, or another one known."""
-        return min(self._next(trainer, stream) for stream in {*streams, *self._recorded})
-
-    def _due(self, trainer: Trainer, step: int, stream: str) -> bool:
-        return step >= self._next(trainer, stream)
-
-    def _next(self, trainer: Trainer, stream: str) -> int:
-        """The first step of the next slot; 0 in an epoch that has no record yet."""
-        every = self._every(trainer)
-        if not every:
-            return sys.maxsize
+    def due(self, moment: Moment, stream: str = "") -> bool:
+        """Whether the step of `moment` is to be recorded; `stream` tells apart things with schedules of their own."""
+        if not self._every:
+            return False
         epoch, last = self._recorded.get(stream, (-1, 0))
-        return 0 if epoch != trainer.current_epoch else max((last // every + 1) * every, self._not_before)
+        if epoch != moment.epoch:
+            return True
+        return moment.step >= max((last // self._every + 1) * self._every, self._not_before)
 
-    def _every(self, trainer: Trainer) -> int:
-        return self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector
+    def any_due(self, moment: Moment) -> bool:
+        """Whether the step is to be recorded for some stream known so far."""
+        return any(self.due(moment, stream) for stream in self._recorded)
 
-    def mark(self, trainer: Trainer, stream: str = "") -> None:
-        """Note that the coming step is recorded."""
-        if self._every(trainer):
-            self._recorded[stream] = (trainer.current_epoch, logged_step(trainer))
+    def mark(self, moment: Moment, stream: str = "") -> None:
+        """Note that the step is recorded."""
+        if self._every:
+            self._recorded[stream] = (moment.epoch, moment.step)
 
-    def wait(self, trainer: Trainer, steps: int) -> None:
+    def wait(self, moment: Moment, steps: int) -> None:
         """Record no step of this epoch before `steps` more have passed."""
-        self._not_before = logged_step(trainer) + steps
+        self._not_before = moment.step + steps
 
     def restart(self) -> None:
         """Forget what was recorded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from bnlab_callbacks.core.naming import clean_name
-from bnlab_callbacks.statistics.packed_layers import SMALL
 
 
 class Weight(NamedTuple):
@@ -54,20 +53,6 @@ def find_weights(model: nn.Module) -> Iterator[Weight]:
                 seen.add(id(parameter))
                 layer = name if list(own) == ["weight"] else f"{name}.{key}"
                 yield Weight(clean_name(layer) or key, name, parameter)
-
-
-def cache_sized(weights: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:
-    """Neighbouring small weights in groups of at most `SMALL` elements."""
-    group: list[Weight] = []
-    elements = 0
-    for weight in weights:
-        elements += weight.parameter.numel()
-        if elements > SMALL and group:
-            yield tuple(group)
-            group, elements = [], weight.parameter.numel()
-        group.append(weight)
-    if group:
-        yield tuple(group)
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, cast
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.lightning.idle_hooks import call_again, can_be_idle, pass_over
-from bnlab_callbacks.core.lightning.names import (
-    Callback,
-    LightningModule,
-    QuietCallback,
-    Trainer,
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
+from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.lightning.trainer import (
+    accumulates,
     logged_step,
-    rank_zero_warn,
+    moment_of,
+    optimizer_name,
+    remaining_loss_scale,
     sharding_strategy,
 )
+from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.announcer import Announcer
 from bnlab_callbacks.diagnosis.findings import Finding, worst
@@ -32,32 +35,13 @@ from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
 from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import DisagreementError
-from bnlab_callbacks.diagnosis.watching.step_recorder import StepRecorder
-
-P = ParamSpec("P")
 
 _KEPT = 64  # observations that rules may look back on
 
 
-def _or_fail(
-    method: Callable[Concatenate[TrainingDiagnosis, Trainer, P], None],
-) -> Callable[Concatenate[TrainingDiagnosis, Trainer, P], None]:
-    """Make a method a no-op while the diagnosis is off or has failed; an error in it is a failure, and no exception."""
-
-    @wraps(method)
-    def guarded(self: TrainingDiagnosis, trainer: Trainer, *args: P.args, **kwargs: P.kwargs) -> None:
-        if not self.active or self._failure is not None:
-            return
-        try:
-            method(self, trainer, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
-            self._fail(trainer, f"{type(error).__name__}: {error}")
-
-    return cast("Callable[Concatenate[TrainingDiagnosis, Trainer, P], None]", guarded)
-
-
-class TrainingDiagnosis(QuietCallback):
+class TrainingDiagnosis(Diagnostic):
     """Watches a run for what makes nets fail to train, and says so once, when it begins and when it is over.
 
     It looks at every step at the beginning of a run, where most failures show, soon at one of five, and then at one of
@@ -107,9 +91,6 @@ class TrainingDiagnosis(QuietCallback):
             `without`.
     """
 
-    # which of Lightning's hooks need not be called in batches that are not looked at
-    idle_hooks = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-
     def __init__(
         self,
         first_steps: int = 20,
@@ -123,6 +104,7 @@ class TrainingDiagnosis(QuietCallback):
         folder: str | None = None,
         enabled: bool = True,
     ) -> None:
+        super().__init__(enabled)
         if first_steps < 1 or every_n_steps < 1:
             raise ValueError(f"first_steps={first_steps} and every_n_steps={every_n_steps} must be at least 1.")
         if chance_loss is not None and not chance_loss > 0:
@@ -138,8 +120,6 @@ class TrainingDiagnosis(QuietCallback):
         self.preflight = preflight
         self.summary = summary
         self.folder = folder
-        self.enabled = enabled
-        self.active = False
         self.rules = tuple(rule for rule in (*RULES, *rules) if rule.name not in without)
         self._restart()
 
@@ -156,7 +136,7 @@ class TrainingDiagnosis(QuietCallback):
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        return unchecked(self.rules, self._seen, self._recorder.failures)
+        return unchecked(self.rules, self._seen, self._watch.failures)
 
     def _restart(self) -> None:
         self.facts = Facts(chance_loss=self.chance_loss)
@@ -167,12 +147,11 @@ class TrainingDiagnosis(QuietCallback):
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
         self._announcer = Announcer()
-        self._recorder = StepRecorder(self.first_steps, self.every_n_steps, prompt=self.stop)
+        self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
         self._gradient_seen: GradientSeen | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
-        self._ended = True
-        self._can_be_idle = False
-        self._idle_until = 0  # a step
+        self._ended = self._alone = True
+        self._moment = Moment(0, 0)
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
 
     # one fit
@@ -182,59 +161,64 @@ class TrainingDiagnosis(QuietCallback):
         if stage == "fit":
             self._restart()
 
-    def give_up(self, reason: str) -> None:
-        """Say once why nothing more is diagnosed, and let training go on."""
-        self._stop()
-        rank_zero_warn(f"TrainingDiagnosis is off for the rest of this run: {reason}")
-
-    def _fail(self, trainer: Trainer, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         """Give up; with several ranks at the next look, all of them together, or the others would wait for this one."""
-        if trainer.world_size == 1:
+        if self._alone:
             self.give_up(reason)
         else:
             self._failure = self._failure or reason
 
-    def _stop(self) -> None:
-        self.active, self._idle_until = False, 0
-        call_again(self, self.idle_hooks)
-        self._recorder.stop()
+    def close(self) -> None:
+        """Leave nothing behind."""
+        super().close()
+        self._watch.stop()
         self._facts_then.clear()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
-        self._stop()
+        self.close()
         sharding = sharding_strategy(trainer)
         if sharding and self.enabled:
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
         elif self.enabled:
-            self.active, self._ended = True, False
-            self._can_be_idle = can_be_idle(trainer, self, self.idle_hooks)
-            self._recorder.on_fit_start(trainer, pl_module)
+            self.active, self._ended, self._alone = True, False, trainer.world_size == 1
+            self._start(trainer, pl_module)
 
-    @_or_fail
-    def _look_at_net(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        known, self.facts = self.facts, facts_of(trainer, pl_module)
+    @keeps_training
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watch.start(pl_module, publisher_of(trainer).recorders)
+
+    @keeps_training
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the net as it is."""
+        clip, by_norm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm in (None, "norm")
+        known, self.facts = (
+            self.facts,
+            facts_of(
+                pl_module,
+                trainer.optimizers,
+                float(clip) if clip and by_norm else None,
+                getattr(trainer.precision_plugin, "scaler", None) is not None,
+            ),
+        )
         self.facts.chance_loss, self.facts.softmax_twice = known.chance_loss, known.softmax_twice
         resumed = logged_step(trainer) > 0
         self.facts.constant = known.constant if resumed else constant_layers(list(find_weights(pl_module)))
         self._gradient_seen = GradientSeen(pl_module)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the net as it is, and at who else records it."""
-        self._look_at_net(trainer, pl_module)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
-        if self.active and self in callbacks:
-            self._recorder.find_lenders(callbacks[: callbacks.index(self)], trainer)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the hooks for a step that is looked at."""
         if self.active and self.preflight and not trainer.global_step and not batch_idx:
             self._look_before_training(trainer, pl_module, batch)
-        if self.active:
-            self._recorder.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._begin_batch(trainer, batch)
+
+    @keeps_training
+    def _begin_batch(self, trainer: Trainer, batch: Any) -> None:
+        self._moment = moment_of(trainer)
+        self._watch.begin_batch(self._moment, trainer.global_step, batch)
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        from bnlab_callbacks.diagnosis.preflight.run import preflight
+        from bnlab_callbacks.diagnosis.preflight import preflight
 
         try:
             text = preflight(pl_module, batch, trainer=trainer).table()
@@ -243,56 +227,45 @@ class TrainingDiagnosis(QuietCallback):
         else:
             trainer.print(f"preflight, before step 0:\n{text}")
 
+    @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
-        if self.active:
-            self._recorder.on_before_backward(trainer, pl_module, loss)
+        self._watch.before_backward(self._moment.step, loss.detach() * trainer.accumulate_grad_batches)
 
+    @keeps_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the monitors' hooks again."""
-        if self.active:
-            self._recorder.on_after_backward(trainer, pl_module)
+        """Open the recorders' hooks again."""
+        self._watch.after_backward()
 
+    @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        if self.active:
-            recorded = self._recorder.on_before_optimizer_step(trainer, pl_module, optimizer)
-            if recorded and self._gradient_seen is not None:
-                self._gradient_seen.look(optimizer)
+        scale = partial(remaining_loss_scale, trainer, optimizer)
+        self._watch.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
+        if self._watch.recording and self._gradient_seen is not None:
+            self._gradient_seen.look(optimizer)
 
+    @keeps_training
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss, and look at what was recorded, now or together with the next steps."""
-        if not self.active:
-            return
-        step = logged_step(trainer)
-        time_to_look = self._recorder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._recorder.recording:
-            self._note_facts(trainer, pl_module)
-        if time_to_look:
+        loss = outputs.get("loss") if isinstance(outputs, (dict, Mapping)) else None  # a dict in most runs: asked first
+        if isinstance(loss, Tensor):
+            loss = loss * trainer.accumulate_grad_batches if trainer.accumulate_grad_batches > 1 else loss
+        else:
+            loss = None
+        self._watch.end_batch(self._moment, trainer.global_step, loss)
+        if self._watch.recording:
+            self._note_facts(pl_module)
+        if self._watch.is_time(self._moment.step, trainer.is_last_batch) and not accumulates(trainer):
             self._look(trainer)
-        if self._idle_until <= step + 1 and self._can_be_idle and self.active:
-            self._rest_or_wake(trainer, step)
 
-    @_or_fail
-    def _rest_or_wake(self, trainer: Trainer, step: int) -> None:
-        """Have hooks called in the next batch, or passed over until a step is looked at."""
-        if step < self._idle_until:
-            call_again(self, self.idle_hooks)
-            return
-        coming = step if trainer.fit_loop._should_accumulate() else step + 1
-        self._idle_until = self._recorder.rests_until(coming)
-        if coming < self._idle_until:
-            self._recorder.rest()
-            pass_over(self, self.idle_hooks)
-
-    @_or_fail
-    def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _note_facts(self, pl_module: LightningModule) -> None:
         """Note what may be another thing when the step is looked at."""
-        self._facts_then[logged_step(trainer)] = {
+        self._facts_then[self._moment.step] = {
             "norm_eval": norms_in_eval_mode(pl_module),
-            "norm_values": self._recorder.norm_values,
+            "norm_values": self._watch.norm_values,
             "without_gradient": self._gradient_seen.layers if self._gradient_seen is not None else (),
         }
 
@@ -300,24 +273,24 @@ class TrainingDiagnosis(QuietCallback):
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
         if not self.active:
             return
-        self._read(trainer)
+        self._read()
         facts = self.facts
         try:
             task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
-            losses, observations, (chance, twice) = self._recorder.fetch(trainer, task, self._failure)
+            losses, observations, (chance, twice) = self._watch.fetch(task, self._failure)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
             return
         facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)  # rank 0's batch decides
         self._judge(trainer, losses, observations)
 
-    @_or_fail
-    def _read(self, trainer: Trainer) -> None:
-        task = self._recorder.read(trainer)
+    @keeps_training
+    def _read(self) -> None:
+        task = self._watch.read()
         if task is not None:
             self.facts.chance_loss, self.facts.softmax_twice = self.chance_loss or task.chance_loss, task.softmax_twice
 
-    @_or_fail
+    @keeps_training
     def _judge(self, trainer: Trainer, losses: dict[int, float], observations: dict[int, Observation]) -> None:
         for step in sorted({*losses, *observations}):
             if step in losses:
@@ -344,29 +317,24 @@ class TrainingDiagnosis(QuietCallback):
             if line:
                 trainer.print(f"diagnosis: {line}")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the next epoch."""
-        if self.active:
-            self._recorder.on_train_epoch_end(trainer, pl_module)
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
         self._look(trainer)
         self._end(trainer)
-        self._stop()
+        self.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what led up to it: Lightning calls no other hook then."""
         if trainer.world_size == 1:  # other ranks may be anywhere
             self._look(trainer)
         self._end(trainer)
-        self._stop()
+        self.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
-        self._stop()
+        self.close()
 
-    @_or_fail
+    @keeps_training
     def _end(self, trainer: Trainer) -> None:
         if self._ended or not trainer.is_global_zero or self._first is None:
             return
@@ -397,7 +365,7 @@ class TrainingDiagnosis(QuietCallback):
             "said": sorted(self._announcer.said),
             "constant": dict(self.facts.constant),
             "task": [self.facts.chance_loss, self.facts.softmax_twice],
-            "recorder": self._recorder.state_dict(),
+            "recorder": self._watch.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -415,4 +383,4 @@ class TrainingDiagnosis(QuietCallback):
         self.facts.constant = dict(state_dict["constant"])
         chance, self.facts.softmax_twice = state_dict["task"]
         self.facts.chance_loss = self.chance_loss or chance
-        self._recorder.load_state_dict(state_dict["recorder"])
+        self._watch.load_state_dict(state_dict["recorder"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.core.lightning.scalars import widest
+from bnlab_callbacks.core.device import widest
 from bnlab_callbacks.core.weights import Weight
 from bnlab_callbacks.replica.step_replica import Evaluation, StepReplica
 

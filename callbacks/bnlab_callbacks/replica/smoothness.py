@@ -1,22 +1,23 @@
-"""How smooth the loss is along its gradient.
+"""The smoothness of the loss along its gradient.
 
 Santurkar, Tsipras, Ilyas & Mądry 2018, How Does Batch Normalization Help Optimization?, section 3 and figure 4.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.forward_order import ForwardOrder
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
-from bnlab_callbacks.core.lightning.scalars import widest
+from bnlab_callbacks.core.device import to_host, widest
+from bnlab_callbacks.core.hooks import ForwardOrder
 from bnlab_callbacks.core.naming import layer_filter, number
+from bnlab_callbacks.core.rank_means import Gathered, RankMeans, average
+from bnlab_callbacks.core.ranks import Ranks
+from bnlab_callbacks.core.records import Table
 from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.replica.covariate_shift import covariate_shift
 from bnlab_callbacks.replica.step_replica import Evaluation, StepReplica, untouched
@@ -90,22 +91,24 @@ class SmoothnessProbe:
     Args:
         pattern: regular expression searched in the names of the layers whose covariate shift is wanted.
         numbered: the layers' `<NN>_<layer>`, if they are known from an earlier part of the run.
+        ranks: of the run, which all measure the same steps.
     """
 
-    def __init__(self, pattern: str | None, numbered: Mapping[str, str]) -> None:
+    def __init__(self, pattern: str | None, numbered: Mapping[str, str], ranks: Ranks) -> None:
         self.numbered = dict(numbered)
         self.failure: str | None = None
         self._filter = layer_filter(pattern)
+        self._means = RankMeans(ranks)
         self._step: StepReplica | None = None
         self._lr: float | None = None
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def begin(self, copy_step: Callable[[], StepReplica]) -> None:
         """Copy a step that is about to begin."""
         self._step = self._lr = None
         if self.failure:
             return
         try:
-            self._step = StepReplica(trainer, pl_module, batch, batch_idx)
+            self._step = copy_step()
         except Exception as error:  # noqa: BLE001 - the rest of the monitor, and training, go on
             self.failure = f"the model or the batch cannot be copied ({type(error).__name__}: {error})"
 
@@ -114,27 +117,26 @@ class SmoothnessProbe:
         if self._step is not None and self._lr is None:
             self._lr = max(float(group["lr"]) for group in optimizer.param_groups)
 
-    def finish(self, pl_module: LightningModule) -> tuple[list[str], list[Tensor]]:
-        """Tags and 0-dimensional values of the step that has just ended; none after a failure."""
+    def finish(self, model: nn.Module) -> Gathered:
+        """Tags and values of the step that has just ended, exchanged among ranks; none after a failure."""
         step, self._step = self._step, None
-        if step is None or self.failure:
-            return [], []
-        try:
-            with untouched(pl_module):
-                values = self._measure(step, pl_module)
-        except Exception as error:  # noqa: BLE001 - the rest of the monitor, and training, go on
-            self.failure = f"training_step cannot be repeated on a copy ({type(error).__name__}: {error})"
-            return [], []
-        return list(values), list(values.values())
+        values: dict[str, Tensor] = {}
+        if step is not None and not self.failure:
+            try:
+                with untouched(model):
+                    values = self._measure(step, model)
+            except Exception as error:  # noqa: BLE001 - the rest of the monitor, and training, go on
+                self.failure = f"training_step cannot be repeated on a copy ({type(error).__name__}: {error})"
+        return self._means.gather(list(values), list(values.values()), self.failure is not None)
 
-    def _measure(self, step: StepReplica, pl_module: LightningModule) -> dict[str, Tensor]:
+    def _measure(self, step: StepReplica, model: nn.Module) -> dict[str, Tensor]:
         if self._lr is None:
             raise RuntimeError("no optimizer step was made")
         start, modules = self._start(step)
         if not start.grads:
             raise RuntimeError("the loss depends on no parameter of the copy")
         values = {f"smoothness/{name}": value for name, value in along_gradient(step, start, self._lr).items()}
-        updated = {name: parameter.detach() for name, parameter in pl_module.named_parameters()}
+        updated = {name: parameter.detach() for name, parameter in model.named_parameters()}
         weights = [weight for weight in find_weights(step.module) if self._filter.search(weight.layer)]
         for layer, shifts in covariate_shift(step, start, updated, modules, weights).items():
             values |= {f"{quantity}/{self.numbered[layer]}": value for quantity, value in shifts.items()}
@@ -165,12 +167,25 @@ def _holds_parameters(module: nn.Module) -> bool:
     return next(module.parameters(recurse=False), None) is not None
 
 
-def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """Why steps of this module cannot be repeated, or None."""
-    if not pl_module.automatic_optimization:
-        return "with manual optimization there is no single loss of a step."
-    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-        return "a training_step that takes dataloader_iter fetches its own batches."
-    if trainer.world_size > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in pl_module.modules()):
-        return "with SyncBatchNorm a rank's loss depends on the batches of all ranks."
-    return None
+class SmoothnessTables:
+    """Turns what a probe left into tables.
+
+    Attributes:
+        failed: whether measuring failed on some rank.
+        different: whether ranks had different layers in a step, which is then left out.
+    """
+
+    def __init__(self) -> None:
+        self.failed = False
+        self.different = False
+
+    def read(self, steps: Sequence[Gathered]) -> list[Table]:
+        """Tables of recorded steps, whose tensors are on the host."""
+        numbers = iter(to_host([value for step in steps for value in step.values]))
+        tables = []
+        for step in steps:
+            averaged = average(step, list(islice(numbers, len(step.values))))
+            self.failed |= averaged.agreement == "failed"
+            self.different |= averaged.agreement == "different"
+            tables.append(Table.of(averaged.values))
+        return tables

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import random
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.random_state import RandomState
 from bnlab_callbacks.statistics.chunks import wide_dtype
-
-# what Lightning wraps in a compiled LightningModule: functions bound to the original, also in a copy
-_COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 
 class Evaluation(NamedTuple):
@@ -28,73 +22,84 @@ class Evaluation(NamedTuple):
     grads: dict[str, Tensor]  # by the parameter's name, dense; without parameters that get none
 
 
+class RepeatableStep(Protocol):
+    """A training step of some training loop, as it is about to begin: what a replica must know to run it again."""
+
+    def to_share(self, module: nn.Module) -> dict[int, Any]:
+        """What copies of the module hold as it is, or as something else, by the id of what the module holds."""
+
+    def prepare(self, twin: nn.Module, original: nn.Module) -> None:
+        """Cut off a fresh copy from the run: what it logs goes nowhere."""
+
+    def loss(self, twin: nn.Module, batch: Any) -> Tensor:
+        """The loss of a batch, with its graph.
+
+        Raises:
+            TypeError: there is none.
+        """
+
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        """A context for passes of copies: in the run's precision, and the run takes no note of them."""
+
+    def loss_scale(self) -> float:
+        """What the run multiplies losses by before the backward pass; 1 but for half precision."""
+
+
 class StepReplica:
     """The step that is about to begin: module, batch and random state are copied when this is made.
 
-    Each evaluation runs `training_step` on a copy of its own, from the same state and random numbers (so with the same
-    dropout mask), in the run's precision, without compilation. What the step logs goes nowhere. The module's
-    parameters, gradients, buffers and metrics, and all random generators, are left as they were; effects that a
-    `training_step` has outside its module (files, global variables) are not held back. Data sets that the module holds
-    are shared by the copies.
+    Each evaluation computes the loss on a copy of its own, from the same state and random numbers (so with the same
+    dropout mask), in the run's precision, without compilation. The module's parameters, gradients, buffers and metrics,
+    and all random generators, are left as they were; effects that the step has outside its module (files, global
+    variables) are not held back. Data sets that the module holds are shared by the copies.
 
     Args:
-        trainer: the Trainer; shared by the copies.
-        pl_module: the module, in training mode.
-        batch: what `training_step` is about to get.
-        batch_idx: the batch's index.
+        step: the step, as the training loop runs it.
+        module: the module, in training mode.
+        batch: what the step is about to get.
 
     Raises:
         TypeError: a method was replaced by a function that would act on the original.
         Exception: whatever copying the module or the batch raises.
     """
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._trainer = trainer
-        self._random = RandomState(pl_module)
-        self._module = self._copy(pl_module)
-        _check_copy(pl_module, self._module)
+    def __init__(self, step: RepeatableStep, module: nn.Module, batch: Any) -> None:
+        self._step = step
+        self._random = RandomState(devices_of(module))
+        self._module = self._copy(module)
+        _check_copy(module, self._module)
         self._batch = copy.deepcopy(batch)
-        self._batch_idx = batch_idx
-        self._optimizer_steps = _progress(trainer).completed
         self.weights: dict[str, nn.Parameter] = dict(self._module.named_parameters())
 
     @property
-    def module(self) -> LightningModule:
+    def module(self) -> Any:
         """The copy that evaluations start from: to be looked at, not to be run."""
         return self._module
 
-    def twin(self, weights: Mapping[str, Tensor]) -> LightningModule:
+    def twin(self, weights: Mapping[str, Tensor]) -> Any:
         """A fresh copy of the module with some parameters replaced, for `run`."""
         twin = self._copy(self._module)
-        twin.trainer = self._trainer
         with torch.no_grad():
             for name, parameter in twin.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
         return twin
 
-    def run(self, twin: LightningModule) -> Evaluation:
+    def run(self, twin: nn.Module) -> Evaluation:
         """Loss and gradient of a copy that `twin` made."""
-        # half-precision gradients would be 0 without the run's own loss scale
-        scaler = getattr(self._trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        scale = self._step.loss_scale()  # half-precision gradients would be 0 without it
         with self.loss(twin) as loss:
             (loss * scale).backward()  # type: ignore[no-untyped-call]
         return Evaluation(loss.detach().to(wide_dtype(loss)), _take_gradients(twin, scale))
 
     @contextmanager
-    def loss(self, twin: LightningModule) -> Iterator[Tensor]:
+    def loss(self, twin: nn.Module) -> Iterator[Tensor]:
         """The loss of a copy that `twin` made, with its graph, for backward passes within the context."""
-        index = (self._batch_idx,) if _takes_index(twin) else ()
-        before = RandomState(twin)
+        before = RandomState(devices_of(twin))
         self._random.restore()
         try:
-            with self._undisturbed():
-                output = twin.training_step(copy.deepcopy(self._batch), *index)
-                loss = output["loss"] if isinstance(output, Mapping) else output
-                if not isinstance(loss, Tensor):
-                    raise TypeError("training_step returned no loss")
-                yield loss
+            with self._step.undisturbed(), torch.enable_grad():
+                yield self._step.loss(twin, copy.deepcopy(self._batch))
         finally:
             before.restore()
 
@@ -102,68 +107,15 @@ class StepReplica:
         """Loss and gradient where some parameters have other values, one forward and one backward pass."""
         return self.run(self.twin(weights))
 
-    def _copy(self, module: LightningModule) -> LightningModule:
-        memo: dict[int, Any] = {id(self._trainer): self._trainer} | _special_cases(module)
-        compiler = getattr(module, "_compiler_ctx", None)
-        if compiler is not None:
-            memo[id(compiler)] = None
-        twin = copy.deepcopy(module, memo)
-        if compiler is not None:  # its wrappers call the original
-            for name in _COMPILED:
-                vars(twin).pop(name, None)
-        for part in twin.modules():
-            if isinstance(part, LightningModule):
-                vars(part).update(log=_ignore, log_dict=_ignore)
+    def _copy(self, module: nn.Module) -> nn.Module:
+        twin = copy.deepcopy(module, self._step.to_share(module) | _special_cases(module))
+        self._step.prepare(twin, module)
         return twin
 
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """The precision and the `global_step` of the step, and loggers that take nothing."""
-        loggers, progress = self._trainer.loggers, _progress(self._trainer)
-        completed = progress.completed
-        self._trainer.loggers = [_NoLogger() for _ in loggers]  # type: ignore[misc]
-        progress.completed = self._optimizer_steps
-        try:
-            # copies are not worth compiling, and would use up the limit on recompilations
-            with (
-                torch.compiler.set_stance("force_eager"),
-                self._trainer.precision_plugin.train_step_context(),
-                torch.enable_grad(),
-            ):
-                yield
-        finally:
-            self._trainer.loggers = loggers
-            progress.completed = completed
 
-
-class RandomState:
-    """The random generators that a training step may draw from: torch's, Python's, NumPy's if it is in use."""
-
-    def __init__(self, model: nn.Module) -> None:
-        numpy: Any = sys.modules.get("numpy")
-        self._python = random.getstate()
-        self._numpy = numpy.random.get_state() if numpy else None
-        self._torch = torch.get_rng_state()
-        tensors = [*model.parameters(), *model.buffers()]
-        devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
-        self._devices = {device: _generators(device).get_rng_state(*_which(device)) for device in devices}
-
-    def restore(self) -> None:
-        """Put every generator back."""
-        random.setstate(self._python)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        for device, state in self._devices.items():
-            _generators(device).set_rng_state(state, *_which(device))
-
-
-def _generators(device: torch.device) -> Any:
-    return torch.get_device_module(device)
-
-
-def _which(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is one such device only
+def devices_of(module: nn.Module) -> set[torch.device]:
+    """Where its parameters and buffers lie."""
+    return {tensor.device for tensor in (*module.parameters(), *module.buffers())}
 
 
 @contextmanager
@@ -191,34 +143,6 @@ def untouched(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
     if touched:
         raise RuntimeError("a function that the module holds acts on the original, also in a copy")
-
-
-class _NoLogger:
-    """Takes anything and does nothing, whatever the depth: `logger.experiment.add_scalar(…)`."""
-
-    def __getattr__(self, name: str) -> _NoLogger:
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _NoLogger:
-        return self
-
-
-def _progress(trainer: Trainer) -> Any:
-    """Where `trainer.global_step` comes from."""
-    return trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
-def _takes_index(module: LightningModule) -> bool:
-    """Whether `training_step` takes the batch's index, too, as Lightning sees it."""
-    try:
-        inspect.signature(module.training_step).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def _check_copy(module: nn.Module, twin: nn.Module) -> None:

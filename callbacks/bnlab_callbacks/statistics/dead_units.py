@@ -1,8 +1,7 @@
-"""Which units of a rectifier are silent: over a window of records, over the epoch, since when, and which came back."""
+"""Silent units of rectifiers: over a window of records, over an epoch, since when, and those that came back."""
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.lightning.names import Trainer
-from bnlab_callbacks.core.lightning.scalars import gather_ranks, pack
-from bnlab_callbacks.recorders.activation_hooks import Call
+from bnlab_callbacks.core.device import pack
+from bnlab_callbacks.core.ranks import Ranks, check_sum
 
 if TYPE_CHECKING:
     import numpy
@@ -165,40 +163,37 @@ class EpochUnits:
         self._maxima: dict[str, Tensor] = {}
         self._samples: dict[str, int] = {}
 
-    def add(self, calls: Sequence[tuple[str, Call]]) -> None:
-        """Take in one batch's calls, by name."""
-        for key, call in calls:
-            if call.unit_max is not None:
-                before = self._maxima.get(key)
-                if before is None or before.shape != call.unit_max.shape:
-                    self._maxima[key], self._samples[key] = call.unit_max, call.samples
-                else:
-                    self._maxima[key] = torch.maximum(before, call.unit_max)
-                    self._samples[key] += call.samples
+    def add(self, name: str, maxima: Tensor, samples: int) -> None:
+        """Take in one call: its units' largest outputs, (units,), over so many samples."""
+        before = self._maxima.get(name)
+        if before is None or before.shape != maxima.shape:
+            self._maxima[name], self._samples[name] = maxima, samples
+        else:
+            self._maxima[name] = torch.maximum(before, maxima)
+            self._samples[name] += samples
 
-    def pop(self, trainer: Trainer) -> dict[str, DeadShare]:
+    def pop(self, ranks: Ranks) -> dict[str, DeadShare]:
         """Units that were never positive in the epoch, on any rank; all ranks must call it. Start the next epoch."""
         maxima, samples = self._maxima, self._samples
         self._maxima, self._samples = {}, {}
-        described = repr([(key, tuple(tensor.shape)) for key, tensor in maxima.items()])
-        check = torch.tensor([zlib.crc32(described.encode())], device=trainer.strategy.root_device)
-        checks = gather_ranks(trainer, check)
+        described = repr([(name, tuple(tensor.shape)) for name, tensor in maxima.items()])
+        checks = ranks.gather(torch.tensor([check_sum(described)], device=ranks.device))
         if not maxima or bool((checks != checks[0]).any()):
             return {}  # ranks saw different layers
-        vector, where = pack([*maxima.values(), torch.tensor(list(samples.values()), device=check.device)])
-        ranks = gather_ranks(trainer, vector).cpu()
-        active = (ranks > 0).any(0)
-        seen = ranks[:, where.pop()].sum(0).tolist()
+        vector, where = pack([*maxima.values(), torch.tensor(list(samples.values()), device=ranks.device)])
+        gathered = ranks.gather(vector).cpu()
+        active = (gathered > 0).any(0)
+        seen = gathered[:, where.pop()].sum(0).tolist()
         return {
-            key: DeadShare(1 - float(active[place].double().mean()), int(count))
-            for key, place, count in zip(maxima, where, seen, strict=True)
+            name: DeadShare(1 - float(active[place].double().mean()), int(count))
+            for name, place, count in zip(maxima, where, seen, strict=True)
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
-        return {"maxima": {key: tensor.cpu() for key, tensor in self._maxima.items()}, "samples": dict(self._samples)}
+        return {"maxima": {name: tensor.cpu() for name, tensor in self._maxima.items()}, "samples": dict(self._samples)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on where the checkpoint stopped."""
-        self._maxima = {key: tensor.to(device) for key, tensor in state.get("maxima", {}).items()}
+        self._maxima = {name: tensor.to(device) for name, tensor in state.get("maxima", {}).items()}
         self._samples = dict(state.get("samples", {}))

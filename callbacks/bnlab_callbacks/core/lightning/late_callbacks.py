@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
+from bnlab_callbacks.core.lightning.trainer import callbacks_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities import rank_zero_info
@@ -36,7 +37,7 @@ class LateCallbacks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add them, once, and say which."""
         waiting, self._waiting = self._waiting, []
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+        callbacks = callbacks_of(trainer)
         new = [late for late in waiting if not any(isinstance(other, type(late)) for other in callbacks)]
         place = callbacks.index(self) + 1
         callbacks[place:place] = new

@@ -1,47 +1,20 @@
-"""What the callbacks share that turn a run's records into files and events."""
+"""The common part of callbacks that turn a run's records into files and events."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import Any
 
-from bnlab_callbacks.core.lightning.monitor import Monitor
-from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, logged_step, rank_zero_warn
-from bnlab_callbacks.core.lightning.records import Record, RecordListener
-
-P = ParamSpec("P")
-
-
-class _GivesUp(Protocol):
-    """A callback that can be off."""
-
-    active: bool
-
-    def give_up(self, reason: str) -> None: ...
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.publisher import Publisher, publisher_of
+from bnlab_callbacks.core.lightning.trainer import is_trial, logged_step
+from bnlab_callbacks.core.records import Record
 
 
-R = TypeVar("R", bound=_GivesUp)
-
-
-def or_give_up(method: Callable[Concatenate[R, P], None]) -> Callable[Concatenate[R, P], None]:
-    """Make a method a no-op while its callback is off, and turn an error in it into one warning."""
-
-    @wraps(method)
-    def guarded(self: R, *args: P.args, **kwargs: P.kwargs) -> None:
-        if not self.active:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
-            self.give_up(f"{type(error).__name__}: {error}")
-
-    return cast(Callable[Concatenate[R, P], None], guarded)
-
-
-class RunOutput(RecordListener):
+class RunOutput(Diagnostic):
     """A callback that writes what was recorded in a `fit`: on rank 0 only, and not under `fast_dev_run`.
 
     An epoch is written when the next one starts or training ends: then every callback has published its epoch's values,
@@ -52,10 +25,10 @@ class RunOutput(RecordListener):
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        self.enabled = enabled
-        self.active = False
+        super().__init__(enabled)
         self._fitting = False
         self._ended: tuple[int, int] | None = None  # step and epoch of an epoch that is yet to be written
+        self._publisher: Publisher | None = None
 
     # what a callback of one kind adds
 
@@ -73,24 +46,27 @@ class RunOutput(RecordListener):
 
     # one fit
 
-    def give_up(self, reason: str) -> None:
-        """Say once why nothing more is written, and let training go on."""
-        self.active = False
-        rank_zero_warn(f"{type(self).__name__} is off for the rest of this run: {reason}")
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin, before anything is recorded."""
         if stage == "fit":
+            self._listen_no_more()
             self._ended = None
-            self._fitting = self.enabled and not trainer.fast_dev_run  # type: ignore[attr-defined] # set by a connector
+            self._fitting = self.enabled and not is_trial(trainer)
             self.active = self._fitting and trainer.is_global_zero
             self._begin(trainer)
 
-    @or_give_up
+    @keeps_training
     def _begin(self, trainer: Trainer) -> None:
+        self._publisher = publisher_of(trainer)
+        self._publisher.listeners.append(self)
         self.begin(trainer)
 
-    @or_give_up
+    def _listen_no_more(self) -> None:
+        if self._publisher is not None and self in self._publisher.listeners:
+            self._publisher.listeners.remove(self)
+        self._publisher = None
+
+    @keeps_training
     def on_record(self, trainer: Trainer, record: Record) -> None:
         """Take in a record."""
         self.take(trainer, record)
@@ -114,34 +90,27 @@ class RunOutput(RecordListener):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what led up to the exception: Lightning calls no other hook then."""
-        publish_kept(trainer)
         self._close_alone(trainer)
-        self._finish(trainer)
+        self._end(trainer)
 
-    @or_give_up
+    @keeps_training
     def _close_alone(self, trainer: Trainer) -> None:
+        publisher_of(trainer).publish_kept(trainer)
         if trainer.world_size == 1:  # other ranks may be anywhere
             self._close_epoch(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is left."""
-        self._finish(trainer)
+        self._end(trainer)
 
-    def _finish(self, trainer: Trainer) -> None:
-        self._finish_guarded(trainer)
+    def _end(self, trainer: Trainer) -> None:
+        self._finish(trainer)
+        self._listen_no_more()
         self.active = self._fitting = False
 
-    @or_give_up
-    def _finish_guarded(self, trainer: Trainer) -> None:
+    @keeps_training
+    def _finish(self, trainer: Trainer) -> None:
         self.finish(trainer)
-
-
-def publish_kept(trainer: Trainer) -> None:
-    """Let every monitor publish the records that it still keeps, as it does itself at its next turn."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
-    for callback in callbacks:
-        if isinstance(callback, Monitor):
-            callback.publish_last(trainer)
 
 
 def run_folder(trainer: Trainer, folder: str | Path | None = None) -> Path:
@@ -164,23 +133,3 @@ def _log_dir(logger: Any) -> str | None:
         return own or None
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return os.path.join(logger.save_dir, str(logger.name), version)
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` make a file beside `path`, then put it in the place of `path`: a reader never sees half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(new)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Any, str]]:
-    """The `SummaryWriter` of every TensorBoard logger, and what that logger puts before each tag."""
-    for logger in trainer.loggers:
-        writer = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_custom_scalars"):
-            prefix = getattr(logger, "_prefix", "")
-            yield writer, f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix else ""

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.diagnosis.preflight.theory import fan_scales, gaussian_moments
-from bnlab_callbacks.recorders.activation_hooks import find_activations, is_dense_float, units_of
+from bnlab_callbacks.recorders.activations import find_activations, is_dense_float, units_of
 from bnlab_callbacks.statistics.activations import ACTIVATIONS, is_rectifier
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.forward_order import ForwardOrder
+from bnlab_callbacks.core.hooks import ForwardOrder
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.repeatable_step import LightningStep, why_not
 from bnlab_callbacks.core.naming import clean_name
+from bnlab_callbacks.core.random_state import RandomState
 from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity, all_checks, strict
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
@@ -22,8 +24,7 @@ from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, output_spread
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.task import guesses, logits_and_targets, task_of, tensors_of
-from bnlab_callbacks.replica.smoothness import why_not
-from bnlab_callbacks.replica.step_replica import Evaluation, RandomState, StepReplica, untouched
+from bnlab_callbacks.replica.step_replica import Evaluation, StepReplica, devices_of, untouched
 
 SCHEMA = 1
 _ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")
@@ -102,12 +103,12 @@ def preflight(
     reason = why_not(trainer, module)
     if reason:
         measured.not_checked["step"] = reason
-    random = RandomState(module)
+    random = RandomState(devices_of(module))
     try:
         with untouched(module):
             _look_at_net(measured, module, batch)
             if not reason:
-                _look_at_step(measured, StepReplica(trainer, module, batch, 0), batch, curvature_steps)
+                _look_at_step(measured, StepReplica(LightningStep(trainer, 0), module, batch), batch, curvature_steps)
     finally:
         random.restore()
     checks = sorted(all_checks(measured), key=lambda check: _ORDER.index(check.severity))

@@ -1,4 +1,4 @@
-"""What goes into a net and what comes out of it: its batch's inputs, and the outputs of its last layer."""
+"""The ends of a net: its batch's inputs, the outputs of its last layer, and what batch norms have to normalize with."""
 
 from __future__ import annotations
 
@@ -8,40 +8,38 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab_callbacks.core.forward_order import Gate
-from bnlab_callbacks.core.module_hooks import ModuleHooks
+from bnlab_callbacks.core.hooks import Listener, ModuleHook, ModuleHooks
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.diagnosis.observations import NormBatch
 from bnlab_callbacks.diagnosis.watching.task import tensors_of
-from bnlab_callbacks.recorders.activation_hooks import is_dense_float
+from bnlab_callbacks.recorders.activations import is_dense_float
+from bnlab_callbacks.recorders.batch_norm import find_batch_norms
 
 
-class _Hook:
-    """A forward hook; an object, since closures cannot be pickled."""
+class _OutputHook(ModuleHook):
+    """Keeps the output of a layer with weights; the last one's is the net's. Nothing in compiled code."""
 
-    def __init__(self, layer: str, norm: bool, into: BatchEnds) -> None:
-        self.layer, self.norm, self.into = layer, norm, into
+    only_in_training = False
+    into: BatchEnds
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            self.into.gate.compiled = True
-            return
-        if not self.into.gate.open:
-            return
-        if not self.norm:
+    def record(self, module: nn.Module, *given: Any) -> None:
+        if not torch.compiler.is_compiling():
+            output = given[-1]
             self.into.output = output.detach() if is_dense_float(output) else None
-        elif isinstance(output, Tensor) and output.ndim > 1 and module.training:
+
+
+class _NormHook(ModuleHook):
+    """Keeps the size of the smallest batch of a batch norm. Nothing in compiled code."""
+
+    into: BatchEnds
+
+    def record(self, module: nn.Module, *given: Any) -> None:
+        output = given[-1]
+        if not torch.compiler.is_compiling() and isinstance(output, Tensor) and output.ndim > 1:
             ranks = ranks_of(module)
             batch = NormBatch(ranks * (output.numel() // max(output.shape[1], 1)), ranks * output.shape[0])
             self.into.norm_values[self.layer] = min(batch, self.into.norm_values.get(self.layer, batch))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(self.layer, self.norm, BatchEnds())
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[str, bool, BatchEnds]]:
-        return _Hook, (self.layer, self.norm, BatchEnds())
 
 
 def ranks_of(norm: nn.Module) -> int:
@@ -51,21 +49,31 @@ def ranks_of(norm: nn.Module) -> int:
     return 1
 
 
-class BatchEnds:
+class BatchEnds(Listener):
     """Hooks on layers with weights, the last of which to run gives the net's output, and on batch-norm layers."""
 
     def __init__(self) -> None:
-        self.gate = Gate()
+        super().__init__()
         self.output: Tensor | None = None
         self.norm_values: dict[str, NormBatch] = {}
         self.hooks = ModuleHooks(self.gate)
 
     def watch(self, model: nn.Module) -> None:
         """Put the hooks on."""
+        norms = {id(module) for _, module in find_batch_norms(model)}
         for name, module in model.named_modules():
-            norm = isinstance(module, _BatchNorm)
-            if norm or any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
-                self.hooks.add(partial(module.register_forward_hook, _Hook(clean_name(name), norm, self)))
+            if id(module) in norms:
+                self.hooks.add(partial(module.register_forward_hook, _NormHook(clean_name(name), self)))
+            elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
+                self.hooks.add(partial(module.register_forward_hook, _OutputHook(clean_name(name), self)))
+
+    def listen(self, recorded: bool) -> None:
+        """Record the batch that begins, or do not."""
+        if recorded:
+            self.hooks.put_on()
+        else:
+            self.hooks.take_off()
+        self.gate.open = recorded
 
     def remove(self) -> None:
         """Take the hooks off; harmless when repeated."""

@@ -1,4 +1,4 @@
-"""What can be known of a net by looking at it: which layers are trained, by which optimizer, and from what weights."""
+"""An inventory of a net: its trained and frozen layers, their optimizers, and the weights that they begin with."""
 
 from __future__ import annotations
 
@@ -13,24 +13,31 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.lightning.names import Trainer
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.weights import Weight, find_weights
 from bnlab_callbacks.diagnosis.observations import Facts
+from bnlab_callbacks.recorders.batch_norm import find_batch_norms
 
 _UNITS = (nn.Linear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)  # whose weights multiply what comes in
 _RESCALES = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 
-def facts_of(trainer: Trainer, model: nn.Module) -> Facts:
-    """What is known of a run when it begins, or goes on."""
+def facts_of(
+    model: nn.Module, optimizers: Sequence[Optimizer], gradient_clip: float | None = None, scaled: bool = False
+) -> Facts:
+    """What is known of a run when it begins, or goes on.
+
+    Args:
+        model: the model.
+        optimizers: all that train it.
+        gradient_clip: the norm that gradients are clipped to.
+        scaled: whether a loss scaler is at work.
+    """
     weights = list(find_weights(model))
-    clip = trainer.gradient_clip_val
-    by_norm = trainer.gradient_clip_algorithm in (None, "norm")
     return Facts(
-        gradient_clip=float(clip) if clip and by_norm else None,
-        scaled=getattr(trainer.precision_plugin, "scaler", None) is not None,
-        without_optimizer=layers_without_optimizer(weights, trainer.optimizers),
+        gradient_clip=gradient_clip,
+        scaled=scaled,
+        without_optimizer=layers_without_optimizer(weights, optimizers),
         frozen=frozen_layers(model),
         norm_momentum=norm_momenta(model),
         weights={weight.layer: weight.parameter.numel() for weight in weights},
@@ -101,7 +108,7 @@ def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
     """Batch-norm layers with trainable scales and running statistics in evaluation mode, in a module that trains."""
     return tuple(
         name
-        for name, norm in batch_norms(model)
+        for name, norm in find_batch_norms(model)
         if model.training
         and not norm.training
         and norm.track_running_stats
@@ -112,14 +119,7 @@ def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
 
 def norm_momenta(model: nn.Module) -> dict[str, float | None]:
     """Batch-norm layers with running statistics → momentum."""
-    return {name: norm.momentum for name, norm in batch_norms(model) if norm.track_running_stats}
-
-
-def batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Batch-norm layers, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            yield clean_name(name), module
+    return {name: norm.momentum for name, norm in find_batch_norms(model) if norm.track_running_stats}
 
 
 class GradientSeen:

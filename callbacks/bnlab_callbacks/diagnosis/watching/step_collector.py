@@ -1,22 +1,21 @@
-"""What was recorded since the last look, step by step, and the same on all ranks."""
+"""Losses and records since the last look, step by step, and the same on all ranks."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.device import Change, DeviceValues, bring_to_host
-from bnlab_callbacks.core.lightning.names import Trainer
-from bnlab_callbacks.core.lightning.scalars import gather_ranks, to_host, widest
+from bnlab_callbacks.core.device import Change, DeviceValues, to_host, widest
+from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.watching.task import Guess
-from bnlab_callbacks.record_file import split_tag
 
 WHOLE = ("output_std", "input_mean", "input_std", "input_absmax")  # quantities of a step without a layer
 
@@ -34,16 +33,16 @@ class Collected(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """What waits on its device."""
+    """Values on their device."""
 
-    losses: list[tuple[int, Tensor | float]]
+    losses: list[tuple[int, Tensor]]
     whole: dict[int, dict[str, Tensor]]
     guesses: list[Guess]
 
     def change_tensors(self, change: Change) -> _Waiting:
         """The same with other tensors."""
         return _Waiting(
-            [(step, change(loss) if isinstance(loss, Tensor) else loss) for step, loss in self.losses],
+            [(step, change(loss)) for step, loss in self.losses],
             {step: {name: change(value) for name, value in values.items()} for step, values in self.whole.items()},
             [Guess(classes, change(numbers)) for classes, numbers in self.guesses],
         )
@@ -53,84 +52,93 @@ class StepCollector:
     """Keeps losses and records, on the device where they are, until they are fetched."""
 
     def __init__(self) -> None:
-        self._waiting = _Waiting([], {}, [])
+        self._open = _Waiting([], {}, [])
+        self._closed: list[DeviceValues] = []  # what is on its way to the host
+        self._losses: list[tuple[int, float]] = []
+        self._whole: dict[int, dict[str, Tensor]] = {}
         self._layers: dict[int, dict[str, dict[str, float]]] = {}
-
-    @property
-    def losses(self) -> int:
-        """Number of losses that wait."""
-        return len(self._waiting.losses)
+        self.losses = 0  # since the last `fetch`
 
     def add_loss(self, step: int, loss: Tensor) -> None:
         """Keep the loss of one of a step's batches."""
-        self._waiting.losses.append((step, loss))
+        self.losses += 1
+        self._open.losses.append((step, loss))
 
     def add_whole(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep quantities without a layer, 0-dimensional."""
-        self._waiting.whole.setdefault(step, {}).update(values)
+        self._open.whole.setdefault(step, {}).update(values)
 
     def add_guesses(self, guesses: Sequence[Guess]) -> None:
         """Keep what may tell the task."""
-        self._waiting.guesses.extend(guesses)
+        self._open.guesses.extend(guesses)
 
-    def bring_to_host(self, others: Sequence[DeviceValues]) -> list[Guess]:
-        """Bring what waits here, and what `others` left, to the host through one copy; gives the guesses."""
-        mine = DeviceValues(self._waiting, _Waiting.change_tensors)
-        bring_to_host([*others, mine])
-        here: _Waiting = mine.value
-        # one by one: on the host that is faster than to join them
-        losses: list[tuple[int, Tensor | float]] = [(step, float(loss)) for step, loss in here.losses]
-        self._waiting = here._replace(losses=losses, guesses=[])
-        return here.guesses
+    def waiting(self) -> Iterable[DeviceValues]:
+        """All that is not read yet, to be brought to the host."""
+        self._closed.append(DeviceValues(self._open, _Waiting.change_tensors))
+        self._open = _Waiting([], {}, [])
+        return self._closed
+
+    def read(self) -> list[Guess]:
+        """Read what was brought to the host; gives the guesses."""
+        guesses: list[Guess] = []
+        for values in self._closed:
+            here: _Waiting = values.value
+            # one by one: on the host that is faster than to join them
+            self._losses += [(step, float(loss)) for step, loss in here.losses]
+            for step, whole in here.whole.items():
+                self._whole.setdefault(step, {}).update(whole)
+            guesses += here.guesses
+        self._closed = []
+        return guesses
 
     def add_record(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep what a monitor recorded, by its tags; equal on all ranks already."""
+        """Keep what a recorder recorded, by its tags; equal on all ranks already."""
         layers = self._layers.setdefault(step, {})
         for tag, value in values.items():
             quantity, layer = split_tag(tag)
             if layer:
                 layers.setdefault(quantity, {})[layer.partition("_")[2]] = value
 
-    def fetch(self, trainer: Trainer, extra: list[float], failure: str | None = None) -> Collected:
-        """Everything that was brought to the host: means over ranks, which must all call this at the same steps.
+    def fetch(self, ranks: Ranks, extra: list[float], failure: str | None = None) -> Collected:
+        """Everything that was read: means over ranks, which must all call this at the same steps.
 
         Args:
-            trainer: the Trainer.
+            ranks: of the run.
             extra: numbers to have from rank 0.
             failure: why this rank cannot go on; then none can.
 
         Raises:
             DisagreementError: on all ranks alike.
         """
-        (waiting, whole, _), layers = self._waiting, self._layers
-        self.__init__()  # type: ignore[misc]
+        losses, whole, layers = self._losses, self._whole, self._layers
+        self._losses, self._whole, self._layers, self.losses = [], {}, {}, 0
         steps = sorted({*whole, *layers})
-        fields: list[Tensor | float] = [loss for _, loss in waiting]
+        fields: list[Tensor | float] = [loss for _, loss in losses]
         fields += [whole.get(step, {}).get(name, math.nan) for step in steps for name in WHOLE]
-        ranks = _gather(trainer, [*fields, *extra], failure)
-        rows = ranks.mean(0).tolist()
+        gathered = _gather(ranks, [*fields, *extra], failure)
+        rows = gathered.mean(0).tolist()
         parts: dict[int, list[float]] = defaultdict(list)
-        for (step, _), loss in zip(waiting, rows, strict=False):
+        for (step, _), loss in zip(losses, rows, strict=False):
             parts[step].append(loss)
         bad: dict[int, int] = {}
-        for index, rank in torch.nonzero(~ranks[:, : len(waiting)].isfinite().T).tolist():
-            bad.setdefault(waiting[index][0], rank)
-        numbers = iter(rows[len(waiting) :])
+        for index, rank in torch.nonzero(~gathered[:, : len(losses)].isfinite().T).tolist():
+            bad.setdefault(losses[index][0], rank)
+        numbers = iter(rows[len(losses) :])
         seen = {}
         for step in steps:
             values = {name: value for name in WHOLE if not math.isnan(value := next(numbers))}
             first_bad = min((at for at in bad if at <= step), default=None)
-            rank = bad[first_bad] if first_bad is not None and len(ranks) > 1 else None
+            rank = bad[first_bad] if first_bad is not None and ranks.size > 1 else None
             seen[step] = Observation(step, layers.get(step, {}), values, rank)
-        losses = {step: fmean(values) if len(values) > 1 else values[0] for step, values in parts.items()}
-        return Collected(losses, seen, ranks[0, len(fields) :].tolist())
+        means = {step: fmean(values) if len(values) > 1 else values[0] for step, values in parts.items()}
+        return Collected(means, seen, gathered[0, len(fields) :].tolist())
 
 
-def _gather(trainer: Trainer, fields: list[Tensor | float], failure: str | None) -> Tensor:
+def _gather(ranks: Ranks, fields: list[Tensor | float], failure: str | None) -> Tensor:
     """(ranks, fields) on the host; ranks first agree that all can go on, with messages of one length."""
-    device = trainer.strategy.root_device if trainer.world_size > 1 else torch.device("cpu")
-    if trainer.world_size > 1:
-        agreed = gather_ranks(trainer, torch.tensor([len(fields), failure is not None], device=device)).cpu()
+    device = ranks.device if ranks.size > 1 else torch.device("cpu")
+    if ranks.size > 1:
+        agreed = ranks.gather(torch.tensor([len(fields), failure is not None], device=device)).cpu()
         if bool(agreed[:, 1].any()):
             raise DisagreementError(failure or "it failed on another rank.")
         if bool((agreed[:, 0] != agreed[0, 0]).any()):
@@ -138,4 +146,4 @@ def _gather(trainer: Trainer, fields: list[Tensor | float], failure: str | None)
     elif failure is not None:
         raise DisagreementError(failure)
     mine = torch.tensor(to_host(fields), dtype=widest(device), device=device)
-    return gather_ranks(trainer, mine).cpu()
+    return ranks.gather(mine).cpu()

@@ -1,24 +1,62 @@
-"""Join the sums of calls over accumulated batches and over ranks. Functions of tensors; the collective is elsewhere."""
+"""Calls of activation functions in a recorded step, and their sums joined over accumulated batches and over ranks."""
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.lightning.scalars import pack, widest
-from bnlab_callbacks.recorders.activation_hooks import Call, Outputs
-from bnlab_callbacks.statistics.activations import ActivationSums, Moments, split_rows, sums_of_rows
+from bnlab_callbacks.core.device import Change, pack, widest
+from bnlab_callbacks.statistics.activations import ActivationSums, Moments, Saturation, split_rows, sums_of_rows
 
 
-def layout(calls: list[tuple[str, Call]], where: list[list[slice]]) -> int:
-    """A check sum of what lies where in a rank's message, small enough to be exact in float32."""
-    described = [(key, places) for (key, _), places in zip(calls, where, strict=True)]
-    return zlib.crc32(repr(described).encode()) % 2**23
+class Outputs(NamedTuple):
+    """A copy of a small output, whose sums are computed together with those of the next steps'."""
+
+    values: Tensor  # (N, …)
+    bounds: Saturation
+    unit_dim: int | None
+
+
+class Call(NamedTuple):
+    """One firing of a hook."""
+
+    layer: str
+    samples: int
+    numel: int
+    # None for a layer that no reader wants, and in steps that are not recorded
+    sums: ActivationSums | Outputs | None
+    unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
+
+    def change_tensors(self, change: Change) -> Call:
+        """The same with other tensors in its sums; a copied output is on the host."""
+        if not isinstance(self.sums, ActivationSums):
+            return self
+        fields: list[Any] = [None if one is None else change(one) for one in self.sums]
+        return self._replace(sums=ActivationSums(*fields))
+
+
+class ActivationStep(NamedTuple):
+    """A recorded step: its calls by name and, with several ranks, what these sent and what lies where."""
+
+    step: int
+    names: list[str]  # of all calls, in order of execution
+    calls: list[tuple[str, Call]]  # of those that were measured
+    ranks: tuple[Tensor, list[list[slice]]] | None
+
+    def change_tensors(self, change: Change) -> ActivationStep:
+        """The same with other tensors: those of all ranks, or the calls' sums."""
+        if self.ranks:
+            return self._replace(ranks=(change(self.ranks[0]), self.ranks[1]))
+        return self._replace(calls=[(name, call.change_tensors(change)) for name, call in self.calls])
+
+
+def describe(calls: list[tuple[str, Call]], where: list[list[slice]]) -> str:
+    """What lies where in a rank's message."""
+    return repr([(name, places) for (name, _), places in zip(calls, where, strict=True)])
 
 
 class Merged(NamedTuple):

@@ -1,0 +1,104 @@
+"""Questions to a Trainer: those that Lightning answers by no public name, and the run's ranks.
+
+Everything that is private in Lightning is asked for here and in `repeatable_step`; docs/architecture.md says why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bnlab_callbacks.core.lightning.names import Callback, Trainer
+from bnlab_callbacks.core.ranks import Ranks
+from bnlab_callbacks.core.records import Moment
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step at which `self.log` would write now: batches that ended in an optimizer step, whatever the optimizers.
+
+    `trainer.global_step` counts each optimizer of a GAN apart and would put diagnostics beside the losses' axis.
+    Lightning's own callbacks (LearningRateMonitor, DeviceStatsMonitor) read the same counter.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def moment_of(trainer: Trainer) -> Moment:
+    """The present optimizer step and epoch."""
+    return Moment(logged_step(trainer), trainer.current_epoch)
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the batch that has just ended makes no optimizer step yet."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The Trainer's callbacks; the list itself, which may be changed."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+    return callbacks
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether the run is a `fast_dev_run`, which leaves no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined] # set by a connector
+
+
+def log_interval(trainer: Trainer) -> int:
+    """The Trainer's `log_every_n_steps`."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set by a connector
+
+
+def logger_prefix(logger: Any) -> str:
+    """What a logger puts before each tag."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix else ""
+
+
+def sharding_strategy(trainer: Trainer) -> str | None:
+    """Name of what shards parameters over ranks, so that a rank holds only a part of a layer; else None."""
+    name = type(trainer.strategy).__name__
+    sharded = ("DeepSpeed", "FSDP", "ModelParallel", "XLAFSDP")
+    if name.startswith(sharded):
+        return name
+    # FSDP2 and tensor parallelism by the user's own hand, under any strategy
+    kinds = {type(parameter).__name__ for parameter in trainer.lightning_module.parameters()}
+    return "DTensor" if "DTensor" in kinds else None
+
+
+def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
+    """The optimizer's place in the Trainer's list, a name that survives a resume."""
+    for index, candidate in enumerate(trainer.optimizers):
+        if candidate is optimizer:
+            return str(index)
+    return ""
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """The present scale of a loss scaler (16-mixed); 1 without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def remaining_loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """The loss scale that is still on the gradients: 1, but for optimizers (fused ones) that unscale in their step."""
+    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """The run's ranks, with the strategy's own exchange where torch has none (XLA)."""
+    torch_can = torch.distributed.is_available() and torch.distributed.is_initialized()
+    own = None if trainer.world_size == 1 or torch_can else trainer.strategy.all_gather
+    return Ranks(trainer.world_size, trainer.strategy.root_device, own)
+
+
+def gather_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """The tensor of every rank, (ranks, *shape), without gradients; all ranks must call it.
+
+    Args:
+        trainer: the Trainer.
+        tensor: of one shape and dtype on all ranks, on the Trainer's device.
+    """
+    return ranks_of(trainer).gather(tensor)

@@ -1,0 +1,66 @@
+"""Things that all diagnostics of one run share: its ranks, its recorders, and one copy off the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from torch import nn
+
+from bnlab_callbacks.core.device import DeviceValues, bring_to_host
+from bnlab_callbacks.core.ranks import Ranks
+
+
+class Joinable(Protocol):
+    """A recorder that several readers can share."""
+
+    readers: list[Any]
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None: ...
+
+    def join(self, reader: Any) -> None:
+        """Record for one more reader."""
+
+    def leave(self, reader: Any) -> None:
+        """Record no more for a reader; without readers, leave nothing on the model."""
+
+
+R = TypeVar("R", bound=Joinable)
+Waiting = Callable[[], Iterable[DeviceValues]]
+
+
+class SharedRecorders:
+    """The recorders of one run, one of a kind: there from its first reader's coming to the last one's leaving.
+
+    Args:
+        ranks: of the run.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._recorders: WeakValueDictionary[type, Joinable] = WeakValueDictionary()  # their readers hold them
+        self._waiting: list[Waiting] = []
+
+    def join(self, kind: type[R], reader: Any, model: nn.Module) -> R:
+        """The recorder of this kind, made for `model` if there is none yet; it records for `reader` from now on."""
+        recorder = self._recorders.get(kind)
+        if not isinstance(recorder, kind) or not recorder.readers:
+            recorder = self._recorders[kind] = kind(model, self.ranks)
+        recorder.join(reader)
+        return recorder
+
+    def wait_with(self, waiting: Waiting) -> None:
+        """Bring to the host, with all else, what `waiting` gives at that time."""
+        if waiting not in self._waiting:
+            self._waiting.append(waiting)
+
+    def wait_no_more(self, waiting: Waiting) -> None:
+        """The opposite of `wait_with`; harmless when repeated."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
+    def bring_to_host(self) -> None:
+        """Bring all that waits on a device to the host, through one copy."""
+        bring_to_host(chain.from_iterable(waiting() for waiting in self._waiting))

@@ -1,0 +1,309 @@
+"""The watch that a diagnosis keeps on a run: recorders, hooks on the net's ends, and losses, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bnlab_callbacks.core.device import Change, DeviceValues
+from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.records import Moment, Table
+from bnlab_callbacks.core.shared import SharedRecorders
+from bnlab_callbacks.diagnosis.observations import NormBatch
+from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, input_statistics, output_spread
+from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
+from bnlab_callbacks.diagnosis.watching.step_collector import Collected, StepCollector
+from bnlab_callbacks.diagnosis.watching.task import Task, guesses, task_of
+from bnlab_callbacks.recorders.activation_tables import ActivationTables
+from bnlab_callbacks.recorders.activations import ActivationRecorder
+from bnlab_callbacks.recorders.batch_norm import BatchNormRecorder, BatchNormTables
+from bnlab_callbacks.recorders.gradient_tables import GradientTables
+from bnlab_callbacks.recorders.gradients import GradientRecorder
+from bnlab_callbacks.recorders.tables import ELSEWHERE
+
+_LOSSES = 1000  # that wait to be fetched at most
+_TOGETHER, _SECONDS = 32, 3.0  # recorded steps that are read together, and how long the first of them waits
+
+
+def _change(value: Any, change: Change) -> Any:
+    return value.change_tensors(change)
+
+
+class _Reader:
+    """A reader of one recorder, for all layers.
+
+    Attributes:
+        failure: why nothing more is recorded.
+    """
+
+    exact_dead = False
+    update_ratio = True
+
+    def __init__(self, tables: Any, schedule: LookSchedule) -> None:
+        self.tables = tables
+        self.failure: str | None = None
+        self.recorder: Any = None
+        self.kept: list[tuple[int, DeviceValues]] = []  # step and what it left
+        self._schedule = schedule
+        self._marked: dict[str, int] = {}
+
+    def due(self, moment: Moment, stream: str = "") -> bool:
+        """Several steps of one optimizer within a batch are one."""
+        return self._schedule.records(moment.step) and self._marked.get(stream) != moment.step
+
+    def mark(self, moment: Moment, stream: str = "") -> None:
+        """Note that the step is recorded."""
+        self._marked[stream] = moment.step
+
+    def wants(self, layer: str) -> bool:
+        """Any layer."""
+        return True
+
+    def know_layers(self, layers: Sequence[str]) -> None:
+        """Nothing is to be done about their names."""
+
+    def take(self, moment: Moment, left: Any, seconds: float) -> None:
+        """Keep what a step left."""
+        self.kept.append((moment.step, DeviceValues(left, _change)))
+
+    def recorder_failed(self, reason: str) -> None:
+        """Remember why; the diagnosis says what was not checked."""
+        self.failure = self.failure or reason
+        self.leave()
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this reader that tells the recorder what the training loop does."""
+        return self.recorder is not None and self.recorder.leader is self
+
+    def leave(self) -> None:
+        """Read no more."""
+        if self.recorder is not None:
+            self.recorder.leave(self)
+        self.recorder = None
+
+    def read(self) -> list[tuple[int, Table]]:
+        """The tables of what was kept, of one step each, from values on the host."""
+        kept, self.kept = self.kept, []
+        if not kept:
+            return []
+        if isinstance(self.recorder, ActivationRecorder):
+            self.recorder.kept = 0
+        steps = iter([step for step, _ in kept])
+        read = [
+            (next(steps), Table(table.tags, row[None]))
+            for table in self.tables.read([values.value for _, values in kept])
+            for row in table.values
+        ]
+        if self.tables.failed:
+            self.recorder_failed(getattr(self.recorder, "failure", None) or ELSEWHERE)
+        return read
+
+
+class RunWatch:
+    """All that a diagnosis needs to see of a run, in any training loop.
+
+    Attributes:
+        failure: what went wrong on this rank; all ranks hear of it at the next `fetch`.
+        knows_task: whether the first batch has told what the task is.
+        recording: whether the present step is recorded.
+
+    Args:
+        first_steps: see `LookSchedule`.
+        every_n_steps: see `LookSchedule`.
+        prompt: whether what was recorded cannot wait for up to 3 seconds to be fetched with the next steps.
+    """
+
+    def __init__(self, first_steps: int, every_n_steps: int, prompt: bool = False) -> None:
+        self.failure: str | None = None
+        self.knows_task = False
+        self.recording = False
+        self.prompt = prompt
+        self._schedule = LookSchedule(first_steps, every_n_steps)
+        self._gradients = _Reader(GradientTables(weight_rms=True), self._schedule)
+        self._activations = _Reader(ActivationTables(), self._schedule)
+        self._norms = _Reader(BatchNormTables(), self._schedule)
+        self._readers = (self._gradients, self._activations, self._norms)
+        self._ends = BatchEnds()
+        self._collector = StepCollector()
+        self._shared: SharedRecorders | None = None
+        self._batch: Any = None
+        self._steps = 0
+        self._since = math.inf
+
+    @property
+    def norm_values(self) -> dict[str, NormBatch]:
+        """Batch-norm layers → what the smallest batch gave them to normalize a channel with."""
+        return dict(self._ends.norm_values)
+
+    @property
+    def failures(self) -> dict[str, str | None]:
+        """What quantities begin with (`act_`) → why they are not recorded; None where they are."""
+        kinds = {("act_", "sat_", "dead_"): self._activations, ("grad_", "weight_", "update_"): self._gradients}
+        return {begin: reader.failure for begins, reader in kinds.items() for begin in begins}
+
+    # one run
+
+    @property
+    def active(self) -> bool:
+        """Whether nothing went wrong so far."""
+        return self.failure is None
+
+    def fail(self, reason: str) -> None:
+        """Remember an error; recorders go on, since ranks exchange what they record, and none may stop alone."""
+        self.failure = self.failure or reason
+
+    def start(self, model: nn.Module, shared: SharedRecorders) -> None:
+        """Put hooks on, before anything is compiled."""
+        self.failure = None
+        self._shared = shared
+        shared.wait_with(self._waiting)
+        self._gradients.recorder = shared.join(GradientRecorder, self._gradients, model)
+        self._activations.recorder = shared.join(ActivationRecorder, self._activations, model)
+        self._norms.recorder = shared.join(BatchNormRecorder, self._norms, model)
+        if not self._activations.recorder.layers:
+            self._activations.recorder_failed("the model has no activation modules.")
+        if not self._norms.recorder.layers:
+            self._norms.leave()
+        self._watch_ends(model)
+
+    @keeps_training
+    def _watch_ends(self, model: nn.Module) -> None:
+        self._ends.watch(model)
+
+    def _waiting(self) -> Iterable[DeviceValues]:
+        kept = (values for reader in self._readers for _, values in reader.kept)
+        return chain(kept, self._collector.waiting())
+
+    def stop(self) -> None:
+        """Take all hooks off, and forget what was not fetched; harmless when repeated."""
+        self.recording = False
+        self._ends.remove()
+        for reader in self._readers:
+            reader.leave()
+            reader.kept.clear()
+        if self._shared is not None:
+            self._shared.wait_no_more(self._waiting)
+        self._batch = self._shared = None
+        self._collector = StepCollector()
+
+    # a training loop
+
+    def begin_batch(self, moment: Moment, optimizer_steps: int, batch: Any) -> None:
+        """A batch begins; `optimizer_steps` is the number of steps made so far."""
+        self.recording = self._schedule.records(moment.step)
+        if self.recording:
+            self._since = min(self._since, perf_counter())
+        if self._gradients.leads:
+            self._gradients.recorder.begin_batch()
+        for reader in (self._activations, self._norms):
+            if reader.leads:
+                reader.recorder.begin_batch(moment, optimizer_steps)
+        self._open(moment.step, batch)
+
+    @keeps_training
+    def _open(self, step: int, batch: Any) -> None:
+        self._ends.listen(self.recording)
+        if self.recording and not self.knows_task:
+            self._batch = batch
+            self._collector.add_whole(step, input_statistics(batch))
+
+    def before_backward(self, step: int, loss: Tensor) -> None:
+        """A backward pass begins; `loss` is the batch's, undivided by the number of accumulated ones."""
+        for reader in (self._activations, self._norms):
+            if reader.leads:
+                reader.recorder.before_backward()
+        if self.recording:
+            self._close(step, loss)
+
+    @keeps_training
+    def _close(self, step: int, loss: Tensor) -> None:
+        output, batch = self._ends.take_output(), self._batch
+        self._batch = None
+        self._collector.add_whole(step, output_spread(output))
+        if batch is not None:
+            self.knows_task = True
+            self._collector.add_guesses(guesses(batch, output, loss))
+
+    def after_backward(self) -> None:
+        """It is over."""
+        for reader in (self._activations, self._norms):
+            if reader.leads:
+                reader.recorder.after_backward()
+
+    def before_optimizer_step(
+        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+    ) -> None:
+        """An optimizer step is about to be made; see `GradientRecorder`."""
+        if self._gradients.leads:
+            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale)
+
+    def end_batch(self, moment: Moment, optimizer_steps: int, loss: Tensor | None) -> None:
+        """A batch is over; `loss` is undivided by the number of accumulated ones, None where there is none."""
+        if loss is not None:
+            self._collector.add_loss(moment.step, loss.detach() if loss.requires_grad else loss)
+        if self._gradients.leads:
+            self._gradients.recorder.end_batch(moment)
+        for reader in (self._activations, self._norms):
+            if reader.leads:
+                reader.recorder.end_batch(moment, optimizer_steps)
+        if self.recording:
+            self._ends.take_output()
+            self._batch = None
+            self._steps += 1
+
+    def is_time(self, step: int, last: bool) -> bool:
+        """Whether to look, now that a step is made; with several ranks all must do, so not by their clocks.
+
+        Args:
+            step: the step.
+            last: whether it is the epoch's last one.
+        """
+        if self._collector.losses >= _LOSSES:
+            return True
+        if not self._steps:
+            return False
+        if self.prompt or (self._shared is not None and self._shared.ranks.size > 1):
+            return self.recording and self._schedule.looks(step)
+        # before monitors do for themselves, who find it on the host then
+        return last or self._steps >= _TOGETHER or perf_counter() - self._since > _SECONDS
+
+    # what was seen
+
+    def read(self) -> Task | None:
+        """Bring everything to the host, in one copy; gives the task if that has just become known."""
+        self._steps, self._since = 0, math.inf
+        if self._shared is not None:
+            self._shared.bring_to_host()
+        found = self._collector.read()
+        for reader in self._readers:
+            for step, table in reader.read():
+                self._collector.add_record(step, dict(zip(table.tags, table.values[0].tolist(), strict=True)))
+        return task_of(found) if found else None
+
+    def fetch(self, extra: list[float], failure: str | None) -> Collected:
+        """What was read, the same on all ranks, which must all call this; see `StepCollector.fetch`."""
+        assert self._shared is not None
+        return self._collector.fetch(self._shared.ranks, extra, failure or self.failure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, lists and tensors."""
+        return {"knows_task": self.knows_task, "monitors": [self._state(reader.tables) for reader in self._readers]}
+
+    def _state(self, tables: Any) -> dict[str, Any]:
+        return {"numbered": dict(tables.numbered)} if isinstance(tables, BatchNormTables) else tables.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        self.knows_task = state["knows_task"]
+        for reader, saved in zip(self._readers, state["monitors"], strict=True):
+            if isinstance(reader.tables, BatchNormTables):
+                reader.tables.numbered = dict(saved.get("numbered", {}))
+            else:
+                reader.tables.load_state_dict(saved)

@@ -1,0 +1,267 @@
+"""The recorder of gradients: their sums in recorded optimizer steps, and the updates that came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bnlab_callbacks.core.device import Change
+from bnlab_callbacks.core.hooks import ForwardOrder
+from bnlab_callbacks.core.naming import number
+from bnlab_callbacks.core.ranks import Ranks
+from bnlab_callbacks.core.records import Moment
+from bnlab_callbacks.core.weights import Weight, find_weights, real
+from bnlab_callbacks.recorders.forward_recorder import Reader
+from bnlab_callbacks.statistics.chunks import Scratch, flat
+from bnlab_callbacks.statistics.gradients import gradient_sums, stored_values, update_norms
+from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pack
+
+# sets of small layers whose buffers are kept
+_LAYOUTS = 8
+
+
+class Part(NamedTuple):
+    """What one optimizer step left of some small layers packed together, or of one other layer."""
+
+    weights: tuple[Weight, ...]
+    scale: float
+    packed: PackedLayers | None
+    sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
+    moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The same for parts of different steps that can be computed together."""
+        return (id(self.packed), len(self.moved), *map(id, self.weights))
+
+    def change_tensors(self, change: Change) -> Part:
+        """The same with other tensors, unless they are rows of a buffer on the host."""
+        if self.packed is not None:
+            return self
+        sums, moved = (
+            tuple(change(value) if isinstance(value, Tensor) else value for value in values)
+            for values in (self.sums, self.moved)
+        )
+        return self._replace(sums=sums, moved=moved)
+
+
+class GradientStep(NamedTuple):
+    """A recorded step: its parts, and all layers' `<NN>_<layer>`, in order of execution."""
+
+    parts: list[Part]
+    numbered: dict[str, str]
+
+    def change_tensors(self, change: Change) -> GradientStep:
+        """The same with other tensors; small layers that were packed are on the host."""
+        return self._replace(parts=[part.change_tensors(change) for part in self.parts])
+
+
+class GradientReader(Reader, Protocol):
+    """A reader of gradients.
+
+    Attributes:
+        update_ratio: whether it wants to know how far steps moved the weights.
+    """
+
+    update_ratio: bool
+
+    def know_layers(self, layers: Sequence[str]) -> None:
+        """Hear all layers' names, once the first step is made."""
+
+
+class GradientRecorder:
+    """Records the gradients of those optimizer steps that are due for one of its readers.
+
+    With several optimizers each layer is recorded at the first step of its optimizer. The first reader, the `leader`,
+    tells it what the training loop does.
+
+    Args:
+        model: the model.
+        ranks: of the run; after a backward pass all have the same gradients.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self.readers: list[Any] = []
+        self._scratch = Scratch()
+        self._weights = list(find_weights(model))
+        holders = {weight.module for weight in self._weights}
+        self._order: ForwardOrder | None = ForwardOrder((n, m) for n, m in model.named_modules() if n in holders)
+        self._numbered: dict[str, str] = {}
+        self._small: set[str] = set()
+        self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
+        self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
+        self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
+        self._before: dict[str, Tensor] = {}
+        self._spent = 0.0
+
+    # readers
+
+    @property
+    def leader(self) -> Any | None:
+        """The reader that is to call the methods below."""
+        return self.readers[0] if self.readers else None
+
+    def join(self, reader: GradientReader) -> None:
+        """Record for one more reader."""
+        self.readers.append(reader)
+        if self._order is None:
+            reader.know_layers(list(self._numbered))
+
+    def leave(self, reader: GradientReader) -> None:
+        """Record no more for a reader; the last one's leaving takes all hooks off and frees the buffers."""
+        if reader in self.readers:
+            self.readers.remove(reader)
+        if not self.readers:
+            if self._order is not None:
+                self._order.remove()
+            self._scratch.clear()
+            self._packed.clear()
+            self._before.clear()
+
+    # a training loop
+
+    def begin_batch(self) -> None:
+        """A batch begins; until the order of execution is known, it is watched."""
+        if self._order is not None:
+            self._order.gate.open = True
+
+    def before_optimizer_step(
+        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+    ) -> None:
+        """An optimizer step is about to be made: take the gradients of its layers, as they are now.
+
+        Args:
+            optimizer: the optimizer.
+            stream: its name among the run's optimizers.
+            moment: the step's.
+            loss_scale: gives what the gradients are still multiplied by.
+        """
+        if self._order is not None:
+            self._number_layers(self._order)
+        due = [reader for reader in self.readers if reader.due(moment, stream)]
+        if not due and not self._taken:
+            return
+        start = perf_counter()
+        owned = self._owned_by(optimizer, stream)
+        self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
+        if due:
+            for reader in due:
+                reader.mark(moment, stream)
+            taken = {weight.layer for part, _ in self._taken for weight in part.weights}
+            weights = [
+                weight
+                for weight in owned.values()
+                if weight.layer not in taken
+                and weight.has_gradient
+                and any(reader.wants(weight.layer) for reader in self.readers)
+            ]
+            with torch.no_grad():
+                parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))
+            self._taken += [(part, due) for part in parts]
+        self._spent += perf_counter() - start
+
+    def end_batch(self, moment: Moment) -> None:
+        """A batch is over: the readers get what its steps left."""
+        if not self._taken:
+            return
+        start = perf_counter()
+        self._measure_updates(None)
+        taken, self._taken = self._taken, []
+        seconds, self._spent = self._spent + perf_counter() - start, 0.0
+        due = [reader for reader in self.readers if any(reader in readers for _, readers in taken)]
+        for reader in due:
+            parts = [part for part, readers in taken if reader in readers]
+            reader.take(moment, GradientStep(parts, self._numbered), seconds / len(due))
+
+    # its work
+
+    def _number_layers(self, order: ForwardOrder) -> None:
+        """Fix the layers' numbers, once: a tag must not change its name during a run."""
+        self._numbered = number(order.sort([(weight.layer, weight.module) for weight in self._weights]))
+        self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
+        order.remove()
+        self._order = None
+        for reader in list(self.readers):
+            reader.know_layers(list(self._numbered))
+
+    def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
+        """The watched weights among an optimizer's parameters, by the parameter's identity."""
+        identities = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        known, owned = self._owned.get(stream, ([], {}))
+        if identities != known:
+            wanted = set(identities)
+            owned = {id(w.parameter): w for w in self._weights if id(w.parameter) in wanted}
+            self._owned[stream] = identities, owned
+        return owned
+
+    def _take(self, weights: list[Weight], scale: float, updates: bool) -> Iterator[Part]:
+        """Sums of these layers' gradients; the layers are kept as they are, if `updates`."""
+        alone: list[Weight] = []
+        small: list[Weight] = []
+        for weight in weights:
+            dense = weight.gradient.layout == torch.strided
+            (small if dense and weight.layer in self._small else alone).append(weight)
+        for group, packed in self._pack(small):
+            sums = packed.sums([weight.gradient for weight in group])
+            if sums is None:
+                alone += group
+                continue
+            if updates:
+                packed.remember([weight.parameter for weight in group])
+            yield Part(group, scale, packed, sums)
+        for weight in alone:
+            values = stored_values(weight.gradient)
+            alone_sums = gradient_sums(values, self._scratch)
+            if updates:
+                self._remember(weight)
+            yield Part((weight,), scale, None, (*alone_sums, values.numel()))
+
+    def _pack(self, weights: list[Weight]) -> list[tuple[tuple[Weight, ...], PackedLayers]]:
+        """Small layers in groups of cache size, with their buffers."""
+        layers = tuple(weight.layer for weight in weights)
+        if layers not in self._packed:
+            if len(self._packed) >= _LAYOUTS:  # layers that come and go
+                self._packed.clear()
+            groups = _cache_sized(weights)
+            self._packed[layers] = [(group, PackedLayers([w.parameter.shape for w in group])) for group in groups]
+        return self._packed[layers]
+
+    def _remember(self, weight: Weight) -> None:
+        now = flat(real(weight.parameter.detach()))
+        if weight.layer in self._before:
+            self._before[weight.layer].copy_(now)
+        else:
+            self._before[weight.layer] = now.clone()
+
+    def _measure_updates(self, owned: dict[int, Weight] | None) -> None:
+        """Measure what the recorded steps did to the weights; `owned` are an optimizer's parameters, None for all."""
+        with torch.no_grad():
+            for index, (part, readers) in enumerate(self._taken):
+                wanted = not part.moved and any(reader.update_ratio for reader in readers)
+                if wanted and (owned is None or id(part.weights[0].parameter) in owned):
+                    self._taken[index] = part._replace(moved=self._moved(part)), readers
+
+    def _moved(self, part: Part) -> tuple[Any, ...]:
+        if part.packed:
+            return part.packed.moved([weight.parameter for weight in part.weights])
+        (weight,) = part.weights
+        return update_norms(self._before[weight.layer], flat(real(weight.parameter.detach())), self._scratch)
+
+
+def _cache_sized(weights: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:
+    """Neighbouring small weights in groups of at most `SMALL` elements."""
+    group: list[Weight] = []
+    elements = 0
+    for weight in weights:
+        elements += weight.parameter.numel()
+        if elements > SMALL and group:
+            yield tuple(group)
+            group, elements = [], weight.parameter.numel()
+        group.append(weight)
+    if group:
+        yield tuple(group)
