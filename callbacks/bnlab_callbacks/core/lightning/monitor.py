@@ -103,6 +103,7 @@ class Monitor(Diagnostic):
         """Whether the layer filter lets `layer` through."""
         return self._filter.search(layer) is not None
 
+    @keeps_training
     def keep(self, left: Any, read: Read, seconds: float = 0.0) -> None:
         """Keep what a step left until it is published; `read` makes tables of it, `seconds` it took to record."""
         assert self._trainer is not None
