@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.core.lightning.records import publish_values
     from bnlab_callbacks.core.lightning.run_output import publish_kept, replace_file
     from bnlab_callbacks.core.lightning.scalars import gather_ranks
+    from bnlab_callbacks.core.record_table import Row, last_record, read_records
     from bnlab_callbacks.core.schedule import RecordSchedule
     from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
     from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.gradient_monitor import GradientMonitor
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
-    from bnlab_callbacks.record_file import RecordFile, Row, read_records
+    from bnlab_callbacks.record_file import RecordFile
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
@@ -38,13 +39,14 @@ _MODULES = {
     "Preflight": "diagnosis.preflight",
     "RecordFile": "record_file",
     "RecordSchedule": "core.schedule",
-    "Row": "record_file",
+    "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
     "gather_ranks": "core.lightning.scalars",
+    "last_record": "core.record_table",
     "preflight": "diagnosis.preflight",
     "publish_kept": "core.lightning.run_output",
     "publish_values": "core.lightning.records",
-    "read_records": "record_file",
+    "read_records": "core.record_table",
     "replace_file": "core.lightning.run_output",
 }
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "Row",
     "TrainingDiagnosis",
     "gather_ranks",
+    "last_record",
     "preflight",
     "publish_kept",
     "publish_values",

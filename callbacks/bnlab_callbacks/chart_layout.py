@@ -10,7 +10,7 @@ from typing import Any
 from bnlab_callbacks.core.lightning.names import Trainer
 from bnlab_callbacks.core.lightning.records import Record
 from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, tensorboard_writers
-from bnlab_callbacks.record_file import split_tag
+from bnlab_callbacks.core.record_table import split_tag
 
 Layout = dict[str, dict[str, list[object]]]
 

@@ -19,9 +19,9 @@ from bnlab_callbacks.core.lightning.run_output import (
     run_folder,
     tensorboard_writers,
 )
+from bnlab_callbacks.core.record_table import split_tag
 from bnlab_callbacks.pages.heatmap_drawing import draw, pixels
 from bnlab_callbacks.pages.heatmap_grid import Grid
-from bnlab_callbacks.record_file import split_tag
 
 QUANTITIES = ("grad_rms", "act_std", "sat_frac", "dead_frac", "update_ratio")
 
