@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
 from torch import Tensor
@@ -21,16 +23,15 @@ from bnlab_callbacks.core.lightning.names import (
     rank_zero_warn,
     sharding_strategy,
 )
+from bnlab_callbacks.core.lightning.run_output import replace_file, run_folder, tensorboard_writers
 from bnlab_callbacks.core.weights import find_weights
-from bnlab_callbacks.diagnosis.announcer import Announcer
-from bnlab_callbacks.diagnosis.findings import Finding, worst
-from bnlab_callbacks.diagnosis.latch import Latch, in_order
-from bnlab_callbacks.diagnosis.moves import Moves
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
+from bnlab_callbacks.diagnosis.findings import Advise, Finding, worst
+from bnlab_callbacks.diagnosis.latch import Announcer, Latch, in_order
+from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
-from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
+from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.step_collector import DisagreementError
 from bnlab_callbacks.diagnosis.watching.step_recorder import StepRecorder
@@ -87,6 +88,9 @@ class TrainingDiagnosis(QuietCallback):
         findings: what was found so far, the gravest first; also those that are over.
         verdict: `failing`, `warning` or `healthy`, after what lasts.
         not_checked: rule → why it could not be checked.
+        advise: a function of an advice's stable key and its text (as in `Finding`), which gives the text to show, or
+            None to leave that advice out; where it would leave out all that a finding advises, the texts stay. To be
+            set before `fit`; None for the texts as they are.
 
     Args:
         first_steps: so many steps at the beginning are all looked at, and one of five of the next four times as many.
@@ -140,6 +144,7 @@ class TrainingDiagnosis(QuietCallback):
         self.folder = folder
         self.enabled = enabled
         self.active = False
+        self.advise: Advise | None = None
         self.rules = tuple(rule for rule in (*RULES, *rules) if rule.name not in without)
         self._restart()
 
@@ -160,9 +165,9 @@ class TrainingDiagnosis(QuietCallback):
 
     def _restart(self) -> None:
         self.facts = Facts(chance_loss=self.chance_loss)
-        self._latches = [Latch(rule) for rule in self.rules]
+        self._latches = [Latch(rule.advised(self.advise)) for rule in self.rules]
         self._losses = Losses()
-        self._moves = Moves()
+        self._moves = MedianUpdates()
         self._first: Observation | None = None
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
@@ -237,7 +242,7 @@ class TrainingDiagnosis(QuietCallback):
         from bnlab_callbacks.diagnosis.preflight.run import preflight
 
         try:
-            text = preflight(pl_module, batch, trainer=trainer).table()
+            text = preflight(pl_module, batch, trainer=trainer, advise=self.advise).table()
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             rank_zero_warn(f"TrainingDiagnosis makes no preflight: {type(error).__name__}: {error}")
         else:
@@ -373,7 +378,7 @@ class TrainingDiagnosis(QuietCallback):
         self._ended = True
         last = self._observations[-1] if self._observations else None
         content = to_dict(self.findings, last, self._losses.count, self.not_checked)
-        publish(trainer, content, self.summary, self.folder)
+        _publish(trainer, content, self.summary, self.folder)
 
     # checkpoints
 
@@ -416,3 +421,27 @@ class TrainingDiagnosis(QuietCallback):
         chance, self.facts.softmax_twice = state_dict["task"]
         self.facts.chance_loss = self.chance_loss or chance
         self._recorder.load_state_dict(state_dict["recorder"])
+
+
+def _publish(trainer: Trainer, content: dict[str, Any], show: bool, folder: str | None) -> None:
+    """Show it (if `show`), give it to TensorBoard as the text `diagnosis`, and write `diagnosis.json`.
+
+    Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+    """
+    table = lines(content)
+    if show:
+        trainer.print("\n" + "\n".join(table))
+    if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
+        return
+    for writer, prefix in tensorboard_writers(trainer):
+        writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in table), logged_step(trainer))
+    try:
+        place = run_folder(trainer, folder)
+    except ValueError:  # no logger keeps files here
+        return
+    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    replace_file(place / FILE, write)
