@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.gradient_monitor import GradientMonitor
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
+    from bnlab_callbacks.pages.run_table import diagnose_text, show_text
     from bnlab_callbacks.record_file import RecordFile
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
@@ -41,6 +42,7 @@ _MODULES = {
     "RecordSchedule": "core.schedule",
     "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
+    "diagnose_text": "pages.run_table",
     "gather_ranks": "core.lightning.scalars",
     "last_record": "core.record_table",
     "preflight": "diagnosis.preflight",
@@ -48,6 +50,7 @@ _MODULES = {
     "publish_values": "core.lightning.records",
     "read_records": "core.record_table",
     "replace_file": "core.lightning.run_output",
+    "show_text": "pages.run_table",
 }
 __all__ = [
     "ActivationMonitor",
@@ -62,6 +65,7 @@ __all__ = [
     "RecordSchedule",
     "Row",
     "TrainingDiagnosis",
+    "diagnose_text",
     "gather_ranks",
     "last_record",
     "preflight",
@@ -69,6 +73,7 @@ __all__ = [
     "publish_values",
     "read_records",
     "replace_file",
+    "show_text",
 ]
 
 
