@@ -18,9 +18,7 @@ from tests.diagnosis.test_rules import history
 
 PACKAGE = Path(bnlab_callbacks.__file__).parent
 # a flag, a command, a class, a folder of the laboratory, and its name
-OF_THE_LABORATORY = (
-    r"--[a-z_]+\.[a-z_]+|\bbnlab (?:fit|diagnose|preflight|study|report)|ImageDataModule|configs/|tests/"
-)
+OF_THE_LABORATORY = r"--[a-z_]+\.[a-z_]+|\bbnlab (?:fit|diagnose|preflight|study|report)|ImageDataModule|configs/"
 IN_CODE = OF_THE_LABORATORY + r"|tests/|\bbnlab\b|\bClassifier\b"
 
 
