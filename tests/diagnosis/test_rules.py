@@ -417,14 +417,14 @@ def test_a_finding_begins_after_its_patience_and_ends_after_ten_calm_steps() -> 
     [
         (20, range(40), 19),
         (20, [*range(20), *range(20, 100, 5)], 19),
-        (20, range(30, 100, 5), 50),  # five looks that span twenty steps
-        (20, range(100, 1000, 50), 300),  # five looks
+        (20, range(30, 100, 5), 50),  # five observations that span twenty steps
+        (20, range(100, 1000, 50), 300),  # five observations
         (40, [*range(20), *range(20, 100, 5)], 40),
         (3, range(0, 500, 50), 100),
         (1, range(50, 500, 50), 50),
     ],
 )
-def test_patience_is_of_steps_and_of_five_looks(patience: int, steps: Iterable[int], said: int) -> None:
+def test_patience_is_of_steps_and_of_five_observations(patience: int, steps: Iterable[int], said: int) -> None:
     bad, calm = Verdict("e"), 10**6
     latch = Latch(Rule("r", lambda seen: bad if seen.now.step < calm else None, "warning", ("a",), patience=patience))
     found = [finding for step in steps if (finding := latch.update(history(step=step)))]
@@ -432,13 +432,13 @@ def test_patience_is_of_steps_and_of_five_looks(patience: int, steps: Iterable[i
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(1, 65), (20, 65), (40, 85)])
-def test_a_finding_is_over_after_as_many_calm_steps_and_five_looks(patience: int, ended: int) -> None:
+def test_a_finding_is_over_after_as_many_calm_steps_and_five_observations(patience: int, ended: int) -> None:
     judge = {True: Verdict("e"), False: None}
     latch = Latch(Rule("r", lambda seen: judge[seen.now.step < 45], "warning", ("a",), patience=patience))
     state: list[Finding] = []
     for step in [*range(20), *range(20, 100, 5), *range(100, 1000, 50)]:
         restored = Latch(latch.rule)
-        restored.load_state_dict(latch.state_dict())  # at every look, as after a checkpoint
+        restored.load_state_dict(latch.state_dict())  # at every observation, as after a checkpoint
         latch = restored
         state += [finding for finding in [latch.update(history(step=step))] if finding]
     assert [finding.ended for finding in state] == [None, ended]
