@@ -19,6 +19,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from bnlab.cli.advice import advise
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
 from bnlab.cli.going_on import (
@@ -235,6 +236,7 @@ class BnlabCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.insert(0, DivergenceStop())
             self._drop_idle(trainer)
+            advise(callbacks, self.config["fit"])
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
                 trainer.strategy.checkpoint_io = DurableCheckpointIO()
         else:

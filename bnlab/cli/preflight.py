@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from bnlab.cli import commands
+from bnlab.cli.advice import advice_for
 from bnlab.cli.checks import check_batch_norm, check_weights
 from bnlab.cli.going_on import add_flags
 from bnlab.data import ImageDataModule
@@ -36,6 +38,7 @@ class PreflightTrainer(Trainer):
 
     found: Preflight | None = None
     curvature_steps = 10
+    advise: Callable[[str, str], str | None] | None = None
 
     def preflight(
         self,
@@ -67,7 +70,7 @@ class PreflightTrainer(Trainer):
         batch = datamodule.on_before_batch_transfer(batch, 0)
         batch = datamodule.transfer_batch_to_device(batch, device, 0)
         batch = datamodule.on_after_batch_transfer(batch, 0)
-        self.found = preflight(model, batch, trainer=self, curvature_steps=self.curvature_steps)
+        self.found = preflight(model, batch, trainer=self, curvature_steps=self.curvature_steps, advise=self.advise)
 
 
 class PreflightCLI(commands.BnlabCLI):
@@ -96,7 +99,9 @@ class PreflightCLI(commands.BnlabCLI):
 
     def before_preflight(self) -> None:
         """Check the input, and get the data."""
-        self.trainer.curvature_steps = self.config["preflight"]["curvature_steps"]  # type: ignore[attr-defined]
+        assert isinstance(self.trainer, PreflightTrainer)
+        self.trainer.curvature_steps = self.config["preflight"]["curvature_steps"]
+        self.trainer.advise = advice_for(self.config["preflight"])
         file = self.config["preflight"]["json"]
         if file and not Path(file).parent.is_dir():
             raise InputError(f"--json {file}: there is no folder {Path(file).parent}. Make it, or choose another.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from bnlab.durable_files import write_durably
 from bnlab.yaml_file import mapping_or_empty
+from bnlab_callbacks import read_records
 
 SCHEMA = 1
 FILE, LOG = "result.json", "log.txt"
@@ -106,8 +107,6 @@ def epoch_seconds(folder: Path) -> list[float]:
     path = folder / "records.csv"
     if not path.is_file():
         return []
-    from bnlab_callbacks import read_records  # with it comes torch, which takes seconds
-
     seconds: dict[int, float] = {}
     partial: set[int] = set()
     try:

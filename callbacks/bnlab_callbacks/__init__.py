@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.core.lightning.publisher import publish_kept, publish_values
     from bnlab_callbacks.core.lightning.trainer import gather_ranks, moment_of
     from bnlab_callbacks.core.random_state import RandomState
+    from bnlab_callbacks.core.record_table import Row, last_record, read_records
     from bnlab_callbacks.core.schedule import RecordSchedule
     from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
     from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from bnlab_callbacks.gradient_monitor import GradientMonitor
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
-    from bnlab_callbacks.record_file import RecordFile, Row, read_records
+    from bnlab_callbacks.pages.run_table import diagnose_text, show_text
+    from bnlab_callbacks.record_file import RecordFile
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
@@ -40,15 +42,18 @@ _MODULES = {
     "RandomState": "core.random_state",
     "RecordFile": "record_file",
     "RecordSchedule": "core.schedule",
-    "Row": "record_file",
+    "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
+    "diagnose_text": "pages.run_table",
     "gather_ranks": "core.lightning.trainer",
+    "last_record": "core.record_table",
     "moment_of": "core.lightning.trainer",
     "preflight": "diagnosis.preflight",
     "publish_kept": "core.lightning.publisher",
     "publish_values": "core.lightning.publisher",
-    "read_records": "record_file",
+    "read_records": "core.record_table",
     "replace_file": "core.files",
+    "show_text": "pages.run_table",
 }
 __all__ = [
     "ActivationMonitor",
@@ -64,13 +69,16 @@ __all__ = [
     "RecordSchedule",
     "Row",
     "TrainingDiagnosis",
+    "diagnose_text",
     "gather_ranks",
+    "last_record",
     "moment_of",
     "preflight",
     "publish_kept",
     "publish_values",
     "read_records",
     "replace_file",
+    "show_text",
 ]
 
 

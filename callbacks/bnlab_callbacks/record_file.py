@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,24 +17,16 @@ from bnlab_callbacks.core.lightning.publisher import publisher_of
 from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
 from bnlab_callbacks.core.lightning.trainer import logged_step
 from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.record_table import Row, csv_text, mend, read_records
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.statistics.dead_units import DeadUnit
+
+__all__ = ["RecordFile", "Row", "read_records", "split_tag", "table_of"]
 
 # what a kill may cost: so much is kept in memory, at most
 _LINES, _SECONDS = 10_000, 1.0
 
 _ROWS_OF_PARQUET = 1 << 16  # converted at a time
-
-
-class Row(NamedTuple):
-    """One recorded value."""
-
-    step: int  # on the axis that `self.log` uses
-    epoch: int
-    wall_time: float  # seconds since 1970
-    quantity: str
-    layer: str  # `<NN>_<layer>`, or empty
-    value: float
 
 
 class RecordFile(RunOutput):
@@ -93,7 +82,7 @@ class RecordFile(RunOutput):
         self._forget()
         self._path = run_folder(trainer, self.folder) / "records.csv"
         if self._path.exists():
-            _mend(self._path)
+            mend(self._path)
         if self.format == "parquet":
             self._to_parquet = _can_write_parquet()
 
@@ -108,7 +97,7 @@ class RecordFile(RunOutput):
 
     def _know(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            self._columns[tag] = _text([split_tag(tag)]).rstrip("\n")
+            self._columns[tag] = csv_text([split_tag(tag)]).rstrip("\n")
 
     @property
     def path(self) -> Path:
@@ -163,14 +152,14 @@ class RecordFile(RunOutput):
         now = time.time()
         for key, value in metrics.items():
             if key not in self._columns and value.numel() == 1:
-                self._lines.append(_text([Row(step, epoch, now, key, "", float(value))]))
+                self._lines.append(csv_text([Row(step, epoch, now, key, "", float(value))]))
 
     @keeps_training
     def _write_epoch(self, trainer: Trainer) -> None:
         self._write()
         ledgers = [monitor.ledger for monitor in publisher_of(trainer).monitors if hasattr(monitor, "ledger")]
         if ledgers:
-            data = _text([DeadUnit._fields, *chain.from_iterable(ledgers)]).encode()
+            data = csv_text([DeadUnit._fields, *chain.from_iterable(ledgers)]).encode()
             replace_file(self._path.with_name("dead_units.csv"), lambda path: _write_bytes(path, data))
 
     def finish(self, trainer: Trainer) -> None:
@@ -190,50 +179,6 @@ class RecordFile(RunOutput):
         self._of_validation = set(state_dict["of_validation"])
 
 
-def read_records(path: str | Path) -> Iterator[Row]:
-    """The rows of `records.csv` or, by the file's ending, `records.parquet`, in the order they were written.
-
-    A last line without its end, which a killed run may leave, is skipped.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no table of records.
-        ImportError: Parquet without pyarrow.
-    """
-    path = Path(path)
-    yield from _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        lines = csv.reader(line.decode() for line in file if line.endswith(b"\n"))
-        header = next(lines, list(Row._fields))
-        if header != list(Row._fields):
-            raise ValueError(f"{path} is no table of records: its header is {','.join(header)[:80]!r}.")
-        try:
-            for step, epoch, wall_time, quantity, layer, value in lines:
-                yield Row(int(step), int(epoch), float(wall_time), quantity, layer, float(value))
-        except csv.Error as error:
-            raise ValueError(f"{path} is no table of records: {error}.") from error
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        if file.schema_arrow.names != list(Row._fields):
-            raise ValueError(f"{path} is no table of records: its columns are {file.schema_arrow.names}.")
-        for batch in file.iter_batches():
-            yield from map(Row._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
-
-
-def _text(rows: Iterable[Iterable[object]]) -> str:
-    """Lines of a CSV file."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
@@ -243,30 +188,13 @@ def _append(path: Path, lines: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         start = file.tell()
-        data = (lines if start else _text([Row._fields]) + lines).encode()
+        data = (lines if start else csv_text([Row._fields]) + lines).encode()
         try:
             while data:
                 data = data[file.write(data) :]
         except BaseException:
             file.truncate(start)
             raise
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line without an end.
-
-    Raises:
-        ValueError: this is no table of records, and is better left alone.
-    """
-    with path.open("rb+") as file:
-        header = _text([Row._fields]).encode()
-        first = file.readline(len(header))
-        if not header.startswith(first) or (first.endswith(b"\n") and first != header):
-            raise ValueError(f"{path} is no table of records: it begins with {first[:80]!r}.")
-        size = file.seek(0, os.SEEK_END)
-        start = max(0, size - (1 << 16))  # no line is that long
-        file.seek(start)
-        file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
 def _can_write_parquet() -> bool:
@@ -283,7 +211,7 @@ def table_of(folder: Path) -> Path:
     path, parquet = folder / "records.csv", folder / "records.parquet"
     if parquet.is_file():
         rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
-        data = _text(chain([Row._fields], rows)).encode()
+        data = csv_text(chain([Row._fields], rows)).encode()
         replace_file(path, lambda new: _write_bytes(new, data))
         parquet.unlink()
     return path

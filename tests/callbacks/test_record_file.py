@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, record_file
+from bnlab_callbacks.core.record_table import csv_text
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.record_file import RecordFile, Row, read_records, split_tag
 from bnlab_callbacks.statistics.dead_units import DeadUnit
@@ -241,7 +242,7 @@ def test_a_record_that_none_follows_is_written_soon(tmp_path: Path, monkeypatch:
 def test_lines_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "records.csv"
     rows = [Row(step, 0, 1.5, "a", "00_b", 0.25) for step in range(1000)]
-    lines = record_file._text(rows)
+    lines = csv_text(rows)
     record_file._append(path, lines)
     size = path.stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

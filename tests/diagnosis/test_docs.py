@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import bnlab_callbacks.diagnosis
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from tests.diagnosis.test_rules import history
 
+DIAGNOSIS = Path(bnlab_callbacks.diagnosis.__file__).parent
 PAGE = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
 
 
@@ -25,3 +27,9 @@ def test_the_rule_of_one_s_own() -> None:
     assert judge(history(update_ratio={"fc1": -2.0})) is None
     verdict = judge(history(update_ratio={"fc1": -2.0, "fc2": -0.5}))
     assert (verdict.layer, verdict.evidence) == ("fc2", "1 layers move by more than 10 % in a step")
+
+
+def test_every_key_of_an_advice_is_listed() -> None:
+    (listed,) = re.findall(r"^The keys: (.*?)\.$", PAGE, re.MULTILINE | re.DOTALL)
+    source = "".join(file.read_text(encoding="utf-8") for file in DIAGNOSIS.rglob("*.py"))
+    assert re.findall(r"`(\w+)`", listed) == sorted(set(re.findall(r'Advice\(\s*"(\w+)"', source)))

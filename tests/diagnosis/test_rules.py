@@ -8,8 +8,7 @@ import pytest
 
 from bnlab_callbacks.diagnosis.findings import Finding, Verdict, worst
 from bnlab_callbacks.diagnosis.latch import Latch
-from bnlab_callbacks.diagnosis.moves import Moves
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, NormBatch, Observation
+from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, NormBatch, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.activation_rules import (
     collapsed_output,
@@ -206,15 +205,15 @@ def test_steps_that_grow_as_in_a_warm_up_are_not_too_small(growth: float, found:
         )
         for step in range(1, 41)
     ]
-    losses, moves = Losses(), Moves()
+    losses, moves = Losses(), MedianUpdates()
     losses.add(CHANCE)
     for seen in observations:
         moves.add(seen.step, seen.of("update_ratio"))
     assert (learning_rate_too_low(History(observations, observations[0], losses, facts, moves)) is not None) == found
 
 
-def test_moves_are_of_the_median_layer_and_thinned_and_survive_a_checkpoint() -> None:
-    moves, other = Moves(), Moves()
+def test_updates_are_of_the_median_layer_and_thinned_and_survive_a_checkpoint() -> None:
+    moves, other = MedianUpdates(), MedianUpdates()
     for step in range(0, 1000, 5):
         moves.add(step, {"a": -9.0, "b": math.log10(1 + step), "c": 9.0})
     moves.add(1000, {})
@@ -224,14 +223,14 @@ def test_moves_are_of_the_median_layer_and_thinned_and_survive_a_checkpoint() ->
     assert 64 <= len(steps) <= 128
     assert (steps[0], steps[-1]) == (0, 995)
     assert dict(moves.state_dict())[steps[9]] == pytest.approx(1 + steps[9])
-    assert moves.warm_up(1000)  # they grow steadily
+    assert moves.warming_up(1000)  # they grow steadily
     for step in range(1000, 2001, 5):
         moves.add(step, {"a": 4.0})
-    assert not moves.warm_up(2000 * 4)  # nothing was seen in the last quarter
-    assert moves.warm_up(2000)
+    assert not moves.warming_up(2000 * 4)  # nothing was seen in the last quarter
+    assert moves.warming_up(2000)
     for step in range(2000, 8001, 50):
         moves.add(step, {"a": 4.0})
-    assert not moves.warm_up(8000)
+    assert not moves.warming_up(8000)
     moves.add(8050, {"a": -INF})
     assert moves.state_dict()[-1] == [8050, 0.0]
 
@@ -418,14 +417,14 @@ def test_a_finding_begins_after_its_patience_and_ends_after_ten_calm_steps() -> 
     [
         (20, range(40), 19),
         (20, [*range(20), *range(20, 100, 5)], 19),
-        (20, range(30, 100, 5), 50),  # five looks that span twenty steps
-        (20, range(100, 1000, 50), 300),  # five looks
+        (20, range(30, 100, 5), 50),  # five observations that span twenty steps
+        (20, range(100, 1000, 50), 300),  # five observations
         (40, [*range(20), *range(20, 100, 5)], 40),
         (3, range(0, 500, 50), 100),
         (1, range(50, 500, 50), 50),
     ],
 )
-def test_patience_is_of_steps_and_of_five_looks(patience: int, steps: Iterable[int], said: int) -> None:
+def test_patience_is_of_steps_and_of_five_observations(patience: int, steps: Iterable[int], said: int) -> None:
     bad, calm = Verdict("e"), 10**6
     latch = Latch(Rule("r", lambda seen: bad if seen.now.step < calm else None, "warning", ("a",), patience=patience))
     found = [finding for step in steps if (finding := latch.update(history(step=step)))]
@@ -433,13 +432,13 @@ def test_patience_is_of_steps_and_of_five_looks(patience: int, steps: Iterable[i
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(1, 65), (20, 65), (40, 85)])
-def test_a_finding_is_over_after_as_many_calm_steps_and_five_looks(patience: int, ended: int) -> None:
+def test_a_finding_is_over_after_as_many_calm_steps_and_five_observations(patience: int, ended: int) -> None:
     judge = {True: Verdict("e"), False: None}
     latch = Latch(Rule("r", lambda seen: judge[seen.now.step < 45], "warning", ("a",), patience=patience))
     state: list[Finding] = []
     for step in [*range(20), *range(20, 100, 5), *range(100, 1000, 50)]:
         restored = Latch(latch.rule)
-        restored.load_state_dict(latch.state_dict())  # at every look, as after a checkpoint
+        restored.load_state_dict(latch.state_dict())  # at every observation, as after a checkpoint
         latch = restored
         state += [finding for finding in [latch.update(history(step=step))] if finding]
     assert [finding.ended for finding in state] == [None, ended]

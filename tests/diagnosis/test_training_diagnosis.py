@@ -352,7 +352,7 @@ def test_findings_survive_a_resume(tmp_path: Path, shared: bool) -> None:
     trainer.fit(small(), batches(), ckpt_path=str(checkpoint))
     assert resumed.findings == whole.findings != []
     assert resumed._observations[-1] == whole._observations[-1]
-    assert resumed._moves.state_dict() == whole._moves.state_dict()
+    assert resumed._median_updates.state_dict() == whole._median_updates.state_dict()
 
 
 def test_the_file_and_the_text_of_tensorboard(tmp_path: Path) -> None:

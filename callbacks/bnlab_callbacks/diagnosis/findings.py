@@ -1,8 +1,8 @@
-"""What a diagnosis says: a verdict on one moment, and the finding that it becomes when it lasts."""
+"""Results of a diagnosis: a verdict on one recorded step, the finding that lasting verdicts become, and advice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,13 +10,32 @@ Severity = Literal["failing", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("failing", "warning", "note")  # the worst first
 
 
-class Verdict(NamedTuple):
-    """What a rule says of one observation."""
+class Advice(NamedTuple):
+    """Something to try."""
 
-    evidence: str  # the value, the threshold, what moved before it
+    key: str  # stays the same from release to release; empty for a rule of one's own that has none
+    text: str
+
+
+Advise = Callable[[str, str], str | None]  # key, text → the text to show; None to leave it out
+
+
+def advised(advice: Iterable[Advice], advise: Advise | None) -> tuple[Advice, ...]:
+    """Advice in the words that `advise` gives; as it was where `advise` is None or would leave all of it out."""
+    advice = tuple(advice)
+    if advise is None:
+        return advice
+    shown = tuple(Advice(key, said) for key, text in advice if (said := advise(key, text)) is not None)
+    return shown or advice
+
+
+class Verdict(NamedTuple):
+    """A rule's complaint about one observation."""
+
+    evidence: str  # the value, the threshold, what moved before
     layer: str | None = None  # the first one concerned, in order of execution
     severity: Severity | None = None  # None for the rule's own
-    since: int | None = None  # step at which it began, where that can be told; None for that of the observation
+    since: int | None = None  # step at which it began, where that is known; None for the observation's
 
 
 @dataclass(frozen=True)
@@ -30,8 +49,9 @@ class Finding:
         since: optimizer step at which it began, counted from 0 as by `self.log`.
         evidence: values, thresholds, and what moved before.
         advice: one or two changes to try.
-        noticed: step at which it was said: a few steps after `since`, when it had lasted long enough to count.
+        noticed: step at which it had lasted long enough to count, a few after `since`.
         ended: step at which it was over; None while it lasts.
+        advice_keys: a stable key for each advice, empty for what has none; empty as a whole in older files.
     """
 
     name: str
@@ -42,15 +62,17 @@ class Finding:
     advice: tuple[str, ...]
     noticed: int
     ended: int | None = None
+    advice_keys: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, texts and numbers only."""
-        return asdict(self) | {"advice": list(self.advice)}
+        return asdict(self) | {"advice": list(self.advice), "advice_keys": list(self.advice_keys)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Finding:
         """The inverse of `to_dict`."""
-        return cls(**(values | {"advice": tuple(values["advice"])}))
+        advice, keys = tuple(values["advice"]), tuple(values.get("advice_keys", ()))
+        return cls(**(values | {"advice": advice, "advice_keys": keys}))
 
     @property
     def title(self) -> str:
@@ -59,10 +81,10 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """One line that says it all."""
+        """The whole finding as one line."""
         where = f" at {self.layer}" if self.layer else ""
         what = f"{self.severity}: {self.title}{where} since step {self.since}: {self.evidence}"
-        return f"{what}. Try: {'; '.join(self.advice)}"
+        return f"{what}. Try: {'; '.join(self.advice)}" if self.advice else what
 
 
 def worst(findings: Sequence[Finding]) -> Severity | None:

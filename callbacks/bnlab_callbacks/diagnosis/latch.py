@@ -1,4 +1,4 @@
-"""From verdicts on single observations to findings that begin, last and end."""
+"""Findings that begin, last and end, made of verdicts on single observations; and when they are announced."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
 
 _CALM = 10  # steps without a verdict that end a finding, at least
-_LOOKS = 5  # that show that something lasts, however far apart they are
-_SAID = 3  # times that one rule's findings are said in a run
+_ENOUGH = 5  # observations in a row that show that something lasts, however far apart they are
+_REPEATS = 3  # findings of one rule in a run that are announced
 
 
 class Latch:
@@ -32,20 +32,20 @@ class Latch:
         return self.findings[-1] if self.findings and self.findings[-1].ended is None else None
 
     def update(self, history: History) -> Finding | None:
-        """Look at the next observation; the finding that began, grew worse or ended, where it is to be said."""
+        """Judge the next observation; the finding that began, grew worse or ended, if it is worth an announcement."""
         verdict = self.rule.judge(history)
         step = history.now.step
         if verdict is None:
-            return self._rest(step)
+            return self._without_verdict(step)
         if not self._held:
             self._since = step if verdict.since is None else verdict.since
         self._held += 1
         self._calm = 0
         if not _lasts(self._held, step - self._since, self.rule.patience):
             return None
-        return self._found(verdict, step)
+        return self._with_verdict(verdict, step)
 
-    def _rest(self, step: int) -> Finding | None:
+    def _without_verdict(self, step: int) -> Finding | None:
         if not self._calm:
             self._calm_since = step
         self._calm += 1
@@ -54,27 +54,28 @@ class Latch:
         elif _lasts(self._calm, step - self._calm_since, max(_CALM, self.rule.patience)):
             self.findings[-1] = replace(self.findings[-1], ended=step)
             self._held = 0
-            return self._said(self.findings[-1])
+            return self._unless_repeated(self.findings[-1])
         return None
 
-    def _found(self, verdict: Verdict, step: int) -> Finding | None:
+    def _with_verdict(self, verdict: Verdict, step: int) -> Finding | None:
         severity = verdict.severity or self.rule.severity
+        keys, texts = zip(*self.rule.keyed_advice, strict=True) if self.rule.advice else ((), ())
         finding = Finding(
-            self.rule.name, severity, verdict.layer, self._since, verdict.evidence, self.rule.advice, step
+            self.rule.name, severity, verdict.layer, self._since, verdict.evidence, texts, step, advice_keys=keys
         )
         if self.open is None:
             self.findings.append(finding)
-            return self._said(finding)
+            return self._unless_repeated(finding)
         if SEVERITIES.index(severity) < SEVERITIES.index(self.open.severity):
             self.findings[-1] = replace(finding, since=self.open.since)
-            return self._said(self.findings[-1])
+            return self._unless_repeated(self.findings[-1])
         return None
 
-    def _said(self, finding: Finding) -> Finding | None:
-        return finding if len(self.findings) <= _SAID else None
+    def _unless_repeated(self, finding: Finding) -> Finding | None:
+        return finding if len(self.findings) <= _REPEATS else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Lists, texts and numbers."""
+        """The state for a checkpoint: lists, texts and numbers."""
         return {
             "findings": [finding.to_dict() for finding in self.findings],
             "held": self._held,
@@ -84,18 +85,40 @@ class Latch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the checkpoint stopped."""
+        """Take over the state of a checkpoint."""
         self.findings = [Finding.from_dict(values) for values in state["findings"]]
         self._held, self._calm, self._since = state["held"], state["calm"], state["since"]
         self._calm_since = state["calm_since"]
 
 
-def _lasts(looks: int, steps: int, patience: int) -> bool:
-    """Whether what was so at that many looks in a row, `steps` from the first to the last, has been so long enough."""
-    return looks >= min(_LOOKS, patience) and steps + 1 >= patience
+def _lasts(observations: int, steps: int, patience: int) -> bool:
+    """Whether so many observations in a row, `steps` from the first to the last, meet a rule's patience."""
+    return observations >= min(_ENOUGH, patience) and steps + 1 >= patience
 
 
 def in_order(latches: Sequence[Latch]) -> list[Finding]:
     """All findings, the gravest first, then by the step at which they began."""
     found = [finding for latch in latches for finding in latch.findings]
     return sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.since))
+
+
+class Announcer:
+    """Announces each finding once, and not what merely follows from another."""
+
+    def __init__(self, said: Sequence[str] = ()) -> None:
+        self.said = set(said)  # names of findings
+
+    def line(self, finding: Finding, findings: Sequence[Finding]) -> str | None:
+        """The line for a finding that began, grew worse or ended, among all findings of the run; None for no line.
+
+        While something failing lasts, only other failing findings have a line: warnings follow from it.
+        """
+        failing = {other.name for other in findings if other.severity == "failing" and other.ended is None}
+        known = finding.name in self.said
+        if finding.ended is not None:
+            over = f"over since step {finding.ended}: {finding.title} (began at step {finding.since})"
+            return over if known and not failing else None
+        if finding.severity != "failing" and (known or failing):
+            return None
+        self.said.add(finding.name)
+        return finding.line

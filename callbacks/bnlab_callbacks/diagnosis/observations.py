@@ -1,4 +1,4 @@
-"""What the rules look at: one observation for each recorded optimizer step, and the losses of all steps."""
+"""The rules' view of a run: an observation of each recorded optimizer step, the losses of all steps, and facts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from bnlab_callbacks.diagnosis.moves import Moves
-
-_RECENT = 400  # losses that are kept
-_WARM = 5  # steps whose largest loss is the scale of the first losses
+_RECENT_LOSSES = 400  # that are kept
+_FIRST_LOSSES = 5  # whose largest is the scale of a loss before anything is learned
+_MOST_UPDATES = 128  # that are kept
+_WARMING_UP = 1.5  # times
 
 
 class NormBatch(NamedTuple):
-    """What a batch norm has to normalize a channel with: so many values, of so many samples."""
+    """The smallest batch that a batch norm got: values of one channel, and samples."""
 
     values: int
     samples: int
@@ -24,23 +24,23 @@ class NormBatch(NamedTuple):
 
 @dataclass
 class Facts:
-    """What is known about a run beside its records; None and empty for what is not known.
+    """A run's properties beside its records; None or empty where they are not known.
 
     Attributes:
-        chance_loss: the loss of a net that knows nothing: ln C for cross entropy over C classes.
+        chance_loss: the loss of guessing: ln C for cross entropy over C classes.
         gradient_clip: the norm that the Trainer clips gradients to.
-        scaled: whether a loss scaler is at work, whose overflows are no fault.
+        scaled: whether a loss scaler is in use, whose overflows are no fault.
         without_gradient: layers that an optimizer holds and whose gradient was None in every step so far.
         without_optimizer: trainable layers that no optimizer holds.
         frozen: layers with `requires_grad=False`.
         constant: layers all of whose weights were equal when training began → that weight.
         norm_eval: batch-norm layers in evaluation mode while the module trains, with trainable scales.
         norm_momentum: batch-norm layers → their momentum (None: cumulative average).
-        norm_values: batch-norm layers → what the smallest training batch so far gave them.
-        softmax_twice: whether the loss is the cross entropy of probabilities taken for logits.
+        norm_values: batch-norm layers → the smallest training batch so far.
+        softmax_twice: whether the loss takes probabilities for logits.
         weights: layer → number of its weights.
         fans: linear, convolution and recurrent layers → inputs or outputs of a unit, whichever are fewer.
-        rescaled: of these, the ones right before a norm that takes out their scale.
+        rescaled: those of them right before a norm that cancels their scale.
     """
 
     chance_loss: float | None = None
@@ -69,7 +69,7 @@ class Observation:
             and `BatchNormMonitor`, and `weight_rms`, ‖w‖₂/√n. Empty for what was not recorded.
         whole: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of the
             last layer), `input_mean`, `input_std`, `input_absmax` of the batch.
-        bad_rank: the rank whose loss was the first that was not finite since the observation before.
+        bad_rank: the rank of the first loss since the last observation that was not finite.
     """
 
     step: int
@@ -83,18 +83,18 @@ class Observation:
 
 
 class Losses:
-    """The training losses of all optimizer steps up to the present one; steps without a loss are missing."""
+    """The training losses of all optimizer steps up to the present one, but for steps without a loss."""
 
     def __init__(self) -> None:
         self.count = 0
         self.first: float | None = None
-        self.largest_early = 0.0  # magnitude among the first ones, before the present one
-        self.recent: deque[float] = deque(maxlen=_RECENT)
+        self.largest_early = 0.0  # the largest magnitude of the first ones, before the present one
+        self.recent: deque[float] = deque(maxlen=_RECENT_LOSSES)
 
     def add(self, loss: float) -> None:
         """Take in the loss of the next step."""
         previous = self.last
-        if previous is not None and self.count <= _WARM and math.isfinite(previous):
+        if previous is not None and self.count <= _FIRST_LOSSES and math.isfinite(previous):
             self.largest_early = max(self.largest_early, abs(previous))
         self.count += 1
         self.recent.append(loss)
@@ -109,23 +109,23 @@ class Losses:
         """The present step's loss."""
         return self.recent[-1] if self.recent else None
 
-    def lasting(self, holds: Callable[[float], bool]) -> int:
-        """So many of the last losses in a row are such."""
-        return next((n for n, loss in enumerate(reversed(self.recent)) if not holds(loss)), len(self.recent))
+    def streak(self, condition: Callable[[float], bool]) -> int:
+        """The number of losses in a row, up to the present one, that meet a condition."""
+        return next((n for n, loss in enumerate(reversed(self.recent)) if not condition(loss)), len(self.recent))
 
     def mean(self, steps: int, before: int = 0) -> float | None:
-        """Mean of the losses of `steps` steps that ended `before` steps ago; None where there are not as many."""
+        """Mean loss of `steps` steps, the last of them `before` steps ago; None where too few are known."""
         if len(self.recent) < steps + before:
             return None
         values = list(self.recent)[len(self.recent) - steps - before : len(self.recent) - before]
         return fmean(values)
 
     def smooth(self) -> float | None:
-        """Mean of the last ten losses, or of as many as there are."""
+        """Mean of the last ten losses, or of all where there are fewer."""
         return fmean(list(self.recent)[-10:]) if self.recent else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Lists and numbers."""
+        """The state for a checkpoint: lists and numbers."""
         return {
             "count": self.count,
             "first": self.first,
@@ -134,29 +134,65 @@ class Losses:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the checkpoint stopped."""
+        """Take over the state of a checkpoint."""
         self.count, self.first = state["count"], state["first"]
         self.largest_early = state["largest_early"]
-        self.recent = deque(state["recent"], maxlen=_RECENT)
+        self.recent = deque(state["recent"], maxlen=_RECENT_LOSSES)
+
+
+def median_layer(values: Mapping[str, float]) -> str:
+    """The layer with the median value."""
+    return sorted(values, key=lambda layer: values[layer])[len(values) // 2]
+
+
+class MedianUpdates:
+    """‖Δw‖/‖w‖ of the median layer at the recorded steps of a run; every second one goes when there are over 128."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, float] = {}
+
+    def add(self, step: int, update_ratio: Mapping[str, float]) -> None:
+        """Take in a recorded step: layer → log10 of its ‖Δw‖/‖w‖; empty where none was recorded."""
+        if update_ratio:
+            self._at[step] = 10 ** update_ratio[median_layer(update_ratio)]
+        if len(self._at) > _MOST_UPDATES:
+            self._at = dict(list(self._at.items())[::2])
+
+    def warming_up(self, step: int) -> bool:
+        """Whether updates in the last quarter of the run up to `step` are 1.5 times those in its second quarter.
+
+        Steadily growing ones are 2.3 times as large. Means are compared, since single steps are noisy.
+        """
+        now = [ratio for at, ratio in self._at.items() if at >= 3 * step / 4]
+        before = [ratio for at, ratio in self._at.items() if step / 4 < at <= step / 2]
+        return bool(now and before) and fmean(now) > _WARMING_UP * fmean(before)
+
+    def state_dict(self) -> list[Any]:
+        """The state for a checkpoint: lists and numbers."""
+        return [[step, ratio] for step, ratio in self._at.items()]
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        """Take over the state of a checkpoint."""
+        self._at = dict(state)
 
 
 @dataclass
 class History:
-    """Everything a rule may look at: the present observation last.
+    """Everything that a rule may use.
 
     Attributes:
-        observations: the last recorded steps.
+        observations: the last recorded steps, the present one last.
         first: the first recorded step of the run.
         losses: of all steps up to the present one.
         facts: about the run.
-        moves: of the median layer, at all looks.
+        median_updates: ‖Δw‖/‖w‖ of the median layer, over the whole run.
     """
 
     observations: Sequence[Observation]
     first: Observation
     losses: Losses
     facts: Facts
-    moves: Moves = field(default_factory=Moves)
+    median_updates: MedianUpdates = field(default_factory=MedianUpdates)
 
     @property
     def now(self) -> Observation:
@@ -164,24 +200,27 @@ class History:
         return self.observations[-1]
 
     def initial_gains(self) -> dict[str, float]:
-        """Layers → root mean square of their weights at the first look times √fan, about 1 in usual initializations."""
+        """Layers → root mean square of their first weights times √fan; about 1 in usual initializations."""
         fans = self.facts.fans
         return {k: rms * math.sqrt(fans[k]) for k, rms in self.first.of("weight_rms").items() if k in fans}
 
     def scale(self) -> float | None:
-        """The size of a loss of a net that has learned nothing: ln C where it is known, or the first loss."""
+        """The loss of a net that has learned nothing: ln C or the first loss, whichever is larger.
+
+        Without classes the largest of the first losses; None without a loss.
+        """
         chance, first = self.facts.chance_loss, self.losses.first
         if chance is not None:
             return chance if first is None else max(first, chance)
         return self.losses.largest_early or None
 
     def level(self) -> float | None:
-        """The present loss, over ten steps, as a share of chance (or of the first losses); None without a loss."""
+        """The mean of the last ten losses as a share of chance (or of the first losses); None without a loss."""
         smooth = self.losses.smooth()
         reference = self.facts.chance_loss or self.losses.largest_early
         return None if smooth is None or not reference else smooth / reference
 
     def unlearned(self, share: float = 0.5) -> bool:
-        """Whether the loss is above a share of chance; also true where there is no loss to see."""
+        """Whether the loss is above a share of chance; true as well where no loss is known."""
         level = self.level()
         return level is None or not level <= share

@@ -1,11 +1,11 @@
-"""What a rule is: a pure function of the history, how long it must hold, and what to try."""
+"""A rule of a diagnosis: a pure function of the history, how long it must hold, and what to try."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bnlab_callbacks.diagnosis.findings import Severity, Verdict
+from bnlab_callbacks.diagnosis.findings import Advice, Advise, Severity, Verdict, advised
 from bnlab_callbacks.diagnosis.observations import History
 
 
@@ -15,18 +15,28 @@ class Rule:
 
     Attributes:
         name: of its findings.
-        judge: looks at the history up to the present observation; a verdict where something is wrong with it.
+        judge: gives a verdict where something is wrong with the history up to the present observation.
         severity: of its findings, where the verdict does not say.
-        advice: one or two changes to try.
-        needs: what must have been seen for the rule to be checked at all: quantities of an observation, `loss`,
+        advice: one or two changes to try: texts, or `Advice` where others should know them by a key.
+        needs: what must have been recorded for the rule to be checked at all: quantities of an observation, `loss`,
             `classes`; empty for nothing.
-        patience: steps for which the judge must say so, at each look and at five looks (or `patience`, if fewer) at
-            least, before there is a finding; it is over when the judge has not said so for as long, and ten steps.
+        patience: steps for which the judge must give verdicts before there is a finding: at every recorded one, and at
+            five of them (or `patience`, if fewer) at least. The finding is over when there has been no verdict for as
+            many steps, ten at least.
     """
 
     name: str
     judge: Callable[[History], Verdict | None]
     severity: Severity
-    advice: tuple[str, ...]
+    advice: tuple[Advice | str, ...]
     needs: tuple[str, ...] = ()
     patience: int = 1
+
+    @property
+    def keyed_advice(self) -> tuple[Advice, ...]:
+        """The advice, with the empty key where only a text was given."""
+        return tuple(Advice("", one) if isinstance(one, str) else one for one in self.advice)
+
+    def advised(self, advise: Advise | None) -> Rule:
+        """The same rule with its advice in somebody else's words; see `findings.advised`."""
+        return replace(self, advice=advised(self.keyed_advice, advise))

@@ -1,4 +1,7 @@
-"""The one-screen table at the end of a run, and diagnosis.json."""
+"""The summary of a diagnosis: a table of one screen, and the content of diagnosis.json.
+
+Imports neither torch nor Lightning, so that reading commands start at once.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnlab_callbacks.core.files import replace_file
-from bnlab_callbacks.core.lightning.names import Trainer
-from bnlab_callbacks.core.lightning.run_output import run_folder
-from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
-from bnlab_callbacks.core.lightning.trainer import logged_step
 from bnlab_callbacks.diagnosis.findings import Finding, worst
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.rules.gradient_rules import relative_gradients
@@ -32,7 +30,7 @@ def verdict_of(findings: Sequence[Finding]) -> str:
 def to_dict(
     findings: Sequence[Finding], last: Observation | None, steps: int, not_checked: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `diagnosis.json` holds, strict JSON (a number that is not finite is a text).
+    """The content of `diagnosis.json`, strict JSON (a number that is not finite is a text).
 
     `schema`: 1; `verdict`: failing, warning or healthy; `steps`: optimizer steps seen; `findings`: see `Finding`;
     `not_checked`: rule → why; `layers`: layer → column → value at the last recorded step, `step`.
@@ -48,29 +46,22 @@ def to_dict(
     }
 
 
-def write(folder: Path, content: dict[str, Any]) -> None:
-    """Write `diagnosis.json`, whole or not at all."""
-    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    replace_file(folder / FILE, lambda path: _write_text(path, text))
+def read(file: Path) -> dict[str, Any]:
+    """The content of a `diagnosis.json`; everything that `lines` shows is there.
 
-
-def publish(trainer: Trainer, content: dict[str, Any], show: bool, folder: str | None) -> None:
-    """Show it (if `show`), give it to TensorBoard as the text `diagnosis`, and write `diagnosis.json`.
-
-    Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+    Raises:
+        ValueError: the file cannot be read, or is of another schema.
     """
-    text = lines(content)
-    if show:
-        trainer.print("\n" + "\n".join(text))
-    if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
-        return
-    for writer, prefix in tensorboard_writers(trainer):
-        writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in text), logged_step(trainer))
     try:
-        place = run_folder(trainer, folder)
-    except ValueError:  # no logger keeps files here
-        return
-    write(place, content)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        schema = content["schema"]
+        if schema == SCHEMA:
+            lines(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is no diagnosis that can be read ({type(error).__name__}: {error}).") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema!r}; this version reads {SCHEMA}.")
+    return dict(content)
 
 
 def lines(content: dict[str, Any]) -> list[str]:
@@ -128,7 +119,3 @@ def _cell(column: str, value: float | str | None) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.0%}" if column in _COLUMNS[4:] else f"{value:.2g}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bnlab_callbacks.core.files import replace_file
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.lightning.run_output import run_folder
+from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.core.lightning.trainer import (
     accumulates,
+    is_trial,
     logged_step,
     moment_of,
     optimizer_name,
@@ -25,15 +31,13 @@ from bnlab_callbacks.core.lightning.trainer import (
 )
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights
-from bnlab_callbacks.diagnosis.announcer import Announcer
-from bnlab_callbacks.diagnosis.findings import Finding, worst
-from bnlab_callbacks.diagnosis.latch import Latch, in_order
-from bnlab_callbacks.diagnosis.moves import Moves
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, Observation
+from bnlab_callbacks.diagnosis.findings import Advise, Finding, worst
+from bnlab_callbacks.diagnosis.latch import Announcer, Latch, in_order
+from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
-from bnlab_callbacks.diagnosis.summary import publish, to_dict, verdict_of
+from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import DisagreementError
@@ -71,6 +75,9 @@ class TrainingDiagnosis(Diagnostic):
         findings: what was found so far, the gravest first; also those that are over.
         verdict: `failing`, `warning` or `healthy`, after what lasts.
         not_checked: rule → why it could not be checked.
+        advise: a function of an advice's stable key and its text (as in `Finding`), which gives the text to show, or
+            None to leave that advice out; where it would leave out all that a finding advises, the texts stay. To be
+            set before `fit`; None for the texts as they are.
 
     Args:
         first_steps: so many steps at the beginning are all looked at, and one of five of the next four times as many.
@@ -120,6 +127,7 @@ class TrainingDiagnosis(Diagnostic):
         self.preflight = preflight
         self.summary = summary
         self.folder = folder
+        self.advise: Advise | None = None
         self.rules = tuple(rule for rule in (*RULES, *rules) if rule.name not in without)
         self._restart()
 
@@ -140,9 +148,9 @@ class TrainingDiagnosis(Diagnostic):
 
     def _restart(self) -> None:
         self.facts = Facts(chance_loss=self.chance_loss)
-        self._latches = [Latch(rule) for rule in self.rules]
+        self._latches = [Latch(rule.advised(self.advise)) for rule in self.rules]
         self._losses = Losses()
-        self._moves = Moves()
+        self._median_updates = MedianUpdates()
         self._first: Observation | None = None
         self._observations: deque[Observation] = deque(maxlen=_KEPT)
         self._seen: set[str] = set()
@@ -221,7 +229,7 @@ class TrainingDiagnosis(Diagnostic):
         from bnlab_callbacks.diagnosis.preflight import preflight
 
         try:
-            text = preflight(pl_module, batch, trainer=trainer).table()
+            text = preflight(pl_module, batch, trainer=trainer, advise=self.advise).table()
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             rank_zero_warn(f"TrainingDiagnosis makes no preflight: {type(error).__name__}: {error}")
         else:
@@ -306,9 +314,9 @@ class TrainingDiagnosis(Diagnostic):
         """Let every rule look at the next observation, and say what is new."""
         self._first = self._first or observation
         self._observations.append(observation)
-        self._moves.add(observation.step, observation.of("update_ratio"))
+        self._median_updates.add(observation.step, observation.of("update_ratio"))
         self._seen.update(observation.values, observation.whole, ["classes"] if self.facts.chance_loss else ())
-        history = History(self._observations, self._first, self._losses, self.facts, self._moves)
+        history = History(self._observations, self._first, self._losses, self.facts, self._median_updates)
         if any(finding.name == "non_finite" for finding in self.findings):
             return  # nothing that comes after NaN tells anything
         for latch in self._latches:
@@ -341,7 +349,7 @@ class TrainingDiagnosis(Diagnostic):
         self._ended = True
         last = self._observations[-1] if self._observations else None
         content = to_dict(self.findings, last, self._losses.count, self.not_checked)
-        publish(trainer, content, self.summary, self.folder)
+        _publish(trainer, content, self.summary, self.folder)
 
     # checkpoints
 
@@ -357,7 +365,7 @@ class TrainingDiagnosis(Diagnostic):
         return {
             "latches": [[latch.rule.name, latch.state_dict()] for latch in self._latches],
             "losses": self._losses.state_dict(),
-            "moves": self._moves.state_dict(),
+            "moves": self._median_updates.state_dict(),
             "first": None
             if first is None
             else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.whole)],
@@ -377,10 +385,34 @@ class TrainingDiagnosis(Diagnostic):
             if saved[latch.rule.name]:
                 latch.load_state_dict(saved[latch.rule.name].pop(0))
         self._losses.load_state_dict(state_dict["losses"])
-        self._moves.load_state_dict(state_dict["moves"])
+        self._median_updates.load_state_dict(state_dict["moves"])
         self._first = None if state_dict["first"] is None else Observation(*state_dict["first"])
         self._seen, self._announcer = set(state_dict["seen"]), Announcer(state_dict["said"])
         self.facts.constant = dict(state_dict["constant"])
         chance, self.facts.softmax_twice = state_dict["task"]
         self.facts.chance_loss = self.chance_loss or chance
         self._watch.load_state_dict(state_dict["recorder"])
+
+
+def _publish(trainer: Trainer, content: dict[str, Any], show: bool, folder: str | None) -> None:
+    """Show it (if `show`), give it to TensorBoard as the text `diagnosis`, and write `diagnosis.json`.
+
+    Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+    """
+    table = lines(content)
+    if show:
+        trainer.print("\n" + "\n".join(table))
+    if is_trial(trainer):
+        return
+    for writer, prefix in tensorboard_writers(trainer):
+        writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in table), logged_step(trainer))
+    try:
+        place = run_folder(trainer, folder)
+    except ValueError:  # no logger keeps files here
+        return
+    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    replace_file(place / FILE, write)

@@ -1,4 +1,4 @@
-"""A look at one batch before training, against theory."""
+"""Checks of one batch before training, against theory."""
 
 from bnlab_callbacks.diagnosis.preflight.run import Preflight, preflight
 

@@ -1,15 +1,16 @@
-"""What one batch before training tells of a net: pure functions from what was measured to what is said of it.
+"""Checks of a net before training: pure functions of what was measured on one batch.
 
-Thresholds are for the state at step 0; each function's docstring gives its own and why. The ranges called measured are
-those of the thesis's 36 nets (MLP and CNN, with and without batch norm) in a plain loop of their own.
+Thresholds are for the state at step 0; each function's docstring gives its own and the reason. The ranges called
+measured are those of the thesis's 36 nets (MLP and CNN, with and without batch norm) in a plain loop.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from bnlab_callbacks.diagnosis.findings import Advice, Advise, advised
 from bnlab_callbacks.diagnosis.preflight.curvature import Curvature, Limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import LayerFlow
 from bnlab_callbacks.diagnosis.rules.thresholds import (
@@ -18,6 +19,7 @@ from bnlab_callbacks.diagnosis.rules.thresholds import (
     FEW_SAMPLES,
     FEW_VALUES,
     INITIAL_LOSS,
+    RANDOM_WEIGHTS,
     SPREAD,
     STANDARDISE,
     VANISHED,
@@ -25,7 +27,7 @@ from bnlab_callbacks.diagnosis.rules.thresholds import (
 )
 
 Severity = Literal["ok", "note", "warning", "failing"]
-_HIGH = 40.0  # × the loss of a net that knows nothing
+_HIGH = 40.0  # × the loss of guessing
 _SCALE = 1e-3, 1e2
 _GAIN = 0.05, 20.0
 _DEAD_NOTE, _DEAD = 0.5, 0.9
@@ -35,7 +37,7 @@ _LR = 50.0
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         name: of the finding, as `TrainingDiagnosis` calls it; `ok` checks have the name of what they did not find.
@@ -45,6 +47,7 @@ class Check:
         expected: the threshold, or what theory says.
         text: both in words.
         advice: what to try; empty where nothing need be done.
+        advice_key: a stable key for the advice.
     """
 
     name: str
@@ -54,6 +57,14 @@ class Check:
     expected: float | None
     text: str
     advice: str = ""
+    advice_key: str = ""
+
+    def advised(self, advise: Advise | None) -> Check:
+        """The same check with its advice in somebody else's words; see `findings.advised`."""
+        if not self.advice:
+            return self
+        ((key, text),) = advised([Advice(self.advice_key, self.advice)], advise)
+        return replace(self, advice=text, advice_key=key)
 
     def to_dict(self) -> dict[str, Any]:
         """Texts and numbers, None for what is not finite: strict JSON."""
@@ -62,7 +73,7 @@ class Check:
 
 @dataclass
 class Measured:
-    """What was measured on the batch; None for what is not known."""
+    """The measurements on the batch; None for what is not known."""
 
     layers: list[LayerFlow] = field(default_factory=list)
     samples: int = 0
@@ -124,10 +135,13 @@ def inputs(m: Measured) -> list[Check]:
 def batch_norm(m: Measured) -> list[Check]:
     """Evaluation mode in a net that trains; fewer than 8 values a channel (an error of 1/√n) or 4 samples; one."""
     checks = []
-    larger = "a larger batch (--data.batch_size), or group or layer norm"
+    larger = Advice("larger_batch_or_other_norm", "a larger batch, or group or layer norm")
     if m.norms_in_eval:
         text = f"{len(m.norms_in_eval)} batch-norm layers with trainable scales are in evaluation mode"
-        advice = "call train() on the module, or set requires_grad=False on their parameters, if that is meant"
+        advice = Advice(
+            "train_mode_or_freeze",
+            "call train() on the module, or set requires_grad=False on their parameters, if that is meant",
+        )
         checks.append(_check("batch_norm_eval_mode", "warning", m.norms_in_eval[0], None, None, text, advice))
     few = {
         layer: values for layer, values in m.norm_values.items() if values < FEW_VALUES and layer not in m.norms_in_eval
@@ -146,7 +160,9 @@ def batch_norm(m: Measured) -> list[Check]:
         checks.append(_check("batch_norm_small_batch", "ok", None, float(values), FEW_VALUES, text))
     if m.failure and "more than 1 value per channel" in m.failure:
         text = "batch norm cannot train on one value a channel"
-        checks.append(_check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, "a larger batch"))
+        checks.append(
+            _check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, Advice("larger_batch", "a larger batch"))
+        )
     return checks
 
 
@@ -161,22 +177,23 @@ def finite(m: Measured) -> list[Check]:
     if where is None:
         return []
     text = f"NaN or infinity in the first batch: {where}"
-    return [_check("non_finite", "failing", bad, None, None, text, f"look at the inputs; {BETTER_INIT}")]
+    advice = Advice("check_inputs_or_better_init", f"look at the inputs; {BETTER_INIT.text}")
+    return [_check("non_finite", "failing", bad, None, None, text, advice)]
 
 
 def gradients(m: Measured) -> list[Check]:
     """Whether the loss reaches the parameters, and an optimizer holds them."""
     checks = []
     if m.failure and "more than 1 value per channel" not in m.failure:
-        checks.append(_check("no_gradient", "failing", None, None, None, m.failure, "return the loss with its graph"))
+        advice = Advice("return_the_loss", "return the loss with its graph")
+        checks.append(_check("no_gradient", "failing", None, None, None, m.failure, advice))
     if m.unused and not m.failure:
         text = f"{len(m.unused)} trainable parameters have no gradient: unused, or cut off from the loss"
-        checks.append(
-            _check("no_gradient", "warning", m.unused[0], float(len(m.unused)), 0.0, text, "use or freeze them")
-        )
+        advice = Advice("use_or_freeze", "use or freeze them")
+        checks.append(_check("no_gradient", "warning", m.unused[0], float(len(m.unused)), 0.0, text, advice))
     if m.not_optimized:
         text = f"{len(m.not_optimized)} trainable parameters are in no optimizer"
-        advice = "give them to the optimizer in configure_optimizers"
+        advice = Advice("configure_optimizers", "give them to the optimizer in configure_optimizers")
         count = float(len(m.not_optimized))
         checks.append(_check("not_updated", "warning", m.not_optimized[0], count, 0.0, text, advice))
     if m.frozen:
@@ -202,7 +219,7 @@ def weights(m: Measured) -> list[Check]:
     if m.constant:
         layer, value = next(iter(m.constant.items()))
         text = f"all weights are {value:.3g}: its units stay equal to one another"
-        checks.append(_check("poor_initialisation", "failing", layer, value, None, text, "random weights"))
+        checks.append(_check("poor_initialisation", "failing", layer, value, None, text, RANDOM_WEIGHTS))
     return checks
 
 
@@ -221,7 +238,7 @@ def dead(m: Measured) -> list[Check]:
     if m.samples < _SMALL_BATCH:  # a few samples do not tell a dead unit from a rare one
         grave = "note"
     severity: Severity = grave if share > _DEAD else "note" if share > _DEAD_NOTE else "ok"
-    advice = "biases of 0; leaky_relu or elu (--model.activation)"
+    advice = Advice("zero_biases_or_leaky_activation", "biases of 0; leaky ReLU or ELU instead of ReLU")
     return [_check("dead_units", severity, worst.layer, share, _DEAD, text, advice)]
 
 
@@ -283,7 +300,7 @@ def vanishing(m: Measured) -> list[Check]:
 
 
 def first_loss(m: Measured) -> list[Check]:
-    """Against ln C, the loss of a net that knows nothing: above 50 × failing, above 40 × a warning, above 3 × a note.
+    """Against ln C, the loss of guessing: above 50 × failing, above 40 × a warning, above 3 × a note.
 
     Measured: at most 14 × in nets that train (CNN, batch norm, σ = 1), 26 × in the CNN with dropout; failing ones from
     7000 ×. Without classes the loss has no such scale, and the check is left out.
@@ -297,7 +314,7 @@ def first_loss(m: Measured) -> list[Check]:
     severity: Severity = (
         "failing" if ratio > INITIAL_LOSS else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
     )
-    advice = f"smaller weights in the last layer; {BETTER_INIT}"
+    advice = Advice("smaller_last_layer_or_better_init", f"smaller weights in the last layer; {BETTER_INIT.text}")
     return [_check("exploding", severity, None, m.loss, m.chance_loss, text, advice)]
 
 
@@ -321,11 +338,8 @@ def learning_rate(m: Measured) -> list[Check]:
     text = f"lr {m.lr:g} is {ratio:.2g} times the stable {m.limit.lr:.2g} ({m.limit.formula}); {at}"
     hopeless = ratio >= _LR and not m.norm_values
     severity: Severity = "warning" if hopeless else "note" if ratio > 1 else "ok"
-    return [
-        _check(
-            "learning_rate_too_high", severity, None, m.lr, m.limit.lr, text, f"--model.lr {m.limit.lr:.1g} or warm-up"
-        )
-    ]
+    advice = Advice("stable_learning_rate", f"a learning rate of {m.limit.lr:.1g}, or a warm-up")
+    return [_check("learning_rate_too_high", severity, None, m.lr, m.limit.lr, text, advice)]
 
 
 def _smallest(m: Measured) -> tuple[str | None, float]:
@@ -343,6 +357,8 @@ def _check(
     value: float | None,
     expected: float | None,
     text: str,
-    advice: str = "",
+    advice: Advice | None = None,
 ) -> Check:
-    return Check(name, severity, layer, value, expected, text, "" if severity == "ok" else advice)
+    if advice is None or severity == "ok":
+        return Check(name, severity, layer, value, expected, text)
+    return Check(name, severity, layer, value, expected, text, advice.text, advice.key)

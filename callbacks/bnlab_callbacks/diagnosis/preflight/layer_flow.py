@@ -1,4 +1,4 @@
-"""How one batch's signals and gradients flow through a net, layer by layer, against what theory expects."""
+"""Signals and gradients of one batch, layer by layer, against what theory expects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OVERFLOW = 1e150  # squares beyond it are not computed
 class LayerFlow:
     """One linear or convolution layer in one batch; numbers that are not known are None.
 
-    `z` is what the layer hands on to its activation: its output, or that of the norm right behind it.
+    `z` is the activation's input: the layer's output, or that of the norm right behind it.
     """
 
     layer: str

@@ -1,4 +1,4 @@
-"""A look at one batch before training: signals, gradients and first loss against theory, and the learning rate."""
+"""The preflight: signals, gradients and first loss of one batch against theory, and the learning rate."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bnlab_callbacks.core.lightning.repeatable_step import LightningStep, why_no
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.random_state import RandomState
 from bnlab_callbacks.core.weights import find_weights
+from bnlab_callbacks.diagnosis.findings import Advise
 from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity, all_checks, strict
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
@@ -32,12 +33,12 @@ _ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found.
+    """The findings of a preflight.
 
     Attributes:
-        checks: everything that was looked at, the worst first.
+        checks: all of them, the worst first.
         layers: linear and convolution layers in order of execution.
-        not_checked: what could not be looked at → why.
+        not_checked: checks that could not be made → why.
     """
 
     checks: list[Check]
@@ -50,7 +51,7 @@ class Preflight:
         return self.checks[0].severity if self.checks else "ok"
 
     def found(self, name: str) -> list[Check]:
-        """What is wrong (not `ok`) of that name."""
+        """Checks of that name that are not `ok`."""
         return [check for check in self.checks if check.name == name and check.severity != "ok"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Preflight:
         }
 
     def table(self) -> str:
-        """All of it as one screen of text."""
+        """The whole as one screen of text."""
         return "\n".join([*_layer_lines(self.layers), "", *self._check_lines(), "", f"verdict: {self.verdict}"])
 
     def _check_lines(self) -> list[str]:
@@ -86,6 +87,7 @@ def preflight(
     *,
     trainer: Trainer | None = None,
     curvature_steps: int = 10,
+    advise: Advise | None = None,
 ) -> Preflight:
     """Look at a net before it is trained, on one training batch.
 
@@ -97,6 +99,8 @@ def preflight(
         batch: as `training_step` gets it, on the module's device.
         trainer: the Trainer that will train it, for its precision; None for a plain one.
         curvature_steps: Hessian-vector products, each about three training steps; 0 leaves the curvature out.
+        advise: a function of an advice's stable key and its text, which gives the text to show, or None for the text as
+            it is.
     """
     trainer = trainer or _plain_trainer()
     measured = Measured(samples=_samples(batch))
@@ -111,12 +115,13 @@ def preflight(
                 _look_at_step(measured, StepReplica(LightningStep(trainer, 0), module, batch), batch, curvature_steps)
     finally:
         random.restore()
-    checks = sorted(all_checks(measured), key=lambda check: _ORDER.index(check.severity))
+    checks = [check.advised(advise) for check in all_checks(measured)]
+    checks.sort(key=lambda check: _ORDER.index(check.severity))
     return Preflight(checks, measured.layers, measured.not_checked)
 
 
 def _look_at_net(m: Measured, module: LightningModule, batch: Any) -> None:
-    """What can be seen without running it."""
+    """Measure what needs no run of the net."""
     m.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
     m.frozen = frozen_layers(module)
     m.norms_in_eval = norms_in_eval_mode(module)
@@ -124,7 +129,7 @@ def _look_at_net(m: Measured, module: LightningModule, batch: Any) -> None:
 
 
 def _look_at_step(m: Measured, step: StepReplica, batch: Any, curvature_steps: int) -> None:
-    """What a training step on the batch shows, and the curvature there."""
+    """Measure a training step on the batch, and the curvature there."""
     twin = step.twin({})
     hooks = FlowHooks(twin)
     weights = list(find_weights(twin))
@@ -163,7 +168,7 @@ def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list
 
 
 def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:
-    """The loss of guessing, ln C, also where the first loss is not finite; and note the labels' entropy."""
+    """The loss of guessing, ln C, even where the first loss is not finite; notes the labels' entropy on the way."""
     found = logits_and_targets(batch, output)
     if found is None or m.loss is None:
         return None

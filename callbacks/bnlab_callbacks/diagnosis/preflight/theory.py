@@ -1,4 +1,4 @@
-"""What a layer should do to the scale of signals and gradients, from its weights and the activation before it.
+"""Theory of a layer's effect on the scale of signals and gradients, from its weights and the activation before it.
 
 For independent weights of mean square s and n inputs of mean square q, a linear layer's outputs have variance n·s·q
 (He et al. 2015, Delving Deep into Rectifiers, equations 7 to 14; Glorot & Bengio 2010, equations 5 to 9). With inputs

@@ -1,13 +1,19 @@
-"""Rules about what flows forward: inputs, outputs of activation functions, and outputs of the net."""
+"""Rules about signals: inputs, outputs of activation functions, and outputs of the net."""
 
 from __future__ import annotations
 
 import math
 
-from bnlab_callbacks.diagnosis.findings import Severity, Verdict
+from bnlab_callbacks.diagnosis.findings import Advice, Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import BETTER_INIT, COLLAPSED, STANDARDISE, standardised
+from bnlab_callbacks.diagnosis.rules.thresholds import (
+    BETTER_INIT,
+    COLLAPSED,
+    LOWER_LEARNING_RATE,
+    STANDARDISE,
+    standardised,
+)
 
 _DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
 _SATURATED = 0.8
@@ -95,13 +101,13 @@ ACTIVATION_RULES = (
         dead_units,
         "warning",
         (
-            "a lower learning rate (--model.lr) or batch normalization (--model.batch_norm true)",
-            "leaky_relu or elu (--model.activation)",
+            Advice("lower_learning_rate_or_batch_norm", "a lower learning rate or batch normalization"),
+            Advice("leaky_activation", "leaky ReLU or ELU instead of ReLU"),
         ),
         ("dead_frac",),
         3,
     ),
-    Rule("saturated", saturated, "warning", (BETTER_INIT, "a lower learning rate"), ("sat_frac",), 20),
+    Rule("saturated", saturated, "warning", (BETTER_INIT, LOWER_LEARNING_RATE), ("sat_frac",), 20),
     Rule("collapsed_output", collapsed_output, "failing", (BETTER_INIT,), ("output_std", "classes"), 20),
     Rule("poor_initialisation", poor_initialisation, "warning", (BETTER_INIT,), ("act_std",)),
     Rule(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.findings import Advice, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import FEW_SAMPLES, FEW_VALUES
+from bnlab_callbacks.diagnosis.rules.thresholds import FEW_SAMPLES, FEW_VALUES, LOWER_LEARNING_RATE
 
 _MOMENTUM = 0.9
 _DRIFT, _DRIFT_FROM = 3.0, 200
@@ -69,27 +69,32 @@ BATCH_NORM_RULES = (
         "batch_norm_eval_mode",
         eval_mode,
         "warning",
-        ("call train() on the module before training; freeze the scales too if it is meant",),
+        (Advice("train_mode", "call train() on the module before training; freeze the scales too if it is meant"),),
         patience=2,
     ),
     Rule(
         "batch_norm_small_batch",
         small_batch,
         "warning",
-        ("a larger batch (--data.batch_size), group or layer norm, or --trainer.sync_batchnorm true on several GPUs",),
+        (
+            Advice(
+                "larger_batch_or_sync",
+                "a larger batch, group or layer norm, or Trainer(sync_batchnorm=True) on several GPUs",
+            ),
+        ),
     ),
     Rule(
         "batch_norm_running_statistics",
         running_statistics,
         "warning",
-        ("momentum 0.1", "a lower learning rate"),
+        (Advice("batch_norm_momentum", "momentum 0.1"), LOWER_LEARNING_RATE),
         patience=2,
     ),
     Rule(
         "batch_norm_gamma_collapsed",
         gamma_collapsed,
         "warning",
-        ("no weight decay on the scales of norms", "a lower learning rate"),
+        (Advice("no_decay_of_scales", "no weight decay on the scales of norms"), LOWER_LEARNING_RATE),
         ("bn_gamma_small_frac",),
         3,
     ),

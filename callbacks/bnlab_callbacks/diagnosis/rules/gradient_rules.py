@@ -1,11 +1,11 @@
-"""Rules about gradients and updates: do they reach every layer, and at a size that moves it."""
+"""Rules about gradients and updates: do they reach every layer, and are they large enough to change it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.findings import Advice, Verdict
 from bnlab_callbacks.diagnosis.observations import History, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import BETTER_INIT, SPREAD, VANISHED
@@ -117,12 +117,25 @@ def _these(layers: list[str] | tuple[str, ...]) -> str:
 
 
 GRADIENT_RULES = (
-    Rule("vanishing", vanishing, "failing", (BETTER_INIT, "larger initial weights"), ("weight_rms",), 5),
+    Rule(
+        "vanishing",
+        vanishing,
+        "failing",
+        (BETTER_INIT, Advice("larger_init", "larger initial weights")),
+        ("weight_rms",),
+        5,
+    ),
     Rule(
         "vanishing_with_depth",
         vanishing_with_depth,
         "failing",
-        (BETTER_INIT, "an activation that does not saturate (--model.activation relu), or skip connections"),
+        (
+            BETTER_INIT,
+            Advice(
+                "unsaturated_activation_or_skips",
+                "an activation that does not saturate, such as ReLU, or skip connections",
+            ),
+        ),
         ("weight_rms",),
         5,
     ),
@@ -130,14 +143,22 @@ GRADIENT_RULES = (
         "no_gradient",
         no_gradient,
         "warning",
-        ("use the layer's output in the loss, and look for detach(), .data, no_grad or argmax on the way",),
+        (
+            Advice(
+                "connect_to_the_loss",
+                "use the layer's output in the loss, and look for detach(), .data, no_grad or argmax on the way",
+            ),
+        ),
         ("grad_rms",),
     ),
     Rule(
         "no_gradient",
         zero_gradient,
         "warning",
-        ("look for dead units or zero weights in the layers behind it", BETTER_INIT),
+        (
+            Advice("look_behind_the_layer", "look for dead units or zero weights in the layers behind it"),
+            BETTER_INIT,
+        ),
         ("grad_zero_frac",),
         10,
     ),
@@ -145,16 +166,19 @@ GRADIENT_RULES = (
         "not_updated",
         not_updated,
         "warning",
-        ("give all of self.parameters() to the optimizer", "check the learning rates of its parameter groups"),
+        (
+            Advice("all_parameters_to_the_optimizer", "give all of self.parameters() to the optimizer"),
+            Advice("check_parameter_groups", "check the learning rates of its parameter groups"),
+        ),
         ("update_ratio",),
         20,
     ),
-    Rule("not_updated", frozen, "note", ("set requires_grad=True, if that is not meant",)),
+    Rule("not_updated", frozen, "note", (Advice("unfreeze", "set requires_grad=True, if that is not meant"),)),
     Rule(
         "clipping_too_tight",
         clipping_too_tight,
         "warning",
-        ("a clip near the usual norm of the gradient (--trainer.gradient_clip_val)",),
+        (Advice("looser_clip", "a clip near the usual norm of the gradient, with Trainer(gradient_clip_val=…)"),),
         ("grad_rms",),
         20,
     ),

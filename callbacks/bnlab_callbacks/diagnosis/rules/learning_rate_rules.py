@@ -1,7 +1,7 @@
 """Rules about the size of steps: too large, or so small that the loss cannot fall.
 
 Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, and, where it says so, the small MLPs,
-CNNs, LSTMs, ResNets and transformers of `tests/benchmarks/fault_matrix` with SGD, Adam and AdamW, seeds 0 and 1.
+CNNs, LSTMs, ResNets and transformers of the fault matrix (docs/diagnosis.md) with SGD, Adam and AdamW, seeds 0 and 1.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from bnlab_callbacks.diagnosis.findings import Verdict
-from bnlab_callbacks.diagnosis.moves import median_layer
-from bnlab_callbacks.diagnosis.observations import History, Observation
+from bnlab_callbacks.diagnosis.findings import Advice, Verdict
+from bnlab_callbacks.diagnosis.observations import History, Observation, median_layer
 from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.thresholds import A_TENTH_OF_THE_LEARNING_RATE, WARM_UP
 
 _PEAK = 3.0
 _LARGE_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step
@@ -21,7 +21,7 @@ _SMALL_MOVE, _PACE = -4.0, 1e-3
 
 
 def learning_rate_too_high(history: History) -> Verdict | None:
-    """Steps of more than 5 % of a layer's weights, while the loss is three times that of a net that knows nothing.
+    """Steps of more than 5 % of a layer's weights, while the loss is three times that of guessing.
 
     Healthy runs make large steps too, after a small initialization, but their loss stays below 2.1 times.
     """
@@ -87,17 +87,17 @@ def learning_rate_too_low(history: History) -> Verdict | None:
 
     To first order a step changes the loss by ‖gradient‖·‖Δw‖ at most, summed over the layers. Where that is below a
     thousandth of the loss of guessing, the loss needs more than 1000 steps to fall, whatever the optimizer. Both must
-    be so at the first look and now, and the steps not be growing, as they are in a warm-up; the loss is still above
+    be so at the first step and now, and the steps not be growing, as they are in a warm-up; the loss is still above
     90 % of chance. Measured in the fault matrix from step 20 on, learning rate a thousandth of the usual: moves of 4e-6
     to 4e-5, and 2e-6 to 8e-4 of the loss; healthy runs that have not learned yet: 2.4e-4 and more, and 1e-3 and more
-    but for single looks (7e-4, vanilla sigmoid MLP).
+    but for single steps (7e-4, vanilla sigmoid MLP).
     """
     moves, first = history.now.of("update_ratio"), history.first.of("update_ratio")
     chance = history.facts.chance_loss or history.losses.largest_early
     if not moves or not first or not chance or not history.unlearned(0.9):
         return None
     move, began = (ratios[median_layer(ratios)] for ratios in (moves, first))
-    if math.isinf(move) or not max(move, began) < _SMALL_MOVE or history.moves.warm_up(history.now.step):
+    if math.isinf(move) or not max(move, began) < _SMALL_MOVE or history.median_updates.warming_up(history.now.step):
         return None
     pace = largest_fall(history.now, history.facts.weights) / chance
     if not pace < _PACE:
@@ -123,7 +123,10 @@ LEARNING_RATE_RULES = (
         "learning_rate_too_high",
         learning_rate_too_high,
         "warning",
-        ("a learning rate three to ten times lower (--model.lr)", "a warm-up, or batch normalization"),
+        (
+            Advice("a_third_to_a_tenth_of_the_learning_rate", "a learning rate three to ten times lower"),
+            Advice("warm_up_or_batch_norm", "a warm-up, or batch normalization"),
+        ),
         ("loss", "update_ratio"),
         2,
     ),
@@ -131,7 +134,7 @@ LEARNING_RATE_RULES = (
         "learning_rate_too_high",
         steps_too_large,
         "warning",
-        ("a learning rate ten times lower (--model.lr)", "a warm-up"),
+        (A_TENTH_OF_THE_LEARNING_RATE, WARM_UP),
         ("update_ratio",),
         20,
     ),
@@ -139,7 +142,7 @@ LEARNING_RATE_RULES = (
         "learning_rate_too_high",
         weights_overwritten,
         "warning",
-        ("a learning rate ten times lower (--model.lr)", "a warm-up"),
+        (A_TENTH_OF_THE_LEARNING_RATE, WARM_UP),
         ("loss", "weight_rms"),
         5,
     ),
@@ -147,7 +150,7 @@ LEARNING_RATE_RULES = (
         "learning_rate_too_low",
         learning_rate_too_low,
         "warning",
-        ("a learning rate ten to a hundred times higher (--model.lr)",),
+        (Advice("higher_learning_rate", "a learning rate ten to a hundred times higher"),),
         ("loss", "update_ratio"),
         40,
     ),

@@ -1,4 +1,4 @@
-"""Rules that look at the loss first: is it a number, does it grow, does it fall.
+"""Rules about the loss: is it a number, does it grow, does it fall.
 
 Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, 11 failing and 19 training runs.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bnlab_callbacks.diagnosis.findings import Verdict
+from bnlab_callbacks.diagnosis.findings import Advice, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import INITIAL_LOSS
+from bnlab_callbacks.diagnosis.rules.thresholds import BATCH_NORM, INITIAL_LOSS
 
-_EXPLODED = 10.0  # × the loss of a net that knows nothing
+_EXPLODED = 10.0  # × the loss of guessing
 _STUCK_FROM, _STUCK_LEVEL, _STUCK_FALL = 300, 0.97, 0.99
 
 
@@ -42,7 +42,7 @@ def non_finite(history: History) -> Verdict | None:
 
 
 def exploding(history: History) -> Verdict | None:
-    """Loss above 10 times where it began, and above 10 times that of a net that knows nothing.
+    """Loss above 10 times where it began, and above 10 times that of guessing.
 
     Failing runs pass it within 5 steps (1e4 to 1e18); healthy ones stay below 2.1 times. One that begins above 50 times
     (healthy: 11 times at most) gets a warning: after unscaled inputs some nets recover.
@@ -85,7 +85,7 @@ def doubled_softmax(history: History) -> Verdict | None:
 
 
 def loss_scale_overflow(history: History) -> Verdict | None:
-    """With a loss scaler: gradients that overflow in five recorded steps in a row; single ones are its work."""
+    """Gradients that overflow under a loss scaler in five recorded steps in a row; single ones are normal."""
     bad = [layer for layer, value in history.now.of("grad_nonfinite").items() if value > 0]
     if not history.facts.scaled or not bad:
         return None
@@ -109,13 +109,13 @@ def grown_most(history: History) -> str | None:
     return None
 
 
-def _began(history: History, holds: Callable[[float], bool]) -> int:
-    """The first of the last steps in a row whose losses are such; they are known of steps between two looks, too."""
-    return history.now.step - max(history.losses.lasting(holds) - 1, 0)
+def _began(history: History, condition: Callable[[float], bool]) -> int:
+    """The step at which losses began to meet a condition; losses are known of all steps, not of recorded ones alone."""
+    return history.now.step - max(history.losses.streak(condition) - 1, 0)
 
 
 def _moved_before(history: History) -> str:
-    """What moved furthest in the recorded step before."""
+    """The layer with the largest update in the recorded step before, in words."""
     if len(history.observations) < 2:
         return ""
     before = history.observations[-2]
@@ -132,8 +132,11 @@ LOSS_RULES = (
         non_finite,
         "failing",
         (
-            "a lower learning rate (--model.lr), or gradient clipping (--trainer.gradient_clip_val 1)",
-            "check inputs and labels of this step for NaN",
+            Advice(
+                "lower_learning_rate_or_clip",
+                "a lower learning rate, or gradient clipping with Trainer(gradient_clip_val=1.0)",
+            ),
+            Advice("check_for_nan", "check inputs and labels of this step for NaN"),
         ),
     ),
     Rule(
@@ -141,8 +144,11 @@ LOSS_RULES = (
         exploding,
         "failing",
         (
-            "a learning rate ten times lower (--model.lr) or the activation's own initialization (--model.init auto)",
-            "batch normalization (--model.batch_norm true)",
+            Advice(
+                "a_tenth_of_the_learning_rate_or_better_init",
+                "a learning rate ten times lower or the activation's own initialization",
+            ),
+            BATCH_NORM,
         ),
         ("loss",),
     ),
@@ -150,21 +156,27 @@ LOSS_RULES = (
         "not_learning",
         not_learning,
         "warning",
-        ("check that labels belong to their inputs", "another learning rate (--model.lr)"),
+        (
+            Advice("check_labels", "check that labels belong to their inputs"),
+            Advice("another_learning_rate", "another learning rate"),
+        ),
         ("loss",),
     ),
     Rule(
         "doubled_softmax",
         doubled_softmax,
         "warning",
-        ("give the loss logits: leave out the softmax before F.cross_entropy",),
+        (Advice("logits", "give the loss logits: leave out the softmax before F.cross_entropy"),),
         ("loss", "classes"),
     ),
     Rule(
         "loss_scale_overflow",
         loss_scale_overflow,
         "warning",
-        ("bf16-mixed instead of 16-mixed (--trainer.precision)", "a lower initial loss scale"),
+        (
+            Advice("bf16", "bf16-mixed instead of 16-mixed as the Trainer's precision"),
+            Advice("lower_loss_scale", "a lower initial loss scale"),
+        ),
         ("grad_nonfinite",),
         5,
     ),

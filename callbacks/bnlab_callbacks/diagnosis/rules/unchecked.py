@@ -1,4 +1,4 @@
-"""Which rules of a diagnosis could not be checked in a run, and why."""
+"""Rules of a diagnosis that could not be checked in a run, and why."""
 
 from __future__ import annotations
 
