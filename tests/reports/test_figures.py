@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from bnlab.reports import Run, collect
-from bnlab.reports.accuracy import accuracy
-from bnlab.reports.comparisons import batch_size_figure, comparison_series
-from bnlab.reports.curves import Curves, LayerTable, read_curves
-from bnlab.reports.figures import FigurePlan, plan_figures
-from bnlab.reports.gradient_figures import log_ratio, over_seeds
-from bnlab.reports.learning_curves import accuracy_over_time, loss_scale
-from bnlab.reports.style import BATCH_NORM, VANILLA, axis_start, literal, panels, png, svg
-from bnlab.reports.thesis_figures import COMPARISONS, CURVES, GRADIENTS
+from bnlab.reports.estimates.pairs import accuracy
+from bnlab.reports.figures.averages import band, log_ratio, mean_in_bins, over_seeds
+from bnlab.reports.figures.comparisons import batch_size_figure, comparison_series
+from bnlab.reports.figures.plans import FigurePlan, plan_figures
+from bnlab.reports.figures.style import BATCH_NORM, VANILLA, axis_start, literal, panels, png, svg
+from bnlab.reports.figures.training import accuracy_over_time, loss_scale
+from bnlab.reports.reading.curves import Curves, LayerTable, read_curves
+from bnlab.reports.thesis.figures import BATCH_SIZE_FIGURES, COMPARISONS, CURVES, GRADIENTS
 from tests.reports.study_files import curve_rows, one_run, write_pair, write_run
 
 LAYERS = ({"00_net.fc1": 1e-3, "01_net.logits": 1e-2}, {"00_net.fc1": 1e-4, "01_net.logits": 1e-2})
@@ -155,6 +155,30 @@ def table(steps: list[float], *rows: list[float]) -> LayerTable:
     return LayerTable(np.array(rows), np.array(steps, dtype=float), tuple(f"{i:02d}_a" for i in range(len(rows))))
 
 
+def test_a_band_over_seeds() -> None:
+    found = band([([1, 2, 3], [0.1, 0.2, 0.4]), ([1, 2], [0.3, 0.6])])
+    assert found.x.tolist() == [1, 2, 3]
+    assert found.mean.tolist() == pytest.approx([0.2, 0.4, 0.5])  # the second run keeps its last value
+    assert found.low.tolist() == pytest.approx([0.1, 0.2, 0.4])
+    assert found.high.tolist() == pytest.approx([0.3, 0.6, 0.6])
+
+
+def test_a_band_leaves_out_what_is_not_finite() -> None:
+    found = band([([1, 2], [math.nan, math.inf]), ([1, 2, 3], [1.0, math.nan, 2.0])])
+    assert found.mean.tolist() == pytest.approx([1.0, math.nan, 2.0], nan_ok=True)
+    empty = band([([], []), ([], [])])
+    assert [len(values) for values in empty] == [0, 0, 0, 0]
+
+
+def test_bins_are_means_of_finite_values() -> None:
+    values = np.array([[1.0, 3.0, math.nan, 5.0, math.nan, math.inf], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]])
+    table = mean_in_bins(LayerTable(values, np.arange(0.0, 60, 10), ("00_a", "01_b")), 3)
+    assert table.steps.tolist() == [5, 25, 45]
+    assert table.values[0].tolist() == pytest.approx([2.0, 5.0, math.nan], nan_ok=True)
+    assert table.values[1].tolist() == [1, 2, 3]
+    assert mean_in_bins(table, 3) is table
+
+
 def test_a_ratio_ends_where_both_have_values() -> None:
     found = log_ratio(table([0, 10, 20, 30], [1.0, 1, 1, 1]), table([0, 10], [10.0, 100]), columns=4)
     assert found is not None
@@ -271,8 +295,12 @@ def test_a_sweep_draws_no_curves_of_other_batch_sizes(tmp_path: Path) -> None:
 
 
 def test_every_figure_of_chapter_7_is_named_once() -> None:
-    numbers = [*CURVES.values(), *GRADIENTS.values(), *(one.figure for one in COMPARISONS)]
-    numbers += ["7.15", "7.38", "7.39", "7.40"]
+    numbers = [
+        *CURVES.values(),
+        *GRADIENTS.values(),
+        *(one.figure for one in COMPARISONS),
+        *BATCH_SIZE_FIGURES.values(),
+    ]
     assert sorted(numbers, key=lambda number: int(number[2:])) == [f"7.{number}" for number in range(1, 41)]
 
 

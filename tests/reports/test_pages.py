@@ -1,4 +1,4 @@
-"""The whole report: its files, its page as a browser would take it, and runs that mean harm."""
+"""The whole report: its files, its page as a browser takes it, and hostile runs."""
 
 import base64
 import os
@@ -13,8 +13,8 @@ import pytest
 from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
 from bnlab.reports import CLAIMS, Report, collect, write_report
-from bnlab.reports.figures import plan_figures
-from bnlab.reports.files import address
+from bnlab.reports.figures.plans import plan_figures
+from bnlab.reports.report import address
 from tests.reports.study_files import curve_rows, write_fit_run, write_pair, write_run
 
 VOID = {"meta", "img", "link", "br", "hr", "input", "col"}

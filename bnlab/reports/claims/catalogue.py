@@ -1,38 +1,21 @@
-"""The conclusions, in the order of chapter 8; each names its judge, whose docstring has the rule."""
+"""The claims in the order of chapter 8; each names its judge, whose docstring has the rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
-from bnlab.reports.claims.accuracies import Side, at_least, compare_sides, matches_all, trains_only_with_batch_norm
-from bnlab.reports.claims.dynamics import Net, converges_sooner, larger_gradients, steadier_gradients
-from bnlab.reports.claims.trends import accuracy_trend, better_at_sizes, overhead_trend, smaller_gain
-from bnlab.reports.claims.verdict import Claim, Conclusion, Evidence, conclude
-from bnlab.reports.claims.whole import dropout_is_best, most_gain
-from bnlab.reports.collection import Collection
-from bnlab.reports.curves import Curves, read_curves
-from bnlab.reports.names import BATCH_SIZES, EXPERIMENTS
-from bnlab.reports.runs import Run
+from bnlab.reports.claims.accuracies import (
+    compare_sides,
+    dropout_is_best,
+    matches_all,
+    most_gain,
+    smaller_gain,
+)
+from bnlab.reports.claims.batch_sizes import accuracy_trend, better_at_sizes, overhead_trend
+from bnlab.reports.claims.claim import Claim, Side, at_least
+from bnlab.reports.claims.gradients import larger_gradients, steadier_gradients
+from bnlab.reports.claims.training import converges_sooner, trains_only_with_batch_norm
+from bnlab.reports.thesis.experiments import BATCH_SIZES, EXPERIMENTS
 
 _V, _B = False, True
-
-
-def judge_all(
-    collection: Collection,
-    claims: tuple[Claim, ...] | None = None,
-    curves: Callable[[Run], Curves] | None = None,
-) -> list[Conclusion]:
-    """What the runs say of each claim (all of them by default), in order.
-
-    Args:
-        collection: the runs.
-        claims: which to judge.
-        curves: gives a run's records; they are read where it is None.
-    """
-    evidence = Evidence(collection, curves or cache(lambda run: read_curves(run.folder)))
-    return [conclude(claim, evidence) for claim in (CLAIMS if claims is None else claims)]
-
 
 _ACTIVATIONS = (
     Claim(
@@ -200,7 +183,7 @@ _INITIALIZATION = (
             "convergence",
             f"8.1.3; {where}",
             ("init_high", "init_low"),
-            converges_sooner(Net("init_high", _B), Net("init_low", _B)),
+            converges_sooner(Side("init_high", _B), Side("init_low", _B)),
         )
         for architecture, where in (("mlp", "7.1.3, figure 7.11"), ("cnn", "7.2.3, figure 7.32"))
     ),
@@ -321,7 +304,7 @@ _WALL_TIME = (
         "the batch normalized model converges to a beneficial parameter state slightly quicker",
         "7.1.1, figure 7.2",
         ("sigmoid",),
-        converges_sooner(Net("sigmoid", _V), Net("sigmoid", _B)),
+        converges_sooner(Side("sigmoid", _V), Side("sigmoid", _B)),
     ),
     Claim(
         "mlp",
@@ -329,7 +312,7 @@ _WALL_TIME = (
         "batch normalized networks seem to converge slower than their vanilla counterparts when using ELU activations",
         "7.1.1, figure 7.3",
         ("elu",),
-        converges_sooner(Net("elu", _B), Net("elu", _V)),
+        converges_sooner(Side("elu", _B), Side("elu", _V)),
     ),
     Claim(
         "cnn",
@@ -337,7 +320,7 @@ _WALL_TIME = (
         "batch normalization achieves slightly higher test accuracies and speeds up convergence",
         "7.2.5; 7.2.1, figure 7.16",
         ("relu",),
-        converges_sooner(Net("relu", _V), Net("relu", _B)),
+        converges_sooner(Side("relu", _V), Side("relu", _B)),
     ),
 )
 
