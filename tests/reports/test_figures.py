@@ -53,9 +53,16 @@ def study(root: Path) -> None:
     write_run(root, curve_rows([0.7, 0.9, 0.8], [1.5, 0.5, 0.4], 3.0, LAYERS), batch_norm=True, test_acc=0.8)
 
 
-def test_training_curves_are_the_records(tmp_path: Path) -> None:
-    study(tmp_path)
-    figure = drawn(plans(tmp_path)["curves_mlp_relu"])
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FigurePlan]:
+    """The plans of one study, shared by the tests that change nothing."""
+    root = tmp_path_factory.mktemp("study")
+    study(root)
+    return plans(root)
+
+
+def test_training_curves_are_the_records(studied: dict[str, FigurePlan]) -> None:
+    figure = drawn(studied["curves_mlp_relu"])
     left, right = figure.axes
     assert left.get_title(loc="left") == "MNIST"
     assert lines(left) == [
@@ -102,9 +109,8 @@ def test_the_scale_of_the_loss(highest: list[float], top: float) -> None:
     assert loss_scale(highest) == top
 
 
-def test_gradients_of_each_layer_side_by_side(tmp_path: Path) -> None:
-    study(tmp_path)
-    figure = drawn(plans(tmp_path)["gradients_mlp_relu"])
+def test_gradients_of_each_layer_side_by_side(studied: dict[str, FigurePlan]) -> None:
+    figure = drawn(studied["gradients_mlp_relu"])
     vanilla, batch_norm = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["MNIST, vanilla", "MNIST, batch norm"]
     assert [(x, y) for _, _, x, y in lines(vanilla)] == [([0, 10], [1e-3, 1e-4]), ([0, 10], [1e-2, 1e-2])]
@@ -325,13 +331,12 @@ def test_hostile_names_are_drawn_as_they_stand(tmp_path: Path) -> None:
             assert "<b>" not in text
 
 
-def test_the_files_are_what_they_say_and_the_same_each_time(tmp_path: Path) -> None:
-    study(tmp_path)
-    plan = plans(tmp_path)["curves_mlp_relu"]
-    first, second = svg(drawn(plan)), svg(drawn(plan))
-    assert first == second
+def test_the_files_are_what_they_say_and_the_same_each_time(studied: dict[str, FigurePlan]) -> None:
+    figure = drawn(studied["curves_mlp_relu"])
+    first = svg(figure)
+    assert svg(drawn(studied["curves_mlp_relu"])) == first
     assert first.startswith(b"<?xml")
-    image = Image.open(io.BytesIO(png(drawn(plan))))
+    image = Image.open(io.BytesIO(png(figure)))
     assert image.format == "PNG"
     assert image.size[0] > 500
 
@@ -350,11 +355,10 @@ def test_what_matplotlib_would_take_for_a_formula() -> None:
     assert literal(r"a \$x") == r"a \$x"
 
 
-def test_drawing_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:
-    study(tmp_path)
+def test_drawing_leaves_matplotlibs_settings_alone(studied: dict[str, FigurePlan]) -> None:
     before = dict(matplotlib.rcParams)
-    for plan in plans(tmp_path).values():
+    for plan in studied.values():
         figure = plan.draw()
-        if figure is not None:
-            svg(figure)
+        assert figure is not None
+        svg(figure)
     assert dict(matplotlib.rcParams) == before

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnlab.reports.figures.averages import Ratio, log_ratio, mean_in_bins, over_seeds
-from bnlab.reports.figures.style import GRID, TEXT, Panels, legend_below, line_handle, literal, panels, subtitle
+from bnlab.reports.figures.style import GRID, TEXT, legend_below, line_handle, literal, panels, subtitle
+from bnlab.reports.reading.collection import RunsByDataset
 from bnlab.reports.reading.curves import CurvesOf, LayerTable
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis.experiments import dataset_title, norm_words
@@ -24,7 +25,7 @@ _MISSING = "#a8a8a8"
 _LARGEST_RATIO = 4.0  # powers of ten; larger ratios have the last colour
 
 
-def layers_figure(title: str, quantity: str, runs: Panels, curves: CurvesOf) -> Figure:
+def layers_figure(title: str, quantity: str, runs: RunsByDataset, curves: CurvesOf) -> Figure:
     """Two panels for each dataset, vanilla and batch norm, with the same axes: a line for each layer by step.
 
     The scale is logarithmic; the first layer is dark, the last one light. Lines are means over seeds, and over
@@ -58,7 +59,7 @@ def _table(side: Sequence[Run], quantity: str, curves: CurvesOf) -> LayerTable |
     return table
 
 
-def difference_figure(title: str, quantity: str, runs: Panels, curves: CurvesOf) -> Figure | None:
+def difference_figure(title: str, quantity: str, runs: RunsByDataset, curves: CurvesOf) -> Figure | None:
     """A panel for each dataset, layer × step: green where batch norm's value is larger, brown where vanilla's is.
 
     None if no dataset has the quantity of both.

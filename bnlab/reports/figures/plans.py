@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from bnlab.reports.estimates.pairs import accuracy
 from bnlab.reports.figures.comparisons import Series, batch_size_figure, comparison_figure, comparison_series
 from bnlab.reports.figures.layers import difference_figure, layers_figure
-from bnlab.reports.figures.style import Panels
 from bnlab.reports.figures.training import training_figure, wall_time_figure
-from bnlab.reports.reading.collection import Collection, Line, baseline
+from bnlab.reports.reading.collection import Collection, Line, RunsByDataset, baseline
 from bnlab.reports.reading.curves import CurvesOf
 from bnlab.reports.reading.run import changes_words
 from bnlab.reports.thesis.experiments import BATCH_SIZE, EXPERIMENTS, experiment_words
@@ -91,7 +90,7 @@ def _drawn(line: Line) -> bool:
 def _of_line(collection: Collection, line: Line, curves: CurvesOf, quantity: str) -> Iterator[FigurePlan]:
     subject, of = _subject(line), f"{line.experiment}_{changes_words(line.changes)}"
     of += f"_batch{line.batch_size}" if line.batch_size != BATCH_SIZE else ""
-    runs: Panels = {dataset: collection.sides(line, dataset) for dataset in collection.datasets([line])}
+    runs: RunsByDataset = {dataset: collection.sides(line, dataset) for dataset in collection.datasets([line])}
     title = f"Training loss and validation accuracy for {subject}{_beside(CURVES, line)}"
     yield FigurePlan(
         f"curves_{of}",

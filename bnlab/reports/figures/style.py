@@ -11,16 +11,12 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from bnlab.reports.reading.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Panels = Mapping[str, tuple[Sequence[Run], Sequence[Run]]]  # runs of one line by dataset: vanilla, batch norm
 
 VANILLA, BATCH_NORM = "#1f4e9c", "#2ca25f"
 OTHERS = ("#2ca25f", "#d55e00", "#56307d", "#999999")  # of experiments side by side, the baseline first

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING
 
 from bnlab.reports.estimates.pairs import accuracy
 from bnlab.reports.figures.averages import Band, band
-from bnlab.reports.figures.style import (
-    TEXT,
-    Panels,
-    axis_start,
-    colour,
-    legend_below,
-    line_handle,
-    panels,
-    subtitle,
-)
+from bnlab.reports.figures.style import TEXT, axis_start, colour, legend_below, line_handle, panels, subtitle
+from bnlab.reports.reading.collection import RunsByDataset
 from bnlab.reports.reading.curves import Curves, CurvesOf
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis.experiments import dataset_title, norm_words
@@ -29,7 +21,7 @@ if TYPE_CHECKING:
 _LOSS_DASHES = (0, (3, 1.5))
 
 
-def training_figure(title: str, runs: Panels, curves: CurvesOf) -> Figure:
+def training_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figure:
     """A panel for each dataset: validation accuracy (solid, absolute) and training loss (dashed, from 0) by epoch.
 
     Lines are means over seeds, with a band from the lowest to the highest where there are several.
@@ -64,7 +56,7 @@ def loss_scale(highest: Sequence[float]) -> float:
     return min(max(known), 10 * min(known)) if known else 1.0
 
 
-def wall_time_figure(title: str, runs: Panels, curves: CurvesOf) -> Figure:
+def wall_time_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figure:
     """A panel for each dataset: validation accuracy against the seconds of training so far, a line for each run."""
     figure, axes = panels([dataset_title(dataset) for dataset in runs], title)
     for each, sides in zip(axes, runs.values(), strict=True):
@@ -161,7 +153,7 @@ def _percent(points: tuple[Sequence[float], Sequence[float]]) -> tuple[Sequence[
     return points[0], [100 * value for value in points[1]]
 
 
-def _net_handles(runs: Panels) -> list[object]:
+def _net_handles(runs: RunsByDataset) -> list[object]:
     known = {run.batch_norm for sides in runs.values() for side in sides for run in side}
     return [line_handle(norm_words(flag), color=colour(flag)) for flag in sorted(known)]
 

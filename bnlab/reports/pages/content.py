@@ -14,6 +14,8 @@ from bnlab.reports.tables.table import Table
 
 Addresses = Sequence[tuple[str, str]]  # a file's kind, and its address relative to the page
 
+_SMALLEST = 0.72  # of a figure's own width
+
 
 @dataclass(frozen=True)
 class DrawnFigure:
@@ -23,6 +25,11 @@ class DrawnFigure:
     picture: bytes  # within the page; SVG or PNG
     size: tuple[int, int]  # CSS pixels
     files: Addresses
+
+    @property
+    def least_width(self) -> int:
+        """The width below which a screen scrolls the picture."""
+        return round(_SMALLEST * self.size[0])
 
     @property
     def source(self) -> str:

@@ -82,7 +82,7 @@ def overview(collection: Collection, conclusions: Sequence[Conclusion]) -> Overv
 
 
 def _deviation(dataset: str, pairs: Sequence[AccuracyPair]) -> Deviation | None:
-    """That of the dataset's cells that the thesis has too; None without such cells."""
+    """Deviation of a dataset's cells that the thesis has too; None without such cells."""
     off: dict[str, float] = {}
     for pair in pairs:
         sides = ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,9 @@ class Line:
 def baseline(architecture: str, batch_size: int) -> Line:
     """The line of the thesis's baseline with a batch size."""
     return Line(architecture, f"{architecture}_relu", (), batch_size)
+
+
+RunsByDataset = Mapping[str, tuple[Sequence[Run], Sequence[Run]]]  # of one line: vanilla, batch norm
 
 
 @dataclass(frozen=True)
