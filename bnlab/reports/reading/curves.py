@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bnlab_callbacks import Row
 
-SCALARS = ("train_loss", "val_loss", "val_acc", "time/epoch_s")
+SCALARS = ("train_loss", "val_acc", "time/epoch_s")
 
 
 class LayerTable(NamedTuple):
