@@ -14,8 +14,8 @@ from pathlib import Path
 from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
 from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
-from bnlab.reports.conclusions import conclusions_text
-from bnlab.reports.overview import left_out_lines, overview
+from bnlab.reports.pages.conclusions import conclusions_text
+from bnlab.reports.pages.overview import overview
 from bnlab.reports.report import check_runs, default_folder, main_tables
 
 _EPILOG = """\
@@ -88,7 +88,7 @@ def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
         parts += [to_text(table) for table in tables if table.name.endswith(("accuracy_mlp", "accuracy_cnn"))]
     counts = report.overview if report else overview(collection, conclusions)
     parts.append("".join(f"{sentence}\n" for sentence in counts.sentences()))
-    parts.append("".join(f"left out  {path}: {reason}\n" for path, reason in left_out_lines(collection)))
+    parts.append("".join(f"left out  {path}: {reason}\n" for path, reason in collection.left_out_lines))
     parts.append("".join(f"note      {note}\n" for note in report.notes) if report else "")
     parts.append(_places(report) if report else "")
     sys.stdout.write("\n" + "\n".join(part for part in parts if part))

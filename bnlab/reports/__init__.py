@@ -1,16 +1,18 @@
-"""Reports on runs: the thesis's tables, figures and conclusions, ours beside its own.
+"""Reports on runs: the thesis's tables, figures and conclusions with ours beside them.
 
 >>> from bnlab.reports import collect, accuracy_table, to_text
 >>> print(to_text(accuracy_table(collect(["tb_logs/study"]), "mlp")))  # doctest: +SKIP
 """
 
-from bnlab.reports.accuracy_table import accuracy_table, batch_size_table
-from bnlab.reports.claims import CLAIMS, Conclusion, judge_all
-from bnlab.reports.collection import Collection, Line, collect
+from bnlab.reports.claims.catalogue import CLAIMS
+from bnlab.reports.claims.claim import Conclusion
+from bnlab.reports.claims.judging import judge_all
+from bnlab.reports.reading.collection import Collection, Line, collect
+from bnlab.reports.reading.run import Run
 from bnlab.reports.report import FORMATS, Report, write_report
-from bnlab.reports.runs import Run
-from bnlab.reports.table import Table, to_csv, to_markdown, to_text
-from bnlab.reports.time_table import time_table
+from bnlab.reports.tables.accuracy_table import accuracy_table, batch_size_table
+from bnlab.reports.tables.table import Table, to_csv, to_markdown, to_text
+from bnlab.reports.tables.time_table import time_table
 
 __all__ = [
     "CLAIMS",

@@ -1,4 +1,4 @@
-"""Everything that `bnlab report` writes for a collection of runs."""
+"""The report on a collection of runs: tables, figures and pages in a folder."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
-from bnlab.reports.accuracy_table import accuracy_table, batch_size_table
-from bnlab.reports.claims import Conclusion, judge_all
-from bnlab.reports.collection import Collection
-from bnlab.reports.conclusions import conclusions_table
-from bnlab.reports.curves import Curves, read_curves
-from bnlab.reports.figures import GRADIENT, FigurePlan, plan_figures
-from bnlab.reports.files import address
-from bnlab.reports.html_page import DrawnFigure, html_page
-from bnlab.reports.markdown_page import markdown_page
-from bnlab.reports.overview import Overview, architectures, overview, runs_table
-from bnlab.reports.run_files import clean
-from bnlab.reports.runs import Run
-from bnlab.reports.style import png, svg
-from bnlab.reports.table import Table, to_csv, to_markdown
-from bnlab.reports.time_table import time_table
+from bnlab.reports.claims.claim import Conclusion
+from bnlab.reports.claims.judging import judge_all
+from bnlab.reports.figures.plans import GRADIENT, FigurePlan, plan_figures
+from bnlab.reports.figures.style import png, svg
+from bnlab.reports.pages.conclusions import conclusions_table
+from bnlab.reports.pages.content import Content, DrawnFigure
+from bnlab.reports.pages.html import html_page
+from bnlab.reports.pages.markdown import markdown_page
+from bnlab.reports.pages.overview import Overview, overview
+from bnlab.reports.reading.collection import Collection
+from bnlab.reports.reading.curves import CurvesOf, read_curves
+from bnlab.reports.reading.run_files import clean
+from bnlab.reports.tables.accuracy_table import accuracy_table, batch_size_table
+from bnlab.reports.tables.runs_table import runs_table
+from bnlab.reports.tables.table import Table, to_csv, to_markdown
+from bnlab.reports.tables.time_table import time_table
 
 FORMATS = ("md", "csv", "html", "png", "svg")
 _SAVE = {"png": png, "svg": svg}
-_LARGEST_SVG = 120_000  # bytes of a picture within the page; a larger one may stand there as PNG
+_LARGEST_SVG = 120_000  # bytes of a picture within the page; a larger one is a PNG there if that is smaller
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found and written."""
+    """A written report: its folder, files and results."""
 
     folder: Path
     overview: Overview
     tables: tuple[Table, ...]
     conclusions: tuple[Conclusion, ...]
     files: tuple[Path, ...]
-    notes: tuple[str, ...] = ()  # what could not be drawn
+    notes: tuple[str, ...] = ()  # on figures that could not be drawn
 
 
 def main_tables(collection: Collection) -> list[Table]:
-    """The thesis's tables for the nets that have runs: accuracy, also by batch size where it was varied, and time."""
-    kinds = architectures(collection)
+    """The thesis's tables for the nets that have runs: accuracies, accuracies by batch size if it varies, and times."""
+    kinds = collection.architectures
     swept = [batch_size_table(collection, architecture) for architecture in kinds]
     return [
         *(accuracy_table(collection, architecture) for architecture in kinds),
@@ -63,17 +65,17 @@ def write_report(
     title: str = "",
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Write tables, figures, `report.md` and `report.html` into a folder, which is made where there is none.
+    """Write tables, figures, `report.md` and `report.html` into a folder, which is made if it does not exist.
 
-    Files of earlier reports that have the same names are replaced, one at a time; others are left alone.
+    Files of earlier reports with the same names are replaced, one at a time; others are left alone.
 
     Args:
         collection: the runs.
-        folder: where to.
-        formats: some of `FORMATS`; png and svg are the figures' files, which html has within itself.
-        quantity: of the heatmaps of batch norm against vanilla.
-        title: of the report; the folder's name without one.
-        progress: is told what comes next.
+        folder: the report's.
+        formats: some of `FORMATS`; png and svg are files of figures, html holds its figures within itself.
+        quantity: that of the heatmaps of batch norm against vanilla.
+        title: the heading; without one the name of the folder that holds all runs.
+        progress: a function that is called with the name of each step.
 
     Raises:
         InputError: there are no runs, or the folder cannot be written.
@@ -101,7 +103,7 @@ def _checked(formats: Iterable[str]) -> frozenset[str]:
 
 
 def check_runs(collection: Collection) -> None:
-    """Raise InputError where nothing can be reported, and say why as far as it is known."""
+    """Raise InputError if there are no runs to report on, with the reason as far as it is known."""
     if collection.runs:
         return
     text = (
@@ -115,14 +117,14 @@ def check_runs(collection: Collection) -> None:
 
 
 class _Writer:
-    """Writes one report and remembers its files."""
+    """A report in the making, and the files written so far."""
 
     def __init__(
         self,
         collection: Collection,
         folder: Path,
         formats: frozenset[str],
-        curves: Callable[[Run], Curves],
+        curves: CurvesOf,
         progress: Callable[[str], None],
     ) -> None:
         self._collection = collection
@@ -133,32 +135,41 @@ class _Writer:
         self._files: list[Path] = []
 
     def write(self, quantity: str, title: str) -> Report:
-        """Tables first, then figures, and last the pages that link to them."""
+        """Write the tables, then the figures, and last the pages that link to them."""
         collection = self._collection
         tables = main_tables(collection)
         self._progress("judging the thesis's conclusions")
         conclusions = judge_all(collection, curves=self._curves)
-        counts = overview(collection, conclusions)
         runs = runs_table(collection, {run: address(run.folder, self._folder) for run in collection.runs})
-        listed = [*tables, runs, conclusions_table(collection, conclusions)]
+        listed = [*tables, runs, conclusions_table(conclusions)]
         table_files = {table.name: self._write_table(table) for table in listed}
         figures = self._figures(quantity) if self._formats - {"md", "csv"} else []
-        made = datetime.now(timezone.utc).date().isoformat()
+        content = Content(
+            title=title,
+            made=datetime.now(timezone.utc).date().isoformat(),
+            collection=collection,
+            overview=overview(collection, conclusions),
+            conclusions=conclusions,
+            tables=tables,
+            runs=runs,
+            figures=figures,
+            table_files=table_files,
+            problems=self._problems() if "html" in self._formats else (),
+        )
         if "md" in self._formats:
-            page = markdown_page(title, made, collection, counts, conclusions, tables, runs, figures)
-            self._put(self._folder / "report.md", page)
+            self._put(self._folder / "report.md", markdown_page(content))
         if "html" in self._formats:
-            problems = [
-                (collection.path(run), problem) for run in collection.runs if (problem := self._curves(run).problem)
-            ]
-            page = html_page(title, made, collection, counts, conclusions, tables, runs, figures, problems, table_files)
-            self._put(self._folder / "report.html", page)
+            self._put(self._folder / "report.html", html_page(content))
         notes: tuple[str, ...] = ()
         if figures and not any(figure.plan.name.startswith("difference_") for figure in figures):
             notes = (
                 f"no heatmap of batch norm against vanilla: no pair of runs has recorded {clean(quantity)} of layers",
             )
-        return Report(self._folder, counts, tuple(tables), tuple(conclusions), tuple(self._files), notes)
+        return Report(self._folder, content.overview, tuple(tables), tuple(conclusions), tuple(self._files), notes)
+
+    def _problems(self) -> list[tuple[str, str]]:
+        found = [(self._collection.path(run), self._curves(run).problem) for run in self._collection.runs]
+        return [(path, problem) for path, problem in found if problem]
 
     def _write_table(self, table: Table) -> list[tuple[str, str]]:
         """Names and addresses of its files."""
@@ -203,6 +214,12 @@ class _Writer:
         self._files.append(path)
 
 
+def address(target: Path, folder: Path) -> str:
+    """A link from a page in `folder`: relative, quoted, and never taken for another scheme."""
+    relative = os.path.relpath(target, folder)
+    return "./" + quote(os.fsencode(relative))
+
+
 def default_folder(folders: Sequence[str | Path]) -> Path:
-    """Where the report on some folders goes: `report` in the first."""
-    return Path(os.fspath(folders[0])) / "report"
+    """The folder of the report on some folders: `report` in the first."""
+    return Path(folders[0]) / "report"

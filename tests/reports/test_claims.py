@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown
-from bnlab.reports.claims.accuracies import at_least, higher
-from bnlab.reports.claims.dynamics import early_size, epochs_to, fewer, larger, sooner, spread
-from bnlab.reports.claims.trends import sign_of
-from bnlab.reports.claims.verdict import Claim, Evidence, Finding, conclude
-from bnlab.reports.conclusions import conclusions_markdown, conclusions_table, conclusions_text
-from bnlab.reports.curves import LayerTable, read_curves
-from bnlab.reports.statistics import Estimate
+from bnlab.reports.claims.batch_sizes import sign_of
+from bnlab.reports.claims.claim import Claim, Evidence, Finding, at_least, higher
+from bnlab.reports.claims.gradients import early_size, larger, spread
+from bnlab.reports.claims.judging import conclude
+from bnlab.reports.claims.training import epochs_to, fewer, sooner
+from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.pages.conclusions import conclusions_markdown, conclusions_table, conclusions_text
+from bnlab.reports.reading.curves import LayerTable, read_curves
 from tests.reports.study_files import Values, collected, curve_rows, write_fit_run, write_pair, write_run
 
 LR = "Batch norm allows learning rate 0.1 where the vanilla MLP does not train."
@@ -403,9 +404,9 @@ def test_conclusions_as_text_tables_and_lists(tmp_path: Path) -> None:
     assert (
         "The sigmoid CNN trains only with batch norm. (8.1.1; 7.2.1, figures 7.18 and 7.19) Needs cnn_sigmoid." in flat
     )
-    rows = list(csv.DictReader(io.StringIO(to_csv(conclusions_table(collection, found)))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(conclusions_table(found)))))
     assert len(rows) == len(CLAIMS)
     (row,) = [row for row in rows if row["conclusion"] == LR]
     assert (row["verdict"], row["dataset"], row["verdict_on_dataset"]) == ("supported", "MNIST", "supported")
-    assert "| **supported** | Batch norm allows learning rate 0.1" in to_markdown(conclusions_table(collection, found))
+    assert "| **supported** | Batch norm allows learning rate 0.1" in to_markdown(conclusions_table(found))
     assert f"- **supported**: {LR} *Thesis 8.1.2; 7.1.2" in conclusions_markdown(collection, found)

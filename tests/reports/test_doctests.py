@@ -5,7 +5,10 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("names", "reference", "provenance", "figures", "learning_curves", "style", "run_files", "claims.dynamics")
+MODULES = (
+    *("thesis.experiments", "thesis.numbers", "reading.run_files", "tables.notes"),
+    *("figures.plans", "figures.style", "figures.training", "claims.training"),
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

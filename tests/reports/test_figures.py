@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from bnlab.reports import Run, collect
-from bnlab.reports.accuracy import accuracy
-from bnlab.reports.comparisons import batch_size_figure, comparison_series
-from bnlab.reports.curves import Curves, LayerTable, read_curves
-from bnlab.reports.figures import FigurePlan, plan_figures
-from bnlab.reports.gradient_figures import log_ratio, over_seeds
-from bnlab.reports.learning_curves import accuracy_over_time, loss_scale
-from bnlab.reports.style import BATCH_NORM, VANILLA, axis_start, literal, panels, png, svg
-from bnlab.reports.thesis_figures import COMPARISONS, CURVES, GRADIENTS
+from bnlab.reports.estimates.pairs import accuracy
+from bnlab.reports.figures.averages import band, log_ratio, mean_in_bins, over_seeds
+from bnlab.reports.figures.comparisons import batch_size_figure, comparison_series
+from bnlab.reports.figures.plans import FigurePlan, plan_figures
+from bnlab.reports.figures.style import BATCH_NORM, VANILLA, axis_start, literal, panels, png, svg
+from bnlab.reports.figures.training import accuracy_over_time, loss_scale
+from bnlab.reports.reading.curves import Curves, LayerTable, read_curves
+from bnlab.reports.thesis.figures import BATCH_SIZE_FIGURES, COMPARISONS, CURVES, GRADIENTS
 from tests.reports.study_files import curve_rows, one_run, write_pair, write_run
 
 LAYERS = ({"00_net.fc1": 1e-3, "01_net.logits": 1e-2}, {"00_net.fc1": 1e-4, "01_net.logits": 1e-2})
@@ -53,9 +53,16 @@ def study(root: Path) -> None:
     write_run(root, curve_rows([0.7, 0.9, 0.8], [1.5, 0.5, 0.4], 3.0, LAYERS), batch_norm=True, test_acc=0.8)
 
 
-def test_training_curves_are_the_records(tmp_path: Path) -> None:
-    study(tmp_path)
-    figure = drawn(plans(tmp_path)["curves_mlp_relu"])
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FigurePlan]:
+    """The plans of one study, shared by the tests that change nothing."""
+    root = tmp_path_factory.mktemp("study")
+    study(root)
+    return plans(root)
+
+
+def test_training_curves_are_the_records(studied: dict[str, FigurePlan]) -> None:
+    figure = drawn(studied["curves_mlp_relu"])
     left, right = figure.axes
     assert left.get_title(loc="left") == "MNIST"
     assert lines(left) == [
@@ -102,9 +109,8 @@ def test_the_scale_of_the_loss(highest: list[float], top: float) -> None:
     assert loss_scale(highest) == top
 
 
-def test_gradients_of_each_layer_side_by_side(tmp_path: Path) -> None:
-    study(tmp_path)
-    figure = drawn(plans(tmp_path)["gradients_mlp_relu"])
+def test_gradients_of_each_layer_side_by_side(studied: dict[str, FigurePlan]) -> None:
+    figure = drawn(studied["gradients_mlp_relu"])
     vanilla, batch_norm = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["MNIST, vanilla", "MNIST, batch norm"]
     assert [(x, y) for _, _, x, y in lines(vanilla)] == [([0, 10], [1e-3, 1e-4]), ([0, 10], [1e-2, 1e-2])]
@@ -153,6 +159,30 @@ def test_a_quantity_can_be_chosen(tmp_path: Path) -> None:
 
 def table(steps: list[float], *rows: list[float]) -> LayerTable:
     return LayerTable(np.array(rows), np.array(steps, dtype=float), tuple(f"{i:02d}_a" for i in range(len(rows))))
+
+
+def test_a_band_over_seeds() -> None:
+    found = band([([1, 2, 3], [0.1, 0.2, 0.4]), ([1, 2], [0.3, 0.6])])
+    assert found.x.tolist() == [1, 2, 3]
+    assert found.mean.tolist() == pytest.approx([0.2, 0.4, 0.5])  # the second run keeps its last value
+    assert found.low.tolist() == pytest.approx([0.1, 0.2, 0.4])
+    assert found.high.tolist() == pytest.approx([0.3, 0.6, 0.6])
+
+
+def test_a_band_leaves_out_what_is_not_finite() -> None:
+    found = band([([1, 2], [math.nan, math.inf]), ([1, 2, 3], [1.0, math.nan, 2.0])])
+    assert found.mean.tolist() == pytest.approx([1.0, math.nan, 2.0], nan_ok=True)
+    empty = band([([], []), ([], [])])
+    assert [len(values) for values in empty] == [0, 0, 0, 0]
+
+
+def test_bins_are_means_of_finite_values() -> None:
+    values = np.array([[1.0, 3.0, math.nan, 5.0, math.nan, math.inf], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]])
+    table = mean_in_bins(LayerTable(values, np.arange(0.0, 60, 10), ("00_a", "01_b")), 3)
+    assert table.steps.tolist() == [5, 25, 45]
+    assert table.values[0].tolist() == pytest.approx([2.0, 5.0, math.nan], nan_ok=True)
+    assert table.values[1].tolist() == [1, 2, 3]
+    assert mean_in_bins(table, 3) is table
 
 
 def test_a_ratio_ends_where_both_have_values() -> None:
@@ -271,8 +301,12 @@ def test_a_sweep_draws_no_curves_of_other_batch_sizes(tmp_path: Path) -> None:
 
 
 def test_every_figure_of_chapter_7_is_named_once() -> None:
-    numbers = [*CURVES.values(), *GRADIENTS.values(), *(one.figure for one in COMPARISONS)]
-    numbers += ["7.15", "7.38", "7.39", "7.40"]
+    numbers = [
+        *CURVES.values(),
+        *GRADIENTS.values(),
+        *(one.figure for one in COMPARISONS),
+        *BATCH_SIZE_FIGURES.values(),
+    ]
     assert sorted(numbers, key=lambda number: int(number[2:])) == [f"7.{number}" for number in range(1, 41)]
 
 
@@ -297,13 +331,12 @@ def test_hostile_names_are_drawn_as_they_stand(tmp_path: Path) -> None:
             assert "<b>" not in text
 
 
-def test_the_files_are_what_they_say_and_the_same_each_time(tmp_path: Path) -> None:
-    study(tmp_path)
-    plan = plans(tmp_path)["curves_mlp_relu"]
-    first, second = svg(drawn(plan)), svg(drawn(plan))
-    assert first == second
+def test_the_files_are_what_they_say_and_the_same_each_time(studied: dict[str, FigurePlan]) -> None:
+    figure = drawn(studied["curves_mlp_relu"])
+    first = svg(figure)
+    assert svg(drawn(studied["curves_mlp_relu"])) == first
     assert first.startswith(b"<?xml")
-    image = Image.open(io.BytesIO(png(drawn(plan))))
+    image = Image.open(io.BytesIO(png(figure)))
     assert image.format == "PNG"
     assert image.size[0] > 500
 
@@ -322,11 +355,10 @@ def test_what_matplotlib_would_take_for_a_formula() -> None:
     assert literal(r"a \$x") == r"a \$x"
 
 
-def test_drawing_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:
-    study(tmp_path)
+def test_drawing_leaves_matplotlibs_settings_alone(studied: dict[str, FigurePlan]) -> None:
     before = dict(matplotlib.rcParams)
-    for plan in plans(tmp_path).values():
+    for plan in studied.values():
         figure = plan.draw()
-        if figure is not None:
-            svg(figure)
+        assert figure is not None
+        svg(figure)
     assert dict(matplotlib.rcParams) == before

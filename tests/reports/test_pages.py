@@ -1,4 +1,4 @@
-"""The whole report: its files, its page as a browser would take it, and runs that mean harm."""
+"""The whole report: its files, its page as a browser takes it, and hostile runs."""
 
 import base64
 import os
@@ -13,8 +13,8 @@ import pytest
 from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
 from bnlab.reports import CLAIMS, Report, collect, write_report
-from bnlab.reports.figures import plan_figures
-from bnlab.reports.files import address
+from bnlab.reports.figures.plans import plan_figures
+from bnlab.reports.report import address
 from tests.reports.study_files import curve_rows, write_fit_run, write_pair, write_run
 
 VOID = {"meta", "img", "link", "br", "hr", "input", "col"}
@@ -173,7 +173,7 @@ def test_links_lead_to_files_and_run_folders(report: Report) -> None:
         assert (report.folder / unquote(link)).exists(), link
 
 
-def test_runs_that_mean_harm_are_text(tmp_path: Path) -> None:
+def test_hostile_runs_are_text(tmp_path: Path) -> None:
     root = tmp_path / "javascript:alert(1)"
     for flag in (False, True):
         rows = curve_rows([0.5, 0.6], gradients=[{"00_<svg onload=alert(3)>": 0.1}])
@@ -191,7 +191,7 @@ def test_runs_that_mean_harm_are_text(tmp_path: Path) -> None:
         )
     (root / "<code><script>").mkdir()
     (root / "<code><script>" / "result.json").write_text('{"schema": "<script>alert(6)</script>"}')
-    report = reported(root)
+    report = reported(root, formats=["md", "csv", "html", "svg"])
     page, text = page_of(report), (report.folder / "report.html").read_text()
     tags = {tag for tag, _ in page.tags}
     assert not {"script", "svg", "i"} & tags
@@ -229,7 +229,7 @@ def test_names_that_are_no_unicode_are_shown_and_linked(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_figure")
 def test_a_report_of_plain_fits_says_how_to_test(tmp_path: Path) -> None:
     write_fit_run(tmp_path / "version_0")
-    report = reported(tmp_path)
+    report = reported(tmp_path, formats=["md", "html"])
     assert "bnlab fit does not test" in page_of(report).words
     assert "bnlab fit does not test" in (report.folder / "report.md").read_text()
 

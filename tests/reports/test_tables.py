@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bnlab.reports import accuracy_table, batch_size_table, time_table, to_csv, to_markdown, to_text
-from bnlab.reports.accuracy import compare, sign_verdict
-from bnlab.reports.collection import Line
-from bnlab.reports.statistics import Estimate
-from bnlab.reports.table import Cell, Table, escape, estimate_words
+from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.estimates.pairs import compare_accuracies, sign_verdict
+from bnlab.reports.reading.collection import Collection, Line
+from bnlab.reports.tables.table import Cell, Table, escape, estimate_words
 from tests.reports.study_files import collected, write_fit_run, write_pair, write_run
 
 
@@ -48,7 +48,7 @@ def test_table_b1_of_three_seeds(tmp_path: Path) -> None:
     for seed, (vanilla, batch_norm) in enumerate([(0.980, 0.985), (0.982, 0.986), (0.987, 0.985)]):
         write_pair(tmp_path, vanilla, batch_norm, seeds=[seed])
     table = accuracy_table(collected(tmp_path), "mlp")
-    # V 98.3 ± 0.8957 (by hand, in test_statistics); B 98.5333, s² = 0.003333, ± 4.302653 · √(0.003333 / 3) = 0.1434;
+    # V 98.3 ± 0.8957 (by hand, in test_estimates); B 98.5333, s² = 0.003333, ± 4.302653 · √(0.003333 / 3) = 0.1434;
     # B − V: √(0.043333 + 0.001111) = 0.21082, with 2.1 degrees of freedom t = 4.11
     assert rows(table)["ReLU"] == [
         "98.30 ± 0.90 (98.0)",
@@ -129,8 +129,8 @@ def test_signs(ours: Estimate, thesis: float, verdict: str) -> None:
 
 def test_the_thesiss_gain_is_rounded_as_there(tmp_path: Path) -> None:
     write_pair(tmp_path, 0.98, 0.99)
-    assert compare(collected(tmp_path), Line("mlp", "mlp_lr_high"), "mnist").thesis_gain == 87.2
-    assert compare(collected(tmp_path), Line("mlp", "mlp_lr_high", (), 32), "mnist").thesis_gain is None
+    assert compare_accuracies(collected(tmp_path), Line("mlp", "mlp_lr_high"), "mnist").thesis_gain == 87.2
+    assert compare_accuracies(collected(tmp_path), Line("mlp", "mlp_lr_high", (), 32), "mnist").thesis_gain is None
 
 
 def test_accuracy_by_batch_size(tmp_path: Path) -> None:
@@ -171,8 +171,6 @@ def test_table_b3(tmp_path: Path) -> None:
 
 
 def test_table_b4_without_runs_is_the_thesiss() -> None:
-    from bnlab.reports.collection import Collection
-
     table = time_table(Collection(Path(), ()), "cnn")
     assert rows(table)["32"] == ["— (19.7 %)"]
     assert rows(table)["64"] == ["— (19.0 %)"]

@@ -1,83 +1,57 @@
-"""Judges of test accuracies: which of two is higher, and what trains at all."""
+"""Judges of test accuracies: two nets, one net against several, two gains, and all nine experiments."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-from bnlab.reports import reference
-from bnlab.reports.accuracy import accuracy, accuracy_gain
-from bnlab.reports.claims.verdict import Evidence, Finding, Judge, Verdict
-from bnlab.reports.names import BATCH_SIZE, dataset_title, norm_words, thesis_dataset
-from bnlab.reports.runs import Run
-from bnlab.reports.statistics import Estimate
+from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, all_of, at_least, higher
+from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.estimates.pairs import accuracy, accuracy_gain
+from bnlab.reports.reading.run import Run
+from bnlab.reports.thesis import numbers
+from bnlab.reports.thesis.experiments import EXPERIMENTS, dataset_title, thesis_dataset
 
-# share of the largest class in the test set: what a net that always says the same gets
-CHANCE = {"mnist": 0.1135, "svhn": 0.1959, "cifar10": 0.1, "cifar100": 0.01, "digits": 0.1017}
-LEARNED = 1.5  # times chance
-MATCH = 0.5  # points
+_FEWEST = 5  # the smallest number of experiments for a verdict on "most"
 
 
-class Side(NamedTuple):
-    """One of two things that are compared."""
-
-    experiment: str
-    batch_norm: bool
-    batch_size: int = BATCH_SIZE
-
-    def runs(self, evidence: Evidence, architecture: str, dataset: str) -> list[Run]:
-        """Its runs that have a test accuracy."""
-        runs = evidence.runs(architecture, self.experiment, dataset, self.batch_norm, self.batch_size)
-        return [run for run in runs if run.test_acc is not None]
-
-    def words(self, architecture: str, dataset: str, runs: Sequence[Run]) -> str:
-        """`mlp_relu batch norm 98.15 ± 0.10 (n = 3; thesis 98.2)`."""
-        found = accuracy(runs)
-        assert found.estimate is not None
-        size = f" batch {self.batch_size}" if self.batch_size != BATCH_SIZE else ""
-        details = [f"n = {found.estimate.n}"]
-        if found.diverged:
-            details.append(f"{found.diverged} diverged")
-        known = reference.accuracy(architecture, self.experiment, thesis_dataset(dataset), self.batch_norm)
-        if known is not None and self.batch_size == BATCH_SIZE:
-            details.append(f"thesis {known:.1f}")
-        half = found.estimate.half_width
-        spread = "" if half is None else f" ± {half:.2f}"
-        name = f"{architecture}_{self.experiment} {norm_words(self.batch_norm)}{size}"
-        return f"{name} {found.estimate.value:.2f}{spread} ({'; '.join(details)})"
-
-
-def higher(gain: Estimate) -> Verdict:
-    """Supported if the whole interval of the gain lies above 0, contradicted if below; without one nothing is told."""
-    return at_least(gain, 0.0)
-
-
-def at_least(gain: Estimate, margin: float = MATCH) -> Verdict:
-    """Supported if the whole interval of the gain lies above −margin (in points), contradicted if below."""
-    if gain.half_width is None:
-        return "cannot tell"
-    if gain.low > -margin:
-        return "supported"
-    return "contradicted" if gain.high < -margin else "cannot tell"
+def tested(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have a test accuracy."""
+    return [run for run in runs if run.test_acc is not None]
 
 
 def compare_sides(lower: Side, upper: Side, rule: Callable[[Estimate], Verdict] = higher) -> Judge:
     """Judges the test accuracy of `upper` minus that of `lower`, in points, by its 95 % interval.
 
-    The interval is Welch's over seeds where both have several; with one seed it is that of the finite test set, which
-    is too narrow by what seeds make out, so a verdict of one seed is a weak one: n stands beside it.
+    The interval is Welch's over seeds if both have several. With one seed it is that of the finite test set, which
+    leaves out the spread of seeds and so is too narrow: such a verdict is weak, and n stands beside it.
     """
 
     def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        sides = [(side, side.runs(evidence, architecture, dataset)) for side in (lower, upper)]
+        sides = [(side, tested(side.runs(evidence, architecture, dataset))) for side in (lower, upper)]
         gain = accuracy_gain(sides[0][1], sides[1][1])
         if gain is None:
             return None
-        words = " against ".join(side.words(architecture, dataset, runs) for side, runs in reversed(sides))
+        words = " against ".join(_side_words(side, architecture, dataset, runs) for side, runs in reversed(sides))
         runs = tuple(run for _, some in sides for run in some)
         return Finding(dataset_title(dataset), rule(gain), f"{words}: {gain_words(gain)}", runs)
 
     return judge
+
+
+def _side_words(side: Side, architecture: str, dataset: str, runs: Sequence[Run]) -> str:
+    """`mlp_relu batch norm 98.15 ± 0.10 (n = 3; thesis 98.2)`."""
+    found = accuracy(runs)
+    assert found.estimate is not None
+    details = [f"n = {found.estimate.n}"]
+    if found.diverged:
+        details.append(f"{found.diverged} diverged")
+    known = numbers.accuracy(architecture, side.experiment, thesis_dataset(dataset), side.batch_norm)
+    if known is not None:
+        details.append(f"thesis {known:.1f}")
+    half = found.estimate.half_width
+    spread = "" if half is None else f" ± {half:.2f}"
+    return f"{side.name(architecture)} {found.estimate.value:.2f}{spread} ({'; '.join(details)})"
 
 
 def gain_words(gain: Estimate) -> str:
@@ -90,7 +64,9 @@ def gain_words(gain: Estimate) -> str:
 
 
 def matches_all(best: Side, others: Sequence[Side]) -> Judge:
-    """Judges whether `best` is at most `MATCH` points below each of the others; one that it is below contradicts."""
+    """Judges whether `best` matches each of the others, at most `MATCH` points below it; one that it does not match
+    contradicts.
+    """
     judges = [compare_sides(other, best, at_least) for other in others]
 
     def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
@@ -98,66 +74,85 @@ def matches_all(best: Side, others: Sequence[Side]) -> Judge:
         known = [finding for finding in found if finding is not None]
         if len(known) < len(judges):
             return None
-        verdicts = [finding.verdict for finding in known]
-        verdict: Verdict = "supported" if set(verdicts) == {"supported"} else "cannot tell"
-        if "contradicted" in verdicts:
-            verdict = "contradicted"
+        verdict = all_of(finding.verdict for finding in known)
         runs = tuple(dict.fromkeys(run for finding in known for run in finding.runs))
         return Finding(dataset_title(dataset), verdict, "; ".join(finding.numbers for finding in known), runs)
 
     return judge
 
 
-def learned(run: Run) -> bool | None:
-    """Whether a run got further than chance: not diverged, and an accuracy above `LEARNED` times the largest class.
+def smaller_gain(experiment: str, than: str) -> Judge:
+    """Judges whether batch norm's gain in test accuracy is smaller in one experiment than in another.
 
-    The test accuracy counts, without one the validation accuracy; None where that or the level of chance is unknown.
-    """
-    if run.diverged:
-        return False
-    reached = run.val_acc if run.test_acc is None else run.test_acc
-    level = CHANCE.get(thesis_dataset(run.dataset) or run.dataset)
-    return None if reached is None or level is None else reached > LEARNED * level
-
-
-def trains_only_with_batch_norm(experiment: str) -> Judge:
-    """Supported if no vanilla run learns and every batch-normalised one does, after `learned`.
-
-    Contradicted if every vanilla run learns, or no batch-normalised one; seeds that disagree cannot tell.
+    The difference of the gains must exceed half its interval, √(a² + b²): the two gains are taken as independent.
     """
 
     def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        sides = [evidence.runs(architecture, experiment, dataset, flag) for flag in (False, True)]
-        if not all(sides):
-            return None
-        known = [[learned(run) for run in side] for side in sides]
-        verdict: Verdict = "cannot tell"
-        if not any(None in side for side in known):
-            if not any(known[0]) and all(known[1]):
-                verdict = "supported"
-            elif all(known[0]) or not any(known[1]):
-                verdict = "contradicted"
-        level = CHANCE.get(thesis_dataset(dataset) or dataset)
-        parts = [_training_words(experiment, architecture, dataset, side) for side in sides]
-        parts.append("chance unknown" if level is None else f"chance {100 * level:.2f}")
-        return Finding(dataset_title(dataset), verdict, "; ".join(parts), tuple(sides[0] + sides[1]))
+        gains, used = [], []
+        for name in (than, experiment):
+            sides = [tested(side) for side in evidence.sides(architecture, name, dataset)]
+            gain = accuracy_gain(*sides)
+            if gain is None:
+                return None
+            gains.append(gain)
+            used += sides[0] + sides[1]
+        text = "; ".join(
+            f"{architecture}_{name}: {gain_words(gain)}" for name, gain in zip((than, experiment), gains, strict=True)
+        )
+        return Finding(dataset_title(dataset), _smaller(*gains), text, tuple(used))
 
     return judge
 
 
-def _training_words(experiment: str, architecture: str, dataset: str, runs: Sequence[Run]) -> str:
-    """`vanilla: 0 of 3 learned, 2 diverged, 9.80–11.35 (thesis 11.4)`."""
-    flag = runs[0].batch_norm
-    text = f"{norm_words(flag)}: {sum(learned(run) is True for run in runs)} of {len(runs)} learned"
-    diverged = sum(run.diverged for run in runs)
-    if diverged:
-        text += f", {diverged} diverged"
-    tested = all(run.test_acc is not None for run in runs)
-    values = [run.test_acc if tested else run.val_acc for run in runs]
-    reached = sorted(100 * value for value in values if value is not None)
-    if reached:
-        kind = "test accuracy" if tested else "validation accuracy"
-        span = f"{reached[0]:.2f}" if len(reached) == 1 else f"{reached[0]:.2f} to {reached[-1]:.2f}"
-        text += f", {kind} {span}"
-    thesis = reference.accuracy(architecture, experiment, thesis_dataset(dataset), flag)
-    return text if thesis is None else f"{text} (thesis {thesis:.1f})"
+def _smaller(base: Estimate, other: Estimate) -> Verdict:
+    if base.half_width is None or other.half_width is None:
+        return "cannot tell"
+    change, half = other.value - base.value, math.hypot(base.half_width, other.half_width)
+    if abs(change) <= half:
+        return "cannot tell"
+    return "supported" if change < 0 else "contradicted"
+
+
+def most_gain(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+    """Supported if batch norm has the higher test accuracy, beyond the interval, in more than half of the experiments
+    on a dataset; contradicted if vanilla has. At least five experiments are needed.
+    """
+    verdicts, used = [], []
+    for experiment in EXPERIMENTS:
+        sides = [tested(side) for side in evidence.sides(architecture, experiment, dataset)]
+        gain = accuracy_gain(*sides)
+        if gain is not None:
+            verdicts.append(higher(gain))
+            used += sides[0] + sides[1]
+    count = len(verdicts)
+    if count < _FEWEST:
+        return None
+    better, worse = verdicts.count("supported"), verdicts.count("contradicted")
+    verdict: Verdict = "supported" if better > count / 2 else "contradicted" if worse > count / 2 else "cannot tell"
+    text = f"of {count} experiments batch norm is better in {better}, worse in {worse}, within the interval in the rest"
+    return Finding(dataset_title(dataset), verdict, text, tuple(used))
+
+
+def dropout_is_best(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+    """Supported if vanilla with dropout has the highest test accuracy of all, beyond the interval to the second best.
+
+    Contradicted if another is higher beyond the interval. All nine experiments are needed, with and without batch norm.
+    """
+    best, others, used = Side("dropout", False), [], []
+    for experiment in EXPERIMENTS:
+        for flag in (False, True):
+            side = Side(experiment, flag)
+            runs = tested(side.runs(evidence, architecture, dataset))
+            found = accuracy(runs).estimate
+            if found is None:
+                return None
+            used += runs
+            if side != best:
+                others.append((found.value, side, runs))
+    _, rival, rival_runs = max(others, key=lambda other: other[0])
+    runs = tested(best.runs(evidence, architecture, dataset))
+    gain = accuracy_gain(rival_runs, runs)
+    assert gain is not None
+    text = f"{_side_words(best, architecture, dataset, runs)} against the best other, "
+    text += f"{_side_words(rival, architecture, dataset, rival_runs)}: {gain_words(gain)}"
+    return Finding(dataset_title(dataset), higher(gain), text, tuple(used))

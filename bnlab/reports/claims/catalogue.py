@@ -1,37 +1,26 @@
-"""The conclusions, in the order of chapter 8; each names its judge, whose docstring has the rule."""
+"""The claims in the order of chapter 8; each names its judge, whose docstring has the rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
-from bnlab.reports.claims.accuracies import Side, at_least, compare_sides, matches_all, trains_only_with_batch_norm
-from bnlab.reports.claims.dynamics import Net, converges_sooner, larger_gradients, steadier_gradients
-from bnlab.reports.claims.trends import accuracy_trend, better_at_sizes, overhead_trend, smaller_gain
-from bnlab.reports.claims.verdict import Claim, Conclusion, Evidence, conclude
-from bnlab.reports.claims.whole import dropout_is_best, most_gain
-from bnlab.reports.collection import Collection
-from bnlab.reports.curves import Curves, read_curves
-from bnlab.reports.names import BATCH_SIZES, EXPERIMENTS
-from bnlab.reports.runs import Run
+from bnlab.reports.claims.accuracies import compare_sides, dropout_is_best, matches_all, most_gain, smaller_gain
+from bnlab.reports.claims.batch_sizes import accuracy_trend, better_at_sizes, overhead_trend
+from bnlab.reports.claims.claim import Claim, Judge, Side, at_least
+from bnlab.reports.claims.gradients import larger_gradients, steadier_gradients
+from bnlab.reports.claims.training import converges_sooner, trains_only_with_batch_norm
+from bnlab.reports.thesis.experiments import BATCH_SIZES, EXPERIMENTS
 
 _V, _B = False, True
 
 
-def judge_all(
-    collection: Collection,
-    claims: tuple[Claim, ...] | None = None,
-    curves: Callable[[Run], Curves] | None = None,
-) -> list[Conclusion]:
-    """What the runs say of each claim (all of them by default), in order.
-
-    Args:
-        collection: the runs.
-        claims: which to judge.
-        curves: gives a run's records; they are read where it is None.
-    """
-    evidence = Evidence(collection, curves or cache(lambda run: read_curves(run.folder)))
-    return [conclude(claim, evidence) for claim in (CLAIMS if claims is None else claims)]
+def _both(
+    statement: str, quote: str, where: tuple[str, str], experiments: tuple[str, ...], judge: Judge
+) -> tuple[Claim, Claim]:
+    """A claim on the MLP and the same on the CNN; `{net}` in the statement is their name."""
+    mlp, cnn = where
+    return (
+        Claim("mlp", statement.format(net="MLP"), quote, mlp, experiments, judge),
+        Claim("cnn", statement.format(net="CNN"), quote, cnn, experiments, judge),
+    )
 
 
 _ACTIVATIONS = (
@@ -52,27 +41,19 @@ _ACTIVATIONS = (
         ("sigmoid",),
         compare_sides(Side("sigmoid", _V), Side("sigmoid", _B)),
     ),
-    *(
-        Claim(
-            architecture,
-            f"With batch norm, the sigmoid {architecture.upper()} stays less accurate than with ReLU.",
-            "these models consistently achieve lower accuracies than the same model with rectified nonlinearities",
-            "8.1.1",
-            ("sigmoid", "relu"),
-            compare_sides(Side("sigmoid", _B), Side("relu", _B)),
-        )
-        for architecture in ("mlp", "cnn")
+    *_both(
+        "With batch norm, the sigmoid {net} stays less accurate than with ReLU.",
+        "these models consistently achieve lower accuracies than the same model with rectified nonlinearities",
+        ("8.1.1", "8.1.1"),
+        ("sigmoid", "relu"),
+        compare_sides(Side("sigmoid", _B), Side("relu", _B)),
     ),
-    *(
-        Claim(
-            architecture,
-            f"The {architecture.upper()} with ReLU and batch norm matches or beats ELU, vanilla and batch norm.",
-            "batch normalized ReLU networks match or outperform both vanilla and batch normalized ELU networks",
-            f"8.1.1; {where}",
-            ("relu", "elu"),
-            matches_all(Side("relu", _B), (Side("elu", _V), Side("elu", _B))),
-        )
-        for architecture, where in (("mlp", "7.1.1, figure 7.4"), ("cnn", "7.2.1, figure 7.22"))
+    *_both(
+        "The {net} with ReLU and batch norm matches or beats ELU, vanilla and batch norm.",
+        "batch normalized ReLU networks match or outperform both vanilla and batch normalized ELU networks",
+        ("8.1.1; 7.1.1, figure 7.4", "8.1.1; 7.2.1, figure 7.22"),
+        ("relu", "elu"),
+        matches_all(Side("relu", _B), (Side("elu", _V), Side("elu", _B))),
     ),
     Claim(
         "mlp",
@@ -85,28 +66,20 @@ _ACTIVATIONS = (
 )
 
 _LEARNING_RATE = (
-    *(
-        Claim(
-            architecture,
-            f"Batch norm allows learning rate 0.1 where the vanilla {architecture.upper()} does not train.",
-            "batch normalization enables significantly higher learning rates without the risk of divergence",
-            f"8.1.2; {where}",
-            ("lr_high",),
-            trains_only_with_batch_norm("lr_high"),
-        )
-        for architecture, where in (("mlp", "7.1.2, figures 7.5 and 7.6"), ("cnn", "7.2.2, figures 7.23 and 7.24"))
+    *_both(
+        "Batch norm allows learning rate 0.1 where the vanilla {net} does not train.",
+        "batch normalization enables significantly higher learning rates without the risk of divergence",
+        ("8.1.2; 7.1.2, figures 7.5 and 7.6", "8.1.2; 7.2.2, figures 7.23 and 7.24"),
+        ("lr_high",),
+        trains_only_with_batch_norm("lr_high"),
     ),
-    *(
-        Claim(
-            architecture,
-            f"With batch norm, learning rate 0.1 does the {architecture.upper()} no harm against 0.01.",
-            "Increased learning rates that would cause a vanilla model to diverge can be beneficial in batch "
-            "normalized models",
-            f"8.3; {where}",
-            ("lr_high", "relu"),
-            compare_sides(Side("relu", _B), Side("lr_high", _B), at_least),
-        )
-        for architecture, where in (("mlp", "7.1.2, figure 7.8"), ("cnn", "7.2.2, figure 7.27"))
+    *_both(
+        "With batch norm, learning rate 0.1 does the {net} no harm against 0.01.",
+        "Increased learning rates that would cause a vanilla model to diverge can be beneficial in batch "
+        "normalized models",
+        ("8.3; 7.1.2, figure 7.8", "8.3; 7.2.2, figure 7.27"),
+        ("lr_high", "relu"),
+        compare_sides(Side("relu", _B), Side("lr_high", _B), at_least),
     ),
     Claim(
         "mlp",
@@ -169,54 +142,38 @@ _INITIALIZATION = (
             ("cnn", "init_low", "0.0001", "7.2.3, figure 7.30"),
         )
     ),
-    *(
-        Claim(
-            architecture,
-            f"With batch norm, σ = 1 leaves the {architecture.upper()} less accurate than Kaiming's initialization.",
-            "the variance preserving initialization schemes also show their theoretical superiority in practice",
-            f"8.1.3; {where}",
-            ("init_high", "relu"),
-            compare_sides(Side("init_high", _B), Side("relu", _B)),
-        )
-        for architecture, where in (("mlp", "7.1.3, figure 7.11"), ("cnn", "7.2.3, figure 7.32"))
+    *_both(
+        "With batch norm, σ = 1 leaves the {net} less accurate than Kaiming's initialization.",
+        "the variance preserving initialization schemes also show their theoretical superiority in practice",
+        ("8.1.3; 7.1.3, figure 7.11", "8.1.3; 7.2.3, figure 7.32"),
+        ("init_high", "relu"),
+        compare_sides(Side("init_high", _B), Side("relu", _B)),
     ),
-    *(
-        Claim(
-            architecture,
-            f"With batch norm, smaller initial weights give the {architecture.upper()} larger gradients.",
-            "networks initialized with smaller random values generally lead to larger gradients and thus faster "
-            "convergence",
-            f"8.1.3; {where}",
-            ("init_high", "init_low"),
-            larger_gradients("init_high", "init_low"),
-        )
-        for architecture, where in (("mlp", "7.1.3"), ("cnn", "7.2.3, figure 7.31"))
+    *_both(
+        "With batch norm, smaller initial weights give the {net} larger gradients.",
+        "networks initialized with smaller random values generally lead to larger gradients and thus faster "
+        "convergence",
+        ("8.1.3; 7.1.3", "8.1.3; 7.2.3, figure 7.31"),
+        ("init_high", "init_low"),
+        larger_gradients("init_high", "init_low"),
     ),
-    *(
-        Claim(
-            architecture,
-            f"With batch norm, smaller initial weights let the {architecture.upper()} converge in fewer epochs.",
-            "networks initialized with smaller random values generally lead to larger gradients and thus faster "
-            "convergence",
-            f"8.1.3; {where}",
-            ("init_high", "init_low"),
-            converges_sooner(Net("init_high", _B), Net("init_low", _B)),
-        )
-        for architecture, where in (("mlp", "7.1.3, figure 7.11"), ("cnn", "7.2.3, figure 7.32"))
+    *_both(
+        "With batch norm, smaller initial weights let the {net} converge in fewer epochs.",
+        "networks initialized with smaller random values generally lead to larger gradients and thus faster "
+        "convergence",
+        ("8.1.3; 7.1.3, figure 7.11", "8.1.3; 7.2.3, figure 7.32"),
+        ("init_high", "init_low"),
+        converges_sooner(Side("init_high", _B), Side("init_low", _B)),
     ),
 )
 
 _REGULARIZATION = (
-    *(
-        Claim(
-            architecture,
-            f"Batch norm keeps the {architecture.upper()}'s gradients steadier over training.",
-            "the magnitude of the gradients remains stable throughout the whole training process",
-            f"8.1.4; {where}",
-            ("relu",),
-            steadier_gradients("relu"),
-        )
-        for architecture, where in (("mlp", "7.1.1"), ("cnn", "7.2.1, figure 7.17"))
+    *_both(
+        "Batch norm keeps the {net}'s gradients steadier over training.",
+        "the magnitude of the gradients remains stable throughout the whole training process",
+        ("8.1.4; 7.1.1", "8.1.4; 7.2.1, figure 7.17"),
+        ("relu",),
+        steadier_gradients("relu"),
     ),
     Claim(
         "cnn",
@@ -321,7 +278,7 @@ _WALL_TIME = (
         "the batch normalized model converges to a beneficial parameter state slightly quicker",
         "7.1.1, figure 7.2",
         ("sigmoid",),
-        converges_sooner(Net("sigmoid", _V), Net("sigmoid", _B)),
+        converges_sooner(Side("sigmoid", _V), Side("sigmoid", _B)),
     ),
     Claim(
         "mlp",
@@ -329,7 +286,7 @@ _WALL_TIME = (
         "batch normalized networks seem to converge slower than their vanilla counterparts when using ELU activations",
         "7.1.1, figure 7.3",
         ("elu",),
-        converges_sooner(Net("elu", _B), Net("elu", _V)),
+        converges_sooner(Side("elu", _B), Side("elu", _V)),
     ),
     Claim(
         "cnn",
@@ -337,21 +294,17 @@ _WALL_TIME = (
         "batch normalization achieves slightly higher test accuracies and speeds up convergence",
         "7.2.5; 7.2.1, figure 7.16",
         ("relu",),
-        converges_sooner(Net("relu", _V), Net("relu", _B)),
+        converges_sooner(Side("relu", _V), Side("relu", _B)),
     ),
 )
 
 _REMARKS = (
-    *(
-        Claim(
-            architecture,
-            f"In most experiments batch norm makes the {architecture.upper()} more accurate.",
-            "In most experiments, models using batch normalization outperformed their vanilla counterparts",
-            f"8.3; table {table}",
-            tuple(EXPERIMENTS),
-            most_gain,
-        )
-        for architecture, table in (("mlp", "B.1"), ("cnn", "B.2"))
+    *_both(
+        "In most experiments batch norm makes the {net} more accurate.",
+        "In most experiments, models using batch normalization outperformed their vanilla counterparts",
+        ("8.3; table B.1", "8.3; table B.2"),
+        tuple(EXPERIMENTS),
+        most_gain,
     ),
     Claim(
         "cnn",

@@ -1,0 +1,115 @@
+"""Judges over batch sizes: trends of accuracy and of batch norm's overhead, and batch norm's gain at each size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bnlab.reports.claims.accuracies import gain_words, tested
+from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, all_of, higher
+from bnlab.reports.estimates.intervals import Estimate, slope
+from bnlab.reports.estimates.pairs import accuracy_gain, compare_times
+from bnlab.reports.reading.collection import baseline
+from bnlab.reports.reading.run import Run
+from bnlab.reports.thesis.experiments import dataset_title, norm_words
+
+
+def sign_of(trend: Estimate | None, rising: bool) -> Verdict:
+    """Supported if the slope's whole interval has the sign, contradicted if it has the other one.
+
+    Fewer than three points have no slope.
+    """
+    if trend is None or trend.low <= 0 <= trend.high:
+        return "cannot tell"
+    return "supported" if (trend.value > 0) == rising else "contradicted"
+
+
+def accuracy_trend(sides: Sequence[bool], rising: bool) -> Judge:
+    """Judges the baseline's test accuracy over log2 of the batch size: the slope of a straight line through all runs,
+    with its t-interval.
+
+    Args:
+        sides: batch norm off, on or both; both must support, and one is enough to contradict.
+        rising: whether the claim is that accuracy grows with the batch size.
+    """
+
+    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+        texts, verdicts, used = [], [], []
+        for flag in sides:
+            runs = [
+                run
+                for size in evidence.collection.baseline_sizes(architecture)
+                for run in tested(evidence.runs(architecture, "relu", dataset, flag, size))
+            ]
+            if len({run.batch_size for run in runs}) < 2:
+                return None
+            trend = slope([math.log2(run.batch_size) for run in runs], [100 * (run.test_acc or 0.0) for run in runs])
+            verdicts.append(sign_of(trend, rising))
+            texts.append(f"{norm_words(flag)}: {_trend_words(trend)} of {_points(runs)}")
+            used += runs
+        return Finding(dataset_title(dataset), all_of(verdicts), "; ".join(texts), tuple(used))
+
+    return judge
+
+
+def _trend_words(trend: Estimate | None, unit: str = "points") -> str:
+    if trend is None:
+        return "too few runs for a slope"
+    return f"{trend.value:+.2f} {unit} for each doubling, 95 % interval {trend.low:+.2f} to {trend.high:+.2f},"
+
+
+def _points(runs: Sequence[Run]) -> str:
+    sizes = sorted({run.batch_size for run in runs})
+    return f"{len(runs)} runs with batches of {sizes[0]} to {sizes[-1]}"
+
+
+def better_at_sizes(below: float = math.inf) -> Judge:
+    """Judges whether batch norm has the higher test accuracy at every batch size smaller than `below`.
+
+    Supported if it is higher beyond the interval at most sizes and lower at none; contradicted if it is lower beyond
+    the interval at one. Two sizes are needed.
+    """
+
+    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+        texts, verdicts, used = [], [], []
+        for size in evidence.collection.baseline_sizes(architecture):
+            sides = [tested(side) for side in evidence.sides(architecture, "relu", dataset, size)]
+            gain = accuracy_gain(*sides)
+            if gain is None or size >= below:
+                continue
+            verdicts.append(higher(gain))
+            texts.append(f"batch {size}: {gain_words(gain)}")
+            used += sides[0] + sides[1]
+        if len(verdicts) < 2:
+            return None
+        verdict: Verdict = "cannot tell"
+        if "contradicted" in verdicts:
+            verdict = "contradicted"
+        elif verdicts.count("supported") > len(verdicts) / 2:
+            verdict = "supported"
+        return Finding(dataset_title(dataset), verdict, "; ".join(texts), tuple(used))
+
+    return judge
+
+
+def overhead_trend(rising: bool) -> Judge:
+    """Judges batch norm's overhead per epoch, in percent, over log2 of the batch size, by the slope's t-interval.
+
+    A size is one point, the mean over its runs, so a slope needs three sizes.
+    """
+
+    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+        collection = evidence.collection
+        pairs = [
+            compare_times(collection, architecture, size, dataset) for size in collection.baseline_sizes(architecture)
+        ]
+        overheads = {pair.batch_size: pair.overhead for pair in pairs if pair.overhead is not None}
+        if len(overheads) < 2:
+            return None
+        trend = slope([math.log2(size) for size in overheads], list(overheads.values()))
+        runs = collection.runs_of((baseline(architecture, size) for size in overheads), [dataset])
+        shares = ", ".join(f"{size}: {overhead:.0f} %" for size, overhead in overheads.items())
+        text = f"{_trend_words(trend, 'percentage points')} overhead by batch size: {shares}"
+        return Finding(dataset_title(dataset), sign_of(trend, rising), text, tuple(runs))
+
+    return judge

@@ -1,0 +1,106 @@
+"""Judges of gradients: how steady they are over training, and how large early on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, higher
+from bnlab.reports.estimates.intervals import difference, mean
+from bnlab.reports.reading.curves import LayerTable
+from bnlab.reports.reading.run import Run
+from bnlab.reports.thesis.experiments import dataset_title, norm_words
+
+_STEADIER, _LARGER = 1.25, 2.0  # the smallest factors that count with one seed
+_GRADIENT = "grad_mean_abs"
+
+
+def steadier_gradients(experiment: str) -> Judge:
+    """Judges how much the gradients' size varies over training: the standard deviation of log10 `grad_mean_abs` over
+    the recorded steps up to the last one that both nets reached, mean over layers.
+
+    Supported if batch norm's is smaller: with several seeds by Welch's interval, with one by a factor of 1.25 or more.
+    """
+
+    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+        sides = evidence.sides(architecture, experiment, dataset)
+        tables = [_tables(evidence, side) for side in sides]
+        if not all(tables):
+            return None
+        last = min(float(table.steps[-1]) for side in tables for table in side)
+        spreads = [[value for table in side if (value := spread(table, last)) is not None] for side in tables]
+        if not all(spreads):
+            return None
+        text = "; ".join(
+            f"{norm_words(flag)} {mean(values):.2f} (n = {len(values)})"
+            for flag, values in zip((False, True), spreads, strict=True)
+        )
+        verdict = larger(spreads[1], spreads[0], _STEADIER)
+        text = f"standard deviation of log10 of the gradients: {text}"
+        return Finding(dataset_title(dataset), verdict, text, (*sides[0], *sides[1]))
+
+    return judge
+
+
+def spread(table: LayerTable, last_step: float) -> float | None:
+    """Standard deviation (n − 1) of log10 over steps, mean over the layers with three values above 0 or more."""
+    kept = table.values[:, table.steps <= last_step]
+    found = []
+    for values in kept:
+        positive = values[np.isfinite(values) & (values > 0)]
+        if len(positive) > 2:
+            found.append(float(np.std(np.log10(positive), ddof=1)))
+    return mean(found) if found else None
+
+
+def larger_gradients(smaller: str, larger_one: str) -> Judge:
+    """Judges the gradients of two batch-normalised nets early in training, by `early_size`.
+
+    Supported if those of `larger_one` are larger: with several seeds by Welch's interval, with one by a factor of 2.
+    """
+
+    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+        sides = [evidence.runs(architecture, name, dataset, True) for name in (smaller, larger_one)]
+        tables = [_tables(evidence, side) for side in sides]
+        if not all(tables):
+            return None
+        last = min(float(table.steps[-1]) for side in tables for table in side)
+        sizes = [[value for table in side if (value := early_size(table, last)) is not None] for side in tables]
+        if not all(sizes):
+            return None
+        text = ", ".join(
+            f"{architecture}_{name} {mean(side):.2g} (n = {len(side)})"
+            for name, side in zip((smaller, larger_one), sizes, strict=True)
+        )
+        text = f"mean gradients of the hidden layers early in training, with batch norm: {text}"
+        return Finding(dataset_title(dataset), larger(sizes[0], sizes[1], _LARGER), text, (*sides[0], *sides[1]))
+
+    return judge
+
+
+def early_size(table: LayerTable, last_step: float) -> float | None:
+    """Geometric mean of a table's values above 0 over hidden layers and early steps; None without such values.
+
+    Early steps are the first tenth up to `last_step`, before the loss comes near 0. Step 0 is not among them: there
+    batch norm's ε = 1e-5 is larger than the variance of tiny weights that it is added to, so their gradients are tiny.
+    The last layer is not hidden: no batch norm follows it, so the claim is not about its weights.
+    """
+    early = table.values[:-1, (table.steps > 0) & (table.steps <= last_step / 10)]
+    positive = early[np.isfinite(early) & (early > 0)]
+    return float(np.exp(np.log(positive).mean())) if len(positive) else None
+
+
+def larger(small: Sequence[float], large: Sequence[float], factor: float) -> Verdict:
+    """Whether `large` is larger: by Welch's interval of the logarithms with several seeds, else by a factor."""
+    if min(len(small), len(large)) > 1 and min(*small, *large) > 0:
+        return higher(difference([math.log(value) for value in small], [math.log(value) for value in large]))
+    before, after = mean(small), mean(large)
+    if after >= factor * before and after > before:
+        return "supported"
+    return "contradicted" if before >= factor * after and before > after else "cannot tell"
+
+
+def _tables(evidence: Evidence, runs: Sequence[Run]) -> list[LayerTable]:
+    return [table for run in runs if (table := evidence.curves(run).table(_GRADIENT)) is not None]

@@ -1,0 +1,101 @@
+"""Means over seeds, differences of two means, and slopes, with 95 % intervals.
+
+Every interval is two-sided and from Student's t-distribution, so it is wide for few runs. A single run has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+CONFIDENCE = 0.95
+
+# the source of an interval; "none" without one, for too few numbers
+Basis = Literal["seeds", "test images", "none"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and half the width of its 95 % interval, None without one."""
+
+    value: float
+    half_width: float | None
+    n: int
+    basis: Basis = "seeds"
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval; the value itself without one."""
+        return self.value - (self.half_width or 0.0)
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval; the value itself without one."""
+        return self.value + (self.half_width or 0.0)
+
+
+def t_quantile(degrees: float) -> float:
+    """The factor of a two-sided 95 % interval: the 0.975 quantile of t for degrees of freedom above 0."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of one value or more."""
+    return math.fsum(values) / len(values)
+
+
+def variance(values: Sequence[float]) -> float:
+    """Variance of a sample of two values or more (n − 1)."""
+    centre = mean(values)
+    return math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Mean ± t · s / √n of two values or more; one value has no interval."""
+    n = len(values)
+    if n == 1:
+        return Estimate(float(values[0]), None, 1, "none")
+    return Estimate(mean(values), t_quantile(n - 1) * math.sqrt(variance(values) / n), n)
+
+
+def difference(first: Sequence[float], second: Sequence[float], test_images: tuple[int, int] | None = None) -> Estimate:
+    """mean(second) − mean(first), with Welch's interval where both have two values or more.
+
+    One value on a side says nothing of other seeds. For accuracies (shares of `test_images`, of first and second) the
+    interval is then that of the finite test sets, √(p(1−p)/N) each, taken as independent. The true interval is no
+    narrower: a smaller difference is noise whatever the seeds.
+    """
+    value = mean(second) - mean(first)
+    n = min(len(first), len(second))
+    if n >= 2:
+        shares = [variance(values) / len(values) for values in (first, second)]
+        if not sum(shares):
+            return Estimate(value, 0.0, n)
+        weights = [share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True)]
+        degrees = sum(shares) ** 2 / sum(weights)  # Welch–Satterthwaite
+        return Estimate(value, t_quantile(degrees) * math.sqrt(sum(shares)), n)
+    if test_images is None or min(test_images) < 1:
+        return Estimate(value, None, n, "none")
+    shares = [mean(first), mean(second)]
+    noise = sum(max(share * (1 - share), 0.0) / images for share, images in zip(shares, test_images, strict=True))
+    return Estimate(value, t_quantile(math.inf) * math.sqrt(noise), n, "test images")
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
+    """Least-squares slope of y over x with its t-interval (n − 2 degrees of freedom).
+
+    None for fewer than three points, and where all x are equal.
+    """
+    n = len(x)
+    if n < 3 or len(set(x)) < 2:
+        return None
+    x_mean, y_mean = mean(x), mean(y)
+    spread = math.fsum((a - x_mean) ** 2 for a in x)
+    value = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / spread
+    residuals = [b - y_mean - value * (a - x_mean) for a, b in zip(x, y, strict=True)]
+    error = math.sqrt(math.fsum(r * r for r in residuals) / (n - 2) / spread)
+    return Estimate(value, t_quantile(n - 2) * error, n)

@@ -1,0 +1,125 @@
+"""Vanilla and batch norm side by side: test accuracies and seconds per epoch over seeds, beside the thesis's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bnlab.reports.estimates.intervals import Estimate, difference, mean, mean_estimate
+from bnlab.reports.reading.collection import Collection, Line, baseline
+from bnlab.reports.reading.run import Run
+from bnlab.reports.thesis import numbers
+from bnlab.reports.thesis.experiments import BATCH_SIZE, thesis_dataset
+
+SignVerdict = Literal["agree", "differ", "within the interval"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracy of a cell's runs, in percent."""
+
+    estimate: Estimate | None  # None if no run has a test accuracy
+    diverged: int  # the number of runs that diverged
+
+
+@dataclass(frozen=True)
+class AccuracyPair:
+    """Test accuracies of a line on a dataset, in percent; their difference in points."""
+
+    line: Line
+    dataset: str
+    vanilla: Accuracy
+    batch_norm: Accuracy
+    gain: Estimate | None  # batch norm − vanilla; None if one is missing
+    thesis_vanilla: float | None
+    thesis_batch_norm: float | None
+
+    @property
+    def thesis_gain(self) -> float | None:
+        """The thesis's batch norm − vanilla, with one decimal as there."""
+        if self.thesis_vanilla is None or self.thesis_batch_norm is None:
+            return None
+        return round(self.thesis_batch_norm - self.thesis_vanilla, 1)
+
+    @property
+    def verdict(self) -> SignVerdict | None:
+        """Whether our gain has the sign of the thesis's; None if one of the two is missing."""
+        if self.gain is None or self.thesis_gain is None:
+            return None
+        return sign_verdict(self.gain, self.thesis_gain)
+
+
+def sign_verdict(ours: Estimate, thesis: float) -> SignVerdict:
+    """Whether two differences have the same sign; ours has none if its interval holds 0 or it is 0."""
+    if ours.low <= 0 <= ours.high:
+        return "within the interval"
+    return "agree" if (ours.value > 0) == (thesis > 0) and thesis != 0 else "differ"
+
+
+def accuracy(runs: Sequence[Run]) -> Accuracy:
+    """Mean test accuracy of runs that differ in the seed."""
+    known = [100 * run.test_acc for run in runs if run.test_acc is not None]
+    return Accuracy(mean_estimate(known) if known else None, sum(run.diverged for run in runs))
+
+
+def accuracy_gain(vanilla: Sequence[Run], batch_norm: Sequence[Run]) -> Estimate | None:
+    """Difference of mean test accuracies in points, second − first; None if one of them has none."""
+    sides = [[run for run in runs if run.test_acc is not None] for runs in (vanilla, batch_norm)]
+    if not all(sides):
+        return None
+    images = [min(run.test_images or 0 for run in runs) for runs in sides]
+    shares = [[run.test_acc or 0.0 for run in runs] for runs in sides]
+    gain = difference(shares[0], shares[1], (images[0], images[1]))
+    width = None if gain.half_width is None else 100 * gain.half_width
+    return Estimate(100 * gain.value, width, gain.n, gain.basis)
+
+
+def compare_accuracies(collection: Collection, line: Line, dataset: str) -> AccuracyPair:
+    """The pair of a line on a dataset, also without runs."""
+    vanilla, batch_norm = collection.sides(line, dataset)
+    name = line.thesis_experiment if line.batch_size == BATCH_SIZE else None
+    known = [
+        numbers.accuracy(line.architecture, name, thesis_dataset(dataset), flag) if name else None
+        for flag in (False, True)
+    ]
+    gain = accuracy_gain(vanilla, batch_norm)
+    return AccuracyPair(line, dataset, accuracy(vanilla), accuracy(batch_norm), gain, *known)
+
+
+@dataclass(frozen=True)
+class TimePair:
+    """Seconds per epoch of the baseline with one batch size on a dataset."""
+
+    batch_size: int
+    dataset: str
+    vanilla: Estimate | None  # None if no time is known
+    batch_norm: Estimate | None
+    thesis_vanilla: float | None
+    thesis_batch_norm: float | None
+
+    @property
+    def overhead(self) -> float | None:
+        """Batch norm's overhead as a percentage of vanilla's time; None if one is missing."""
+        if self.vanilla is None or self.batch_norm is None or self.vanilla.value == 0:
+            return None
+        return 100 * (self.batch_norm.value / self.vanilla.value - 1)
+
+
+def compare_times(collection: Collection, architecture: str, batch_size: int, dataset: str) -> TimePair:
+    """The pair of a batch size on a dataset, also without runs."""
+    vanilla, batch_norm = collection.sides(baseline(architecture, batch_size), dataset)
+    name = thesis_dataset(dataset)
+    known = (numbers.epoch_seconds(architecture, batch_size, name, flag) for flag in (False, True))
+    return TimePair(batch_size, dataset, _seconds(vanilla), _seconds(batch_norm), *known)
+
+
+def _seconds(runs: Sequence[Run]) -> Estimate | None:
+    known = [run.seconds_per_epoch for run in runs if run.seconds_per_epoch is not None]
+    return mean_estimate(known) if known else None
+
+
+def mean_overhead(pairs: Sequence[TimePair]) -> float | None:
+    """Mean over datasets of batch norm's overhead in percent; None if no dataset has both times."""
+    known = [pair.overhead for pair in pairs if pair.overhead is not None]
+    return mean(known) if known else None

@@ -1,0 +1,1 @@
+"""The figures of a report: which there are, their drawing, and their files' content."""

@@ -1,0 +1,1 @@
+"""The report as pages: overview, conclusions, `report.md` and `report.html`."""

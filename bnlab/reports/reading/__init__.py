@@ -1,0 +1,1 @@
+"""Runs read from disk: their results, their records, and all runs below some folders."""

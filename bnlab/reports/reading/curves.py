@@ -1,0 +1,115 @@
+"""Curves of a run, read from its records: scalars by epoch, quantities of layers by step."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bnlab.reports.reading.run import Run
+from bnlab.reports.reading.run_files import clean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bnlab_callbacks import Row
+
+SCALARS = ("train_loss", "val_acc", "time/epoch_s")
+
+
+class LayerTable(NamedTuple):
+    """One quantity of every layer: values (layers, steps), NaN where nothing was recorded."""
+
+    values: NDArray[np.float64]
+    steps: NDArray[np.float64]
+    layers: tuple[str, ...]
+
+
+@dataclass
+class Curves:
+    """The curves of one run.
+
+    Attributes:
+        scalars: by quantity and epoch.
+        layers: by quantity, layer and step.
+        problem: the reason why there are no records, or not all.
+    """
+
+    scalars: dict[str, dict[int, float]] = field(default_factory=dict)
+    layers: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    problem: str = ""
+
+    def by_epoch(self, quantity: str) -> tuple[list[int], list[float]]:
+        """The recorded epochs, counted from 1, and their values."""
+        known = sorted(self.scalars.get(quantity, {}).items())
+        return [epoch + 1 for epoch, _ in known], [value for _, value in known]
+
+    def table(self, quantity: str) -> LayerTable | None:
+        """A quantity over layers (in order of execution) and steps; None if it was not recorded."""
+        found = self.layers.get(quantity, {})
+        steps = sorted({step for values in found.values() for step in values})
+        if not steps:
+            return None
+        layers = tuple(sorted(found, key=_layer_number))
+        values = [[found[layer].get(step, math.nan) for step in steps] for layer in layers]
+        return LayerTable(np.array(values), np.array(steps, dtype=float), layers)
+
+
+CurvesOf = Callable[[Run], Curves]
+
+
+def read_curves(folder: Path, quantities: Collection[str] = ("grad_mean_abs",)) -> Curves:
+    """Read the records of a run: `SCALARS`, and `quantities` of each layer.
+
+    A missing or broken table is no error: `problem` says what was wrong, and the rows before the fault are kept.
+    """
+    from bnlab_callbacks import read_records
+
+    curves = Curves()
+    names = [name for name in ("records.csv", "records.parquet") if (folder / name).is_file()]
+    if not names:
+        curves.problem = "no records.csv"
+        return curves
+    try:
+        _fill(curves, read_records(folder / names[0]), quantities)
+    except (OSError, ValueError, OverflowError, ImportError, csv.Error) as error:
+        curves.problem = f"{names[0]} is broken: {clean(error)}"
+    return curves
+
+
+def _fill(curves: Curves, rows: Iterable[Row], quantities: Collection[str]) -> None:
+    """Fill curves with rows in the order they were written; of several rows of one moment the last counts.
+
+    Where a run was resumed from an earlier epoch, the rows of later epochs are dropped.
+    """
+    latest = 0
+    for row in rows:
+        if not (row.quantity in SCALARS or (row.layer and row.quantity in quantities)):
+            continue
+        if row.epoch < latest:
+            _forget_after(curves, row)
+        latest = row.epoch
+        if row.layer:
+            curves.layers.setdefault(row.quantity, {}).setdefault(row.layer, {})[row.step] = row.value
+        else:
+            curves.scalars.setdefault(row.quantity, {})[row.epoch] = row.value
+
+
+def _forget_after(curves: Curves, row: Row) -> None:
+    for scalars in curves.scalars.values():
+        for epoch in [epoch for epoch in scalars if epoch > row.epoch]:
+            del scalars[epoch]
+    for layers in curves.layers.values():
+        for values in layers.values():
+            for step in [step for step in values if step > row.step]:
+                del values[step]
+
+
+def _layer_number(layer: str) -> tuple[int, str]:
+    digits = layer.partition("_")[0]
+    return (int(digits) if digits.isdecimal() else 0, layer)

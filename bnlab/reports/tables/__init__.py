@@ -1,0 +1,1 @@
+"""The thesis's tables with our numbers beside its own, as text, CSV and Markdown."""

@@ -1,0 +1,1 @@
+"""The thesis as data: its experiments, its numbers, its figures."""

@@ -1,0 +1,44 @@
+"""The thesis's own numbers, tables B.1 to B.4, from the CSV files in this folder."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from importlib import resources
+
+SOURCE = (
+    "F. Schilling, The Effect of Batch Normalization on Deep Convolutional Neural Networks, master's thesis, KTH Royal "
+    "Institute of Technology, Stockholm, 2016"
+)
+SETUP = "Intel Core i7-2600K, NVIDIA Tesla K40c, Torch 7, cuDNN v4 (thesis, appendix A)"
+
+
+def accuracy(architecture: str, experiment: str, dataset: str | None, batch_norm: bool) -> float | None:
+    """Test accuracy in percent, from table B.1 or B.2; None for a cell that they do not have.
+
+    >>> accuracy("mlp", "lr_high", "mnist", True)
+    98.6
+    """
+    return _numbers("test_accuracy.csv").get((architecture, experiment, dataset, _flag(batch_norm)))
+
+
+def epoch_seconds(architecture: str, batch_size: int, dataset: str | None, batch_norm: bool) -> float | None:
+    """Seconds per epoch, from table B.3 or B.4; None for a cell that they do not have."""
+    return _numbers("epoch_seconds.csv").get((architecture, str(batch_size), dataset, _flag(batch_norm)))
+
+
+def mean_overhead(architecture: str, batch_size: int) -> float | None:
+    """Mean overhead of batch norm per epoch in percent, from table B.3 or B.4; None for a row that they do not have."""
+    return _numbers("mean_overhead.csv").get((architecture, str(batch_size)))
+
+
+def _flag(batch_norm: bool) -> str:
+    return str(batch_norm).lower()
+
+
+@cache
+def _numbers(file: str) -> dict[tuple[str | None, ...], float]:
+    """The last column of a file by the columns between the table's name and it."""
+    text = resources.files("bnlab.reports.thesis").joinpath(file).read_text(encoding="utf-8")
+    _, *rows = csv.reader(text.splitlines())
+    return {tuple(keys): float(number) for _, *keys, number in rows}
