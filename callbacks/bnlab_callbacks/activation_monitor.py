@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from bnlab_callbacks.core.lightning.monitor import Monitor
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
+from bnlab_callbacks.core.lightning.forward_monitor import ForwardMonitor
+from bnlab_callbacks.core.lightning.names import Trainer, rank_zero_warn
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.recorders.activation_calls import ActivationStep, Call
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
@@ -17,7 +17,7 @@ from bnlab_callbacks.recorders.tables import ELSEWHERE
 from bnlab_callbacks.statistics.dead_units import DeadUnit, EpochUnits
 
 
-class ActivationMonitor(Monitor):
+class ActivationMonitor(ForwardMonitor):
     """Records, activation module by activation module, moments, saturation and dead units of the outputs in training.
 
     Activation modules are `nn.ReLU`, `nn.Sigmoid`, `nn.GELU` and their like (`activation_statistics.ACTIVATIONS`).
@@ -75,7 +75,6 @@ class ActivationMonitor(Monitor):
         self.dead_window = dead_window
         self.exact_dead = exact_dead
         self.ledger: list[DeadUnit] = []
-        self._recorder: ActivationRecorder | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -84,41 +83,17 @@ class ActivationMonitor(Monitor):
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:
         """Join the recorder of activations, which hooks every activation module."""
-        assert self._publisher is not None
         self.ledger = []
         self._tables.load_state_dict(self._loaded)
         self._every_step.load_state_dict(self._loaded.get("every_step", {}), trainer.strategy.root_device)
-        self._recorder = self._publisher.recorders.join(ActivationRecorder, self, model)
-        if not any(map(self.wants, self._recorder.layers)):
-            self.give_up(_nothing_to_see(self.layers, self._recorder.layers))
+        layers = self.join(ActivationRecorder, model).layers
+        if not any(map(self.wants, layers)):
+            self.give_up(_nothing_to_see(self.layers, layers))
 
     def close(self) -> None:
         """Remove hooks, free buffers."""
         super().close()
-        if self._recorder is not None:
-            self._recorder.leave(self)
-        self._recorder = None
         self._forget()
-
-    def begin_batch(self, trainer: Trainer) -> None:
-        """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.begin_batch(self._moment, trainer.global_step)
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.before_backward()
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open them again: with manual optimization, more forward passes may follow in this step."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.after_backward()
-
-    def end_batch(self, trainer: Trainer) -> None:
-        """Take this batch's calls; when they end in an optimizer step, the step is recorded."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.end_batch(self._moment, trainer.global_step)
 
     def take_units(self, calls: Sequence[tuple[str, Call]]) -> None:
         """Count the units of a batch, whether its step is recorded or not."""
@@ -131,7 +106,6 @@ class ActivationMonitor(Monitor):
         self.keep(left, self._read, seconds)
 
     def _read(self, steps: Sequence[ActivationStep]) -> list[Table]:
-        assert self._recorder is not None
         self._recorder.kept = 0
         tables = self._tables.read(steps)
         if self._tables.different:
@@ -141,7 +115,7 @@ class ActivationMonitor(Monitor):
 
     def heed_failures(self) -> None:
         """Stop if recording failed on some rank: on all of them at once, or those that go on would wait for others."""
-        if self._tables.failed and self._recorder is not None:
+        if self._tables.failed:
             self.give_up(self._recorder.failure or ELSEWHERE)
 
     def epoch_values(self) -> dict[str, float]:

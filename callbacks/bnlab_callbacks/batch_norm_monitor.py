@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from bnlab_callbacks.core.guard import keeps_training
-from bnlab_callbacks.core.lightning.monitor import Monitor
+from bnlab_callbacks.core.lightning.forward_monitor import ForwardMonitor
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.repeatable_step import LightningStep, why_not
 from bnlab_callbacks.core.rank_means import Gathered
@@ -21,7 +21,7 @@ from bnlab_callbacks.replica.smoothness import SmoothnessProbe, SmoothnessTables
 from bnlab_callbacks.replica.step_replica import StepReplica
 
 
-class BatchNormMonitor(Monitor):
+class BatchNormMonitor(ForwardMonitor):
     """Records batch-norm layers: running against batch statistics, γ and β; on request the smoothness of the loss.
 
     Batch-norm layers are `nn.BatchNorm1d`, `2d`, `3d`, their lazy forms and `nn.SyncBatchNorm`, in training mode. Only
@@ -93,7 +93,6 @@ class BatchNormMonitor(Monitor):
             )
         self.smoothness_every_n_steps = smoothness_every_n_steps
         self._smoothness_schedule = RecordSchedule(smoothness_every_n_steps)
-        self._recorder: BatchNormRecorder | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -111,24 +110,16 @@ class BatchNormMonitor(Monitor):
     def close(self) -> None:
         """Remove hooks, free copies."""
         super().close()
-        self._leave_recorder()
         self._forget()
-
-    def _leave_recorder(self) -> None:
-        if self._recorder is not None:
-            self._recorder.leave(self)
-        self._recorder = None
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:
         """Join the recorder of batch norm, which hooks every batch-norm module."""
-        assert self._publisher is not None
         self._tables.numbered = dict(self._loaded.get("numbered", {}))
         if self.smoothness_every_n_steps is not None:
             self._start_smoothness(trainer)
-        self._recorder = self._publisher.recorders.join(BatchNormRecorder, self, model)
-        if not any(map(self.wants, self._recorder.layers)):
-            layers = self._recorder.layers
-            self._leave_recorder()
+        layers = self.join(BatchNormRecorder, model).layers
+        if not any(map(self.wants, layers)):
+            self.leave()
             if self._probe is None:
                 self.give_up(_nothing_to_see(self.layers, layers))
 
@@ -144,25 +135,9 @@ class BatchNormMonitor(Monitor):
 
     # batch norm
 
-    def begin_batch(self, trainer: Trainer) -> None:
-        """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.begin_batch(self._moment, trainer.global_step)
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.before_backward()
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open them again: with manual optimization, more forward passes may follow in this step."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.after_backward()
-
     def end_batch(self, trainer: Trainer) -> None:
         """Take this batch's calls; when they end in an optimizer step, the step is recorded."""
-        if self._recorder is not None and self._recorder.leader is self:
-            self._recorder.end_batch(self._moment, trainer.global_step)
+        super().end_batch(trainer)
         if self._smoothness_began is not None and self._smoothness_began != trainer.global_step:
             self._end_smoothness(trainer)
 

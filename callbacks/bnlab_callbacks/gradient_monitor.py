@@ -72,22 +72,17 @@ class GradientMonitor(Monitor):
     ) -> None:
         super().__init__(every_n_steps, layers, enabled, budget)
         self.update_ratio = update_ratio
-        self._recorder: GradientRecorder | None = None
         self._tables = GradientTables(self.wants, update_ratio)
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:
         """Join the recorder of gradients."""
-        assert self._publisher is not None
         self._tables = GradientTables(self.wants, self.update_ratio)
         self._tables.load_state_dict(self._loaded)
-        self._recorder = self._publisher.recorders.join(GradientRecorder, self, model)
+        self.join(GradientRecorder, model)
 
     def close(self) -> None:
         """Remove hooks, free buffers."""
         super().close()
-        if self._recorder is not None:
-            self._recorder.leave(self)
-        self._recorder = None
         self._tables = GradientTables(self.wants, self.update_ratio)
 
     def know_layers(self, layers: Sequence[str]) -> None:
@@ -97,19 +92,19 @@ class GradientMonitor(Monitor):
 
     def begin_batch(self, trainer: Trainer) -> None:
         """Watch the order of execution until it is known."""
-        if self._recorder is not None and self._recorder.leader is self:
+        if self.leads:
             self._recorder.begin_batch()
 
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradient sums of this optimizer's layers: whole window, all ranks, unscaled, before clipping."""
-        if self._recorder is not None and self._recorder.leader is self:
+        if self.leads:
             scale = partial(remaining_loss_scale, trainer, optimizer)
             self._recorder.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
 
     def end_batch(self, trainer: Trainer) -> None:
         """Measure what the steps of this batch did to the weights."""
-        if self._recorder is not None and self._recorder.leader is self:
+        if self.leads:
             self._recorder.end_batch(self._moment)
 
     def take(self, moment: Moment, left: GradientStep, seconds: float) -> None:

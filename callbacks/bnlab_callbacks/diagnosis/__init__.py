@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnlab_callbacks.diagnosis.findings import Advice, Finding, Verdict
     from bnlab_callbacks.diagnosis.observations import History, Observation
-    from bnlab_callbacks.diagnosis.preflight.run import Preflight
+    from bnlab_callbacks.diagnosis.preflight.look import Preflight
     from bnlab_callbacks.diagnosis.rule import Rule
 
 # imported when first used: a preflight needs torch, what reads diagnosis.json does not
@@ -19,7 +19,7 @@ _MODULES = {
     "Finding": "findings",
     "History": "observations",
     "Observation": "observations",
-    "Preflight": "preflight.run",
+    "Preflight": "preflight.look",
     "Rule": "rule",
     "Verdict": "findings",
 }

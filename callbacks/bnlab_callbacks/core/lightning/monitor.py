@@ -19,6 +19,7 @@ from bnlab_callbacks.core.naming import layer_filter
 from bnlab_callbacks.core.overhead import Overhead
 from bnlab_callbacks.core.records import EpochMeans, Moment, Read, Record, Taken
 from bnlab_callbacks.core.schedule import RecordSchedule
+from bnlab_callbacks.core.shared import R
 
 
 def _change(value: Any, change: Change) -> Any:
@@ -61,6 +62,7 @@ class Monitor(Diagnostic):
         self._filter = layer_filter(layers)
         self._means = EpochMeans()
         self._publisher: Publisher | None = None
+        self._recorder: Any = None
         self._trainer: Trainer | None = None  # while active
         self._moment = Moment(0, 0)
         self._latest: dict[str, float] = {}
@@ -90,6 +92,23 @@ class Monitor(Diagnostic):
         return {}
 
     # a reader of a recorder
+
+    def join(self, kind: type[R], model: nn.Module) -> R:
+        """Join the run's recorder of a kind."""
+        assert self._publisher is not None
+        recorder = self._recorder = self._publisher.recorders.join(kind, self, model)
+        return recorder
+
+    def leave(self) -> None:
+        """Leave the recorder; harmless when repeated."""
+        if self._recorder is not None:
+            self._recorder.leave(self)
+        self._recorder = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this reader that tells the recorder what the training loop does."""
+        return self._recorder is not None and self._recorder.leader is self
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         """Whether the step of this moment is to be recorded."""
@@ -205,6 +224,7 @@ class Monitor(Diagnostic):
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         super().close()
+        self.leave()
         if self._publisher is not None:
             self._publisher.leave(self)
         self._trainer = self._publisher = None

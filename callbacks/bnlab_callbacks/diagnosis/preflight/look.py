@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnlab_callbacks.core.hooks import ForwardOrder
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
-from bnlab_callbacks.core.lightning.repeatable_step import LightningStep, why_not
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.random_state import RandomState
 from bnlab_callbacks.core.weights import find_weights
@@ -25,7 +22,7 @@ from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, output_spread
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.task import guesses, logits_and_targets, task_of, tensors_of
-from bnlab_callbacks.replica.step_replica import Evaluation, StepReplica, devices_of, untouched
+from bnlab_callbacks.replica.step_replica import Evaluation, RepeatableStep, StepReplica, devices_of, untouched
 
 SCHEMA = 1
 _ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")
@@ -81,38 +78,33 @@ class Preflight:
         return lines + [f"{'-':8}{name.replace('_', ' ')} not checked: {why}" for name, why in self.not_checked.items()]
 
 
-def preflight(
-    module: LightningModule,
+def look(
+    module: nn.Module,
     batch: Any,
-    *,
-    trainer: Trainer | None = None,
-    curvature_steps: int = 10,
-    advise: Advise | None = None,
+    step: RepeatableStep | str,
+    optimizers: Callable[[Any], Iterable[Optimizer]],
+    curvature_steps: int,
+    advise: Advise | None,
 ) -> Preflight:
-    """Look at a net before it is trained, on one training batch.
-
-    Everything runs on copies: weights, gradients, buffers (running statistics) and random generators of the module are
-    left bit for bit as they were.
+    """Look at a net before it is trained, on one training batch and on copies; see `preflight`.
 
     Args:
-        module: any module with a `training_step`, in the state in which training would begin.
-        batch: as `training_step` gets it, on the module's device.
-        trainer: the Trainer that will train it, for its precision; None for a plain one.
-        curvature_steps: Hessian-vector products, each about three training steps; 0 leaves the curvature out.
-        advise: a function of an advice's stable key and its text, which gives the text to show, or None for the text as
-            it is.
+        module: the net.
+        batch: a training batch.
+        step: the training step on it; why it cannot be repeated, if so.
+        optimizers: gives those that will train a copy of the net.
+        curvature_steps: Hessian-vector products.
+        advise: gives the text of an advice.
     """
-    trainer = trainer or _plain_trainer()
     measured = Measured(samples=_samples(batch))
-    reason = why_not(trainer, module)
-    if reason:
-        measured.not_checked["step"] = reason
     random = RandomState(devices_of(module))
     try:
         with untouched(module):
             _look_at_net(measured, module, batch)
-            if not reason:
-                _look_at_step(measured, StepReplica(LightningStep(trainer, 0), module, batch), batch, curvature_steps)
+            if isinstance(step, str):
+                measured.not_checked["step"] = step
+            else:
+                _look_at_step(measured, StepReplica(step, module, batch), batch, optimizers, curvature_steps)
     finally:
         random.restore()
     checks = [check.advised(advise) for check in all_checks(measured)]
@@ -120,7 +112,7 @@ def preflight(
     return Preflight(checks, measured.layers, measured.not_checked)
 
 
-def _look_at_net(m: Measured, module: LightningModule, batch: Any) -> None:
+def _look_at_net(m: Measured, module: nn.Module, batch: Any) -> None:
     """Measure what needs no run of the net."""
     m.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
     m.frozen = frozen_layers(module)
@@ -128,7 +120,13 @@ def _look_at_net(m: Measured, module: LightningModule, batch: Any) -> None:
     m.constant = constant_layers(list(find_weights(module)))
 
 
-def _look_at_step(m: Measured, step: StepReplica, batch: Any, curvature_steps: int) -> None:
+def _look_at_step(
+    m: Measured,
+    step: StepReplica,
+    batch: Any,
+    optimizers: Callable[[Any], Iterable[Optimizer]],
+    curvature_steps: int,
+) -> None:
     """Measure a training step on the batch, and the curvature there."""
     twin = step.twin({})
     hooks = FlowHooks(twin)
@@ -145,7 +143,7 @@ def _look_at_step(m: Measured, step: StepReplica, batch: Any, curvature_steps: i
     m.output_std = _number(output_spread(hooks.output).get("output_std"))
     m.chance_loss = _task(m, batch, hooks.output)
     _take_gradients(m, twin, start, order.sort([(weight.layer, weight.module) for weight in weights]))
-    _look_at_optimizers(m, step, start, curvature_steps)
+    _look_at_optimizers(m, step, start, optimizers, curvature_steps)
 
 
 def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list[str]) -> None:
@@ -179,10 +177,16 @@ def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:
     return chance if math.isfinite(m.loss) else math.log(logits.shape[1])
 
 
-def _look_at_optimizers(m: Measured, step: StepReplica, start: Evaluation, curvature_steps: int) -> None:
+def _look_at_optimizers(
+    m: Measured,
+    step: StepReplica,
+    start: Evaluation,
+    optimizers_of: Callable[[Any], Iterable[Optimizer]],
+    curvature_steps: int,
+) -> None:
     try:
         twin = step.twin({})
-        optimizers = list(_optimizers(twin.configure_optimizers()))
+        optimizers = list(optimizers_of(twin))
     except Exception as error:  # noqa: BLE001 - it may ask the Trainer for what there is only in a run
         m.not_checked["learning_rate_too_high"] = f"configure_optimizers: {type(error).__name__}: {error}"
         return
@@ -203,29 +207,6 @@ def _look_at_optimizers(m: Measured, step: StepReplica, start: Evaluation, curva
         m.not_checked["learning_rate_too_high"] = str(error)
         return
     m.limit = stable_limit(first, m.curvature.largest)
-
-
-def _optimizers(configured: Any) -> Iterator[Optimizer]:
-    """All optimizers in what `configure_optimizers` returned, whatever its form."""
-    if isinstance(configured, Optimizer):
-        yield configured
-    elif isinstance(configured, dict):
-        yield from _optimizers(configured.get("optimizer"))
-    elif isinstance(configured, list | tuple):
-        for one in configured:
-            yield from _optimizers(one)
-
-
-def _plain_trainer() -> Trainer:
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        return Trainer(
-            accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-        )
-    finally:
-        log.setLevel(level)
 
 
 def _samples(batch: Any) -> int:

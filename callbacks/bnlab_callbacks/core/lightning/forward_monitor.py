@@ -1,0 +1,32 @@
+"""The common part of the monitors whose recorder hooks modules."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bnlab_callbacks.core.lightning.monitor import Monitor
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+
+
+class ForwardMonitor(Monitor):
+    """A monitor that tells a recorder of forward passes what Lightning's training loop does."""
+
+    def begin_batch(self, trainer: Trainer) -> None:
+        """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
+        if self.leads:
+            self._recorder.begin_batch(self._moment, trainer.global_step)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
+        if self.leads:
+            self._recorder.before_backward()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open them again: with manual optimization, more forward passes may follow in this step."""
+        if self.leads:
+            self._recorder.after_backward()
+
+    def end_batch(self, trainer: Trainer) -> None:
+        """Take this batch's calls; when they end in an optimizer step, the step is recorded."""
+        if self.leads:
+            self._recorder.end_batch(self._moment, trainer.global_step)
