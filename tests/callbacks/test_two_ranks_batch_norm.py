@@ -10,7 +10,7 @@ from torch import nn
 from tests.callbacks.launch_ranks import Ranks, same, two_ranks
 from tests.callbacks.small_runs import data
 from tests.callbacks.test_batch_norm_monitor import by_hand, normalised
-from tests.callbacks.test_smoothness import Reference
+from tests.replica.test_smoothness import Reference
 
 pytestmark = pytest.mark.slow
 

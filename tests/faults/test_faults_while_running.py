@@ -71,7 +71,7 @@ def assert_trained_on(undisturbed: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", [GradientMonitor, ActivationMonitor])
 def test_a_monitor_raises(kind: type, undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    said = train(*NO_HEATMAPS, what=lambda: monkeypatch.setattr(kind, "read", broken))
+    said = train(*NO_HEATMAPS, what=lambda: monkeypatch.setattr(kind, "begin_batch", broken))
     (named,) = [each for each in said if "a bug in it" in each]
     assert named.startswith(f"{kind.__name__} is off for the rest of this run: ZeroDivisionError")
     assert_trained_on(undisturbed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pack
-from tests.callbacks.test_gradient_statistics import assert_equals_reference, published
+from tests.statistics.test_gradients import assert_equals_reference, published
 
 SHAPES = [torch.Size(shape) for shape in ((3, 5), (1, 1), (1024, 2), (7, 3, 3, 3), (100, 1024), (1, 1025))]
 
