@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch import nn
 
 from bnlab.errors import InputError
-from bnlab.training.checkpoint_file import DamagedError, check_sums
+from bnlab.resuming.checkpoint_file import DamagedError, check_sums
 
 
 def checkpoint_arguments(path: str) -> dict[str, Any]:

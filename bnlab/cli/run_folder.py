@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnlab.errors import InputError
+from bnlab.run_lock import RunLock
 from bnlab.yaml_file import mapping_or_empty
 
 _VERSION = re.compile(r"version_(\d+)")
@@ -69,10 +70,12 @@ def make(folder: Path) -> Path:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "no permission to write", str(folder))
     except OSError as error:
-        raise InputError(
-            f"--run_folder {folder} cannot be written ({error.strerror or error}); give another."
-        ) from error
+        raise _cannot_be_written(folder, error) from error
     return folder
+
+
+def _cannot_be_written(folder: Path, error: OSError) -> InputError:
+    return InputError(f"--run_folder {folder} cannot be written ({error.strerror or error}); give another.")
 
 
 def versions_newest_first(variant: Path) -> list[Path]:
@@ -81,51 +84,16 @@ def versions_newest_first(variant: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-class RunLock:
-    """Keeps a second process off a run's folder, for as long as this one lives or until it is released.
-
-    The lock is on the folder itself and leaves no file behind. Where the system has no such locks, it does nothing.
+def lock_run(folder: Path) -> RunLock:
+    """Keep other processes off a run's folder for as long as this one lives, or until the lock is released.
 
     Raises:
-        InputError: another process works on the run.
+        InputError: another process works on the run, or the folder cannot be written.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._descriptor = _lock(folder)
-        if self._descriptor is None:
-            raise InputError(
-                f"another process works on the run in {folder}: wait for it or stop it, or start a run elsewhere."
-            )
-
-    def release(self) -> None:
-        """Let others in."""
-        if self._descriptor is not None and self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = None
-
-    @staticmethod
-    def is_held(folder: Path) -> bool:
-        """Whether some process works on the run."""
-        try:
-            RunLock(folder).release()
-        except InputError:
-            return True
-        return False
-
-
-def _lock(folder: Path) -> int | None:
-    """An open, locked folder; -1 where folders cannot be locked, None where another has the lock."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return -1
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:  # some network file systems
-        os.close(descriptor)
-        return -1
-    return descriptor
+        lock = RunLock(folder)
+        if lock.acquire():
+            return lock
+    except OSError as error:
+        raise _cannot_be_written(folder, error) from error
+    raise InputError(f"another process works on the run in {folder}: wait for it or stop it, or start a run elsewhere.")

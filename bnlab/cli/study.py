@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.cli.study_options import Options, read_options
 from bnlab.errors import InputError
-from bnlab.studies.conduct import Engine, conduct
+from bnlab.studies.conduct import Engine, State, begin, conduct
+from bnlab.studies.display import duration, end, table
 from bnlab.studies.estimate import Estimate, from_results, shared_out, time_left
 from bnlab.studies.grid import Grid, Run, check_names, expand
 from bnlab.studies.local_engine import LocalEngine, default_jobs, this_machine
-from bnlab.studies.reuse import check_reuse
-from bnlab.studies.state import State, begin
-from bnlab.studies.study_file import write_study
-from bnlab.studies.wording import duration, end, table
+from bnlab.studies.study_folder import check_reuse, write_study
 
 if TYPE_CHECKING:
     from bnlab.cli.study_settings import Checker

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,12 @@ import yaml
 
 from bnlab.cli.arguments import flags_after_configs
 from bnlab.cli.commands import BnlabCLI
+from bnlab.cli.quiet import without_messages
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
-from bnlab.studies.cost import seconds_per_step, training_images
-from bnlab.studies.estimate import START_S, Estimate
-from bnlab.studies.grid import Experiment, Run
-from bnlab.studies.naming import flag_text
-from bnlab.studies.reuse import flat
+from bnlab.studies.estimate import START_S, Estimate, seconds_per_step, training_images
+from bnlab.studies.grid import Experiment, Run, flag_text
+from bnlab.studies.study_folder import flat
 from bnlab.training import Classifier
 
 # settings that a study needs as they are, and why
@@ -33,7 +29,6 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "checkpoint.dirpath": ((None,), "runs are tested, and go on, from checkpoints in their own folders"),
 }
 _ENDLESS = 1000  # epochs, Lightning's own limit, for a run without a limit
-_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
 class _Parsed(BnlabCLI):
@@ -75,7 +70,7 @@ class Checker:
         if config not in self._settings:
             flags = [word for name, value in self._overrides.items() for word in (f"--{name}", flag_text(value))]
             words = flags_after_configs(["fit", "--config", str(config), *flags])
-            with _quiet():
+            with without_messages():
                 if self._cli is None:
                     self._cli = _Parsed([*words, "--trainer.devices", "1"])  # a worker sees no more
                 content = self._cli.parser.parse_args(words)["fit"]
@@ -154,18 +149,3 @@ class Checker:
 def _section(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
     prefix = f"{section}."
     return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from telling about a Trainer that never trains."""
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,20 +1,74 @@
-"""The study itself: keeps an engine busy until every run has its result."""
+"""The study itself: where its runs stand, and the loop that keeps an engine busy until each has its result."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+from bnlab.run_lock import is_locked, locked
 from bnlab.studies.grid import Run
-from bnlab.studies.lock import is_locked, locked
-from bnlab.studies.progress import epochs_begun
-from bnlab.studies.results import of_failed_run, read_result, write_result
-from bnlab.studies.state import Running, State
-from bnlab.studies.tasks import TAKEN, Ended, task
+from bnlab.studies.results import epochs_begun, of_failed_run, read_result, write_result
+from bnlab.studies.worker import TAKEN, Ended, task
 
 _POLL_S = 0.1
 _ELSEWHERE_S = 1.0  # between two looks at runs that another study works on
+
+
+class Running(NamedTuple):
+    """A run that works, since when (`time.monotonic`), and the epochs that it had begun before."""
+
+    run: Run
+    since: float
+    epochs_before: int
+
+
+@dataclass
+class State:
+    """The runs of a study: each is waiting, running, or has its result.
+
+    Attributes:
+        folder: the study's.
+        waiting: runs that wait.
+        running: runs that work, by name.
+        results: result.json of the others, by the run's name.
+        elsewhere: names of those among the waiting that another process works on.
+        before: results of failed runs that are tried again, by name; any newer result counts.
+    """
+
+    folder: Path
+    waiting: list[Run]
+    running: dict[str, Running] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """The number of runs."""
+        return len(self.waiting) + len(self.running) + len(self.results)
+
+    @property
+    def failed(self) -> dict[str, dict[str, Any]]:
+        """The results of runs that failed, by name."""
+        return {name: result for name, result in self.results.items() if result["outcome"]["status"] == "failed"}
+
+
+def begin(folder: Path, runs: Sequence[Run], retry_failed: bool) -> State:
+    """Sort a study's runs into those that have their result and those that wait for it."""
+    state = State(folder, [])
+    for run in runs:
+        result = read_result(folder / run.name)
+        if result is None:
+            state.waiting.append(run)
+        elif retry_failed and result["outcome"]["status"] == "failed":
+            state.waiting.append(run)
+            state.before[run.name] = result
+        else:
+            state.results[run.name] = result
+    return state
 
 
 class Engine(Protocol):

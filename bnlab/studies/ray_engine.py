@@ -13,7 +13,7 @@ from typing import Any
 from bnlab.errors import InputError
 from bnlab.studies.local_engine import process_variables
 from bnlab.studies.results import LOG
-from bnlab.studies.tasks import Ended, command
+from bnlab.studies.worker import Ended, command
 
 RETRIES = 3  # how often Ray tries a run anew whose Ray worker died
 _GPU_SHARE = 0.25

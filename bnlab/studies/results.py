@@ -17,6 +17,7 @@ from bnlab.yaml_file import mapping_or_empty
 SCHEMA = 1
 FILE, LOG = "result.json", "log.txt"
 _LOG_LINES, _LOG_BYTES = 20, 8192
+_TAIL_BYTES = 4096
 
 # what result.json takes over from the run.yaml of `bnlab fit`
 _FROM_RECORD = ("outcome", "val_acc", "train_loss", "samples", "parameters", "hardware", "precision", "versions", "git")
@@ -56,7 +57,7 @@ def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, flo
 
     Args:
         folder: the run's, with its run.yaml and records.
-        task: what the study asked for, as `tasks.task` made it.
+        task: what the study asked for, as `worker.task` made it.
         tested: the test's `test_acc` and `test_loss`.
     """
     record = read_record(folder)
@@ -119,6 +120,18 @@ def epoch_seconds(folder: Path) -> list[float]:
     except (OSError, ValueError):  # a damaged table is no reason to lose the run; run.yaml knows the mean
         return []
     return [value for epoch, value in sorted(seconds.items()) if epoch not in partial]
+
+
+def epochs_begun(folder: Path) -> int:
+    """The number of epochs that a run has begun, from the last line of its records; 0 before the first record."""
+    try:
+        with (folder / "records.csv").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")[1:-1]  # the first may lack its beginning, the last is not yet whole
+    except OSError:
+        return 0
+    columns = lines[-1].split(b",") if lines else []
+    return int(columns[1]) + 1 if len(columns) > 1 and columns[1].isdigit() else 0
 
 
 def log_tail(folder: Path) -> str:

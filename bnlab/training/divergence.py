@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bnlab.training.ranks import of_all_ranks, own
-from bnlab_callbacks.core.lightning.scalars import gather_ranks, widest
+from bnlab_callbacks import gather_ranks
 
 # steps between two looks at the losses; each look waits for the device once
 _CPU_INTERVAL, _ACCELERATOR_INTERVAL = 10, 50
@@ -116,6 +116,7 @@ def _earliest(trainer: Trainer, found: Divergence | None) -> Divergence | None:
     previous = math.nan if found is None or found.previous_loss is None else found.previous_loss
     mine = [math.inf, 0.0, previous] if found is None else [found.step, found.loss, previous]
     device = trainer.strategy.root_device
-    ranks = gather_ranks(trainer, torch.tensor(mine, dtype=widest(device), device=device)).tolist()
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has nothing wider
+    ranks = gather_ranks(trainer, torch.tensor(mine, dtype=dtype, device=device)).tolist()
     step, loss, previous = min(ranks, key=lambda rank: rank[0])
     return None if math.isinf(step) else Divergence(int(step), loss, None if math.isnan(previous) else previous)

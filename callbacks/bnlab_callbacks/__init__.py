@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from bnlab_callbacks.activation_monitor import ActivationMonitor
     from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
     from bnlab_callbacks.chart_layout import ChartLayout
+    from bnlab_callbacks.core.files import replace_file
     from bnlab_callbacks.core.lightning.records import publish_values
-    from bnlab_callbacks.core.lightning.run_output import publish_kept, replace_file
+    from bnlab_callbacks.core.lightning.run_output import publish_kept
     from bnlab_callbacks.core.lightning.scalars import gather_ranks
     from bnlab_callbacks.core.schedule import RecordSchedule
     from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
@@ -45,7 +46,7 @@ _MODULES = {
     "publish_kept": "core.lightning.run_output",
     "publish_values": "core.lightning.records",
     "read_records": "record_file",
-    "replace_file": "core.lightning.run_output",
+    "replace_file": "core.files",
 }
 __all__ = [
     "ActivationMonitor",

@@ -9,13 +9,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from bnlab_callbacks.core.files import replace_file
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, logged_step
 from bnlab_callbacks.core.lightning.records import Record
 from bnlab_callbacks.core.lightning.run_output import (
     RunOutput,
     or_give_up,
     publish_kept,
-    replace_file,
     run_folder,
     tensorboard_writers,
 )

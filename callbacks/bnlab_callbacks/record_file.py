@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from bnlab_callbacks.activation_monitor import ActivationMonitor
+from bnlab_callbacks.core.files import replace_file
 from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, logged_step, rank_zero_warn
 from bnlab_callbacks.core.lightning.records import Record
-from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, replace_file, run_folder
+from bnlab_callbacks.core.lightning.run_output import RunOutput, or_give_up, run_folder
 from bnlab_callbacks.statistics.dead_units import DeadUnit
 
 _LAYER_TAG = re.compile(r"([^/]+)/(\d{2,}_.+)", re.DOTALL)
@@ -114,6 +115,17 @@ class RecordFile(RunOutput):
     def path(self) -> Path:
         """The table, while a run is on."""
         return self._path
+
+    @staticmethod
+    def table_of(folder: Path) -> Path:
+        """A run's table as `records.csv`, to be cut or appended to; rows of `records.parquet` move back into it."""
+        path, parquet = folder / "records.csv", folder / "records.parquet"
+        if parquet.is_file():
+            rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
+            data = _text(chain([Row._fields], rows)).encode()
+            replace_file(path, lambda new: _write_bytes(new, data))
+            parquet.unlink()
+        return path
 
     @or_give_up
     def write_out(self) -> None:
@@ -285,17 +297,6 @@ def _can_write_parquet() -> bool:
         rank_zero_warn(f"RecordFile keeps records.csv: format='parquet' needs pyarrow (pip install pyarrow): {error}")
         return False
     return True
-
-
-def table_of(folder: Path) -> Path:
-    """The run's table as `records.csv`, to be cut or appended to; rows in `records.parquet` are moved back into it."""
-    path, parquet = folder / "records.csv", folder / "records.parquet"
-    if parquet.is_file():
-        rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
-        data = _text(chain([Row._fields], rows)).encode()
-        replace_file(path, lambda new: _write_bytes(new, data))
-        parquet.unlink()
-    return path
 
 
 def _turn_into_parquet(path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from bnlab import Classifier, ImageDataModule
 from bnlab.cli.main import main
-from tests.cli.runs import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
+from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bnlab.cli.main import main
-from bnlab.cli.progress import TimedProgressBar
-from tests.cli.runs import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
+from bnlab.training.progress_bar import TimedProgressBar
+from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
 
 SHORT = ("--trainer.max_epochs", "2")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.runs import CONFIGS, PROJECT, QUIET, finish, fit, read_yaml, run_folders, scalars, start
+from tests.helpers.command_line import CONFIGS, PROJECT, QUIET, finish, fit, read_yaml, run_folders, scalars, start
 
 MLP = ("fit", "--config", str(CONFIGS / "mlp_relu.yaml"), "--trainer.accelerator", "cpu", *QUIET)
 

@@ -27,7 +27,7 @@ from bnlab_callbacks.diagnosis.watching.silent_monitors import (
     SilentGradientMonitor,
 )
 from tests.diagnosis.small_runs import Net, batches, fit, net
-from tests.silent_trainer import trainer_in
+from tests.helpers.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

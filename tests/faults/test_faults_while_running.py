@@ -15,10 +15,10 @@ import torch
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from bnlab.cli.main import main
-from bnlab.training import checkpoint_file
+from bnlab.resuming import checkpoint_file
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, LayerHeatmap, record_file
-from tests.cli.resumed import Happening, also
-from tests.cli.runs import ON_CPU, QUIET, read_yaml
+from tests.helpers.command_line import ON_CPU, QUIET, read_yaml
+from tests.resuming.resumed import Happening, also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ from bnlab.reports.names import thesis_experiment
 from bnlab.reports.protocol import departures
 from bnlab.reports.run_files import UnreadableRunError, clean
 from bnlab.reports.runs import read_run
-from tests.cli.runs import CONFIGS
+from tests.helpers.command_line import CONFIGS
 from tests.reports.study_files import collected, one_run, result, write_fit_run, write_pair, write_run
 
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnlab.studies.conduct import Engine, conduct
+from bnlab.studies.conduct import Engine, State, begin, conduct
 from bnlab.studies.grid import Run
 from bnlab.studies.local_engine import LocalEngine, Machine
-from bnlab.studies.state import State, begin
 from tests.studies.grids import runs_of
 
 WORKER = "tests.studies.stub_worker"

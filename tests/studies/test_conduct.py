@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.studies.lock import is_locked, locked
+from bnlab.run_lock import is_locked, locked
 from bnlab.studies.results import read_result
 from tests.studies.real_study import PATHS
 from tests.studies.stub_processes import alive, lines, pids, start, total_after, wait_for
@@ -126,7 +126,7 @@ def test_a_run_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> No
 def start_holder(folder: Path) -> "subprocess.Popen[bytes]":
     """A process that holds a run's lock until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from bnlab.studies.lock import locked\n"
+        "import sys, time; from pathlib import Path; from bnlab.run_lock import locked\n"
         "with locked(Path(sys.argv[1])) as held:\n"
         "    print(held, flush=True); time.sleep(60)"
     )

@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.studies.progress import epochs_begun
-from bnlab.studies.results import epoch_seconds, log_tail, of_ended_run, of_failed_run, read_result, write_result
-from bnlab.studies.tasks import task
+from bnlab.studies.results import (
+    epoch_seconds,
+    epochs_begun,
+    log_tail,
+    of_ended_run,
+    of_failed_run,
+    read_result,
+    write_result,
+)
+from bnlab.studies.worker import task
 from bnlab_callbacks.record_file import Row
 from tests.studies.grids import runs_of
 

@@ -14,8 +14,8 @@ import pytest
 
 from bnlab.cli.main import main
 from bnlab_callbacks import read_records
-from tests.cli.resumed import assert_same_run
-from tests.cli.runs import CONFIGS, ON_CPU, QUIET, finish, read_yaml, start
+from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, finish, read_yaml, start
+from tests.resuming.resumed import assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bnlab_callbacks.core.files import replace_file
 from bnlab_callbacks.core.lightning.names import Trainer, logged_step
-from bnlab_callbacks.core.lightning.run_output import replace_file, run_folder, tensorboard_writers
+from bnlab_callbacks.core.lightning.run_output import run_folder, tensorboard_writers
 from bnlab_callbacks.diagnosis.findings import Finding, worst
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.rules.gradient_rules import relative_gradients

@@ -166,17 +166,6 @@ def _log_dir(logger: Any) -> str | None:
     return os.path.join(logger.save_dir, str(logger.name), version)
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` make a file beside `path`, then put it in the place of `path`: a reader never sees half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(new)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Any, str]]:
     """The `SummaryWriter` of every TensorBoard logger, and what that logger puts before each tag."""
     for logger in trainer.loggers:
