@@ -268,7 +268,7 @@ def test_the_cnn_refuses_images_too_small_to_pool_five_times(size: tuple[int, in
         build_net("cnn", 1, size, 10)
 
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 # Chapter 7: each experiment's section within 7.1 (MLP) and 7.2 (CNN), and the one thing that it changes.
 EXPERIMENTS: dict[str, tuple[int, dict[str, Any]]] = {

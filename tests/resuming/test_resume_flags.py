@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bnlab.cli.main import main
-from bnlab.cli.run_folder import RunLock
 from tests.helpers.command_line import read_yaml
+from tests.helpers.locked_elsewhere import locked_elsewhere
 from tests.resuming.resumed import FIT, Happening, also, tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def test_a_run_lands_in_the_folder_that_is_named() -> None:
     assert {path.name for path in Path().iterdir()} == {"some"}
     names = {path.name for path in Path("some/where").iterdir() if not path.name.startswith("events")}
     written = {"records.csv", "dead_units.csv", "diagnosis.json", "heatmaps"}
-    whole = {"checkpoints", "config.yaml", "run.yaml", "hparams.yaml"} | written
+    whole = {"checkpoints", "config.yaml", "run.yaml", "hparams.yaml", "run.lock"} | written
     assert names == whole
     assert {path.name for path in Path("some/where/checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert "run_folder" not in read_yaml(Path("some/where/config.yaml"))
@@ -90,16 +90,13 @@ def test_without_a_run_to_go_on_with_a_new_one_begins(capsys: pytest.CaptureFixt
 
 def test_a_run_that_a_process_works_on_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     broken_off()
-    lock = RunLock(VARIANT / "version_0")
-    try:
+    with locked_elsewhere(VARIANT / "version_0"):
         before = tree(VARIANT / "version_0")
         message = refused(*SHORT, "--resume", "--run_folder", str(VARIANT / "version_0"), capsys=capsys)
         assert "another process works on the run" in message
         main([*FIT, *SHORT, "--resume"])
         assert tree(VARIANT / "version_0") == before
         assert read_yaml(VARIANT / "version_1/run.yaml")["outcome"]["status"] == "finished"
-    finally:
-        lock.release()
 
 
 def test_a_run_that_has_ended_is_not_run_again(capsys: pytest.CaptureFixture[str]) -> None:

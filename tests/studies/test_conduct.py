@@ -3,16 +3,14 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bnlab.run_lock import is_locked, locked
 from bnlab.studies.results import read_result
+from tests.helpers.locked_elsewhere import locked_elsewhere
 from tests.studies.real_study import PATHS
 from tests.studies.stub_processes import alive, lines, pids, start, total_after, wait_for
 from tests.studies.stub_study import Notes, stub_study
@@ -108,41 +106,14 @@ def test_failed_runs_are_tried_again_on_request_from_their_checkpoint(tmp_path: 
 def test_a_run_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
     """The study waits for it, and takes it over when it is let go without a result."""
     folder = tmp_path / "mlp_relu" / "digits-bn-seed0-steps_3"
-    other = start_holder(folder)
-    try:
-        assert is_locked(folder)
+    with locked_elsewhere(folder):
         study = start(tmp_path, 2, 2, 3)
         wait_for(lambda: (tmp_path / "mlp_relu" / "digits-bn-seed1-steps_3" / "result.json").exists())
         time.sleep(0.5)
         assert study.poll() is None
         assert not (folder / "starts.txt").exists()
-    finally:
-        other.kill()
-        other.wait()
     assert study.wait(20) == 0
     assert read_result(folder) is not None
-
-
-def start_holder(folder: Path) -> "subprocess.Popen[bytes]":
-    """A process that holds a run's lock until it is killed."""
-    code = (
-        "import sys, time; from pathlib import Path; from bnlab.run_lock import locked\n"
-        "with locked(Path(sys.argv[1])) as held:\n"
-        "    print(held, flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    with process.stdout as output:
-        assert output.readline() == b"True\n"
-    return process
-
-
-def test_a_lock_is_held_once(tmp_path: Path) -> None:
-    assert not is_locked(tmp_path)
-    with locked(tmp_path) as first, locked(tmp_path) as second:
-        assert (first, second) == (True, False)
-        assert is_locked(tmp_path)
-    assert not is_locked(tmp_path)
 
 
 def test_two_studies_at_once_share_the_work(tmp_path: Path) -> None:
