@@ -1,4 +1,4 @@
-"""`bnlab fit`, `validate`, `test` and `predict`: LightningCLI over the project's parts."""
+"""The commands `bnlab fit`, `validate`, `test` and `predict`: LightningCLI with the project's parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_argumen
 from bnlab.cli.quiet import without_expected_warnings
 from bnlab.cli.resume import Plan, add_flags, announce, check_free, find_run, plan_resume
 from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, plain
-from bnlab.cli.run_folder import claim, experiment_name, lock_run, make, variant_name
+from bnlab.cli.run_folder import experiment_name, lock_run, make_folder, make_next_version, variant_name
 from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
 from bnlab.durable_files import write_durably
@@ -131,7 +131,7 @@ class BnlabCLI(LightningCLI):
             self._plan(self.config["fit"])
 
     def _plan(self, config: Namespace) -> None:
-        """Find the run that is meant, and take its configuration where it goes on."""
+        """Find the run that is meant, and take over its configuration if it is resumed."""
         resume = config["resume"] or config["ckpt_path"] == "last"
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = None
@@ -155,7 +155,7 @@ class BnlabCLI(LightningCLI):
             self.config["fit"]["ckpt_path"] = str(self.plan.checkpoint.path)
 
     def _take_config(self, config: Namespace, folder: Path, names: set[str]) -> None:
-        """Take the configuration of a run that goes on, and what may be changed of it by the words."""
+        """Take over the configuration of a resumed run, and what the words may change of it."""
         path = folder / "config.yaml"
         if not path.exists():  # the words have to say it all
             return
@@ -207,7 +207,7 @@ class BnlabCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Check the input while nothing is written yet, then claim the run's folder."""
+        """Check the input while nothing is written yet, then make the run's folder."""
         if self.plan.ended:
             return
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
@@ -225,7 +225,7 @@ class BnlabCLI(LightningCLI):
             self.datamodule.setup("fit")
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             if _first_process():
-                self._claim_folder()
+                self._prepare_folder()
             resume = ExactResume(self.folder or Path(), self.plan.checkpoint is not None, requeue_signal)
             self.trainer.callbacks.insert(0, resume)  # type: ignore[attr-defined]
 
@@ -234,14 +234,14 @@ class BnlabCLI(LightningCLI):
         if not self.plan.ended:
             self.trainer.fit(**arguments)
 
-    def _claim_folder(self) -> None:
+    def _prepare_folder(self) -> None:
         config = self.config["fit"]
         data, model, seed = config["data"], config["model"], config["seed_everything"]
         experiment = self._experiment(config)
         if self.plan.folder is None:
-            self.folder = claim(self._variant_folder(config))
+            self.folder = make_next_version(self._variant_folder(config))
         else:
-            self.folder = make(self.plan.folder)
+            self.folder = make_folder(self.plan.folder)
         if self.plan.lock is None:
             self.plan.lock = lock_run(self.folder)
             check_free(self.folder)  # again: now nobody else can begin one
@@ -312,7 +312,7 @@ def _first_process() -> bool:
 
 
 def _described(plan: Plan) -> dict[str, Any] | None:
-    """What a run goes on from, for its record."""
+    """The checkpoint that a run resumes from, for its record."""
     if plan.checkpoint is None:
         return None
     return {"file": plan.checkpoint.path.name, "epoch": plan.checkpoint.epoch, "step": plan.checkpoint.step}

@@ -1,6 +1,6 @@
-"""Ranks that a command starts end when it does, even if it is killed before the ranks have met.
+"""The ranks that a command launches: they end when it does, even if it is killed before the ranks are connected.
 
-Once they have met, a closed connection tells; before, the others would wait for torch's 30 minutes.
+Once they are connected, a closed connection ends them; before that they would wait for torch's 30 minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Lightning and others say of every run, kept from the screen."""
+"""Warnings and messages of Lightning that are not shown: expected ones, and those about a Trainer that never trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def without_expected_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
         # evaluation saves no checkpoint, so it does not matter where the run's folder has moved
         warnings.filterwarnings("ignore", "The dirpath has changed.*")
-        # a run that goes on finds its own checkpoints, and on ranks other than 0 the state of what only rank 0 has
+        # a resumed run finds its own checkpoints, and on ranks other than 0 the state of what only rank 0 has
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`.*")
         # Lightning 2.6 calls functions that go away in jsonargparse 5, hence the bound on it

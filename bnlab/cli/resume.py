@@ -46,10 +46,10 @@ class Plan:
     Args:
         folder: where the run lands; None for the next free one.
         record: for a run that is there already, its run.yaml, empty where it has none; else None.
-        checkpoint: what the run goes on from; None to begin.
+        checkpoint: what the run resumes from; None to begin.
         damaged: checkpoints to be set aside.
         ended: the run is over, and nothing is left to do.
-        lock: keeps other processes off a run that goes on, from the moment on that its state is read.
+        lock: keeps other processes off a resumed run, from the moment that its state is read.
     """
 
     folder: Path | None = None
@@ -160,7 +160,7 @@ def has_ended(record: dict[str, Any], max_epochs: int | None) -> bool:
 
 
 def announce(plan: Plan, variant: Path, say: Callable[[str], None]) -> None:
-    """Tell a person how the run goes on; `variant` is where one was looked for."""
+    """Tell a person where the run resumes; `variant` is the folder where one was looked for."""
     if plan.folder is None:
         say(f"no run in {variant} is left to go on with: a new one begins.")
     elif plan.ended:

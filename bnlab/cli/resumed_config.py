@@ -1,4 +1,4 @@
-"""The configuration of a run that goes on: its own, with what may be changed of it."""
+"""The configuration of a resumed run: its own, with the flags that may be changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HARMLESS = {
     *(f"trainer.{name}" for name in ("enable_progress_bar", "enable_model_summary")),
     *(f"data.{name}" for name in ("root", "download", "num_workers")),
 }
-"""Flags that a run may go on with changed: they change where and how long it runs, not what it computes."""
+"""Flags that may differ in a resumed run: they change where and how long it runs, not what it computes."""
 
 
 def check_whole(path: Path) -> None:

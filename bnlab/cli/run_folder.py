@@ -35,7 +35,7 @@ def variant_name(dataset: str, batch_norm: bool, seed: int | bool | None) -> str
     return f"{dataset}-{norm}" + ("" if seed is None or seed is False else f"-seed{int(seed)}")
 
 
-def claim(parent: Path) -> Path:
+def make_next_version(parent: Path) -> Path:
     """Make the next free `version_<k>` in a variant's folder and return it; two processes at once get two folders.
 
     Raises:
@@ -59,7 +59,7 @@ def claim(parent: Path) -> Path:
         ) from error
 
 
-def make(folder: Path) -> Path:
+def make_folder(folder: Path) -> Path:
     """Make a folder that was asked for by name, if it is not there, and return it.
 
     Raises:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.cli.study_options import Options, read_options
 from bnlab.errors import InputError
-from bnlab.studies.conduct import Engine, State, begin, conduct
 from bnlab.studies.display import duration, end, table
 from bnlab.studies.estimate import Estimate, from_results, shared_out, time_left
 from bnlab.studies.grid import Grid, Run, check_names, expand
 from bnlab.studies.local_engine import LocalEngine, default_jobs, this_machine
+from bnlab.studies.study import Engine, State, begin, run_study
 from bnlab.studies.study_folder import check_reuse, write_study
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(words: list[str]) -> None:
         ) from error
     try:
         if state.waiting:
-            _conduct(state, _engine(options, state, plan))
+            _run_study(state, _engine(options, state, plan))
     except KeyboardInterrupt:
         print(f"\nstopped; {len(state.results)} of {state.total} runs are done. The same command goes on from here:")
         print(f"  bnlab {shlex.join(words)}")
@@ -101,7 +101,7 @@ def _engine(options: Options, state: State, plan: Plan) -> Engine:
     return RayEngine(_WORKER, options.ray_address, options.jobs, options.ray_gpus, len(state.waiting))
 
 
-def _conduct(state: State, engine: Engine) -> None:
+def _run_study(state: State, engine: Engine) -> None:
     from rich.console import Console
 
     from bnlab.studies.display import LiveDisplay, PlainLines, print_text
@@ -115,7 +115,7 @@ def _conduct(state: State, engine: Engine) -> None:
 
     watcher = LiveDisplay(console, left) if console.is_terminal else PlainLines(console, left)
     with _terminable(), watcher if isinstance(watcher, LiveDisplay) else nullcontext():
-        conduct(state, engine, watcher)
+        run_study(state, engine, watcher)
 
 
 def dry_run(state: State, plan: Plan, engine: LocalEngine) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `bnlab fit` would make of a study's runs, found out before any of them starts."""
+"""The settings that `bnlab fit` would give a study's runs, checked before any of them starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a run's Trainer that no section of the command line stands for."""
+"""The callbacks and settings of a Trainer that no section of the command line configures."""
 
 from __future__ import annotations
 

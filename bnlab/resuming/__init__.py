@@ -1,1 +1,1 @@
-"""Checkpoints, and everything that makes a run go on from one as if it had never stopped."""
+"""Checkpoints, and all that lets a run resume from one as if it had never stopped."""

@@ -1,4 +1,4 @@
-"""Checkpoint files that a kill, a full disk or a power cut cannot spoil, and the choice of one to go on from."""
+"""Checkpoint files that a kill, a full disk or a power cut cannot spoil, and the search for one to resume from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DamagedError(Exception):
 
 
 class GoodCheckpoint(NamedTuple):
-    """A checkpoint that is sound, and holds all that a run needs to go on exactly."""
+    """A checkpoint that is sound, and holds all that a run needs to resume exactly."""
 
     path: Path
     state: dict[str, Any]  # what is stored under RUN_STATE
@@ -61,7 +61,7 @@ class Search(NamedTuple):
     """What a search for a checkpoint found."""
 
     best: GoodCheckpoint | None
-    damaged: list[Path]  # newer ones that no run can go on from
+    damaged: list[Path]  # newer ones that no run can resume from
 
 
 def find_checkpoint(folder: Path, say: Callable[[str], None]) -> Search:

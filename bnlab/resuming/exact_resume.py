@@ -1,4 +1,4 @@
-"""`ExactResume`: checkpoints that a run goes on from as if it had never stopped."""
+"""`ExactResume`: checkpoints from which a run resumes as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bnlab.resuming.checkpoint_file import RUN_STATE
 from bnlab.resuming.loop_state import between_epochs, within_epoch
 from bnlab.resuming.random_state import random_state, restore_random_state
 from bnlab.resuming.run_checkpoint import RunCheckpoint
-from bnlab.resuming.run_files import settle
+from bnlab.resuming.run_files import flush_to_disk
 from bnlab.resuming.slurm import requeue
 from bnlab.resuming.stop_signals import StopSignals
-from bnlab.training.ranks import of_all_ranks, own
+from bnlab.training.ranks import state_of_this_rank, states_of_all_ranks
 from bnlab_callbacks import gather_ranks
 
 # batches between two moments at which several ranks ask each other whether to stop
@@ -28,7 +28,7 @@ _AGREE_EVERY = 10
 
 
 class ExactResume(Callback):
-    """Adds to `RunCheckpoint`'s checkpoints what Lightning leaves out, and puts it back when a run goes on.
+    """Adds to `RunCheckpoint`'s checkpoints what Lightning leaves out, and puts it back when a run resumes.
 
     That is: the random generators, how much of the event files and the table of records the checkpoint knows, the
     metrics that schedule and early stopping look at, whether training was to stop, and the position in the epoch.
@@ -38,7 +38,7 @@ class ExactResume(Callback):
 
     Args:
         folder: the run's folder.
-        same_run: whether a checkpoint that is loaded is this run's own; else training that was to stop goes on.
+        same_run: whether a checkpoint that is loaded is this run's own; else training that was to stop continues.
         requeue_signal: after which SLURM is asked to run the job again.
     """
 
@@ -99,13 +99,13 @@ class ExactResume(Callback):
             "epochs": loops["epoch_progress"]["current"]["completed"],
             "batches": batches,
             "steps": trainer.global_step,
-            "random": of_all_ranks(trainer, random_state()),
-            "files": settle(trainer, self.folder) if trainer.is_global_zero else {},
+            "random": states_of_all_ranks(trainer, random_state()),
+            "files": flush_to_disk(trainer, self.folder) if trainer.is_global_zero else {},
             "metrics": {name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics},
             "should_stop": trainer.should_stop,
         }
 
-    # going on
+    # resuming
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what is to be restored later."""
@@ -117,7 +117,7 @@ class ExactResume(Callback):
         """Find the checkpoints.
 
         Raises:
-            InputError: ranks go on from different checkpoints.
+            InputError: ranks resume from different checkpoints.
         """
         step = -1 if self._loaded is None else self._loaded["steps"]
         steps = gather_ranks(trainer, torch.tensor([step], device=trainer.strategy.root_device)).flatten().tolist()
@@ -137,7 +137,7 @@ class ExactResume(Callback):
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         # else Lightning would leave out the schedule's step at the end of an epoch that it resumes
         trainer.fit_loop._restarting = False
-        random = own(trainer, state["random"])
+        random = state_of_this_rank(trainer, state["random"])
         if random is not None:
             restore_random_state(random)
 

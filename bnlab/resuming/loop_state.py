@@ -1,4 +1,4 @@
-"""Where a run stands, in the form in which Lightning goes on from it without losing or repeating anything.
+"""Lightning's loop counters, rewritten so that a resumed run neither loses nor repeats a batch.
 
 Lightning's checkpoints are made in the middle of its loops, and it guesses from the counters where that was. These
 functions put the counters of a moment between two batches into the one form for it that Lightning guesses right.

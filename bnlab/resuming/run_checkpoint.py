@@ -1,4 +1,4 @@
-"""`RunCheckpoint`: Lightning's ModelCheckpoint, which writes at moments that a run can go on from exactly."""
+"""`RunCheckpoint`: Lightning's ModelCheckpoint, writing at moments from which a run can resume exactly."""
 
 from __future__ import annotations
 

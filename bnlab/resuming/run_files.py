@@ -1,4 +1,4 @@
-"""What a run has written besides its checkpoints, how much of it a checkpoint knows, and the way back to there."""
+"""The event files and the table of records of a run, and their return to what a checkpoint knows of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EVENTS = "events.out.tfevents.*"
 _TABLE = "records.csv"
 
 
-def settle(trainer: Trainer, folder: Path) -> dict[str, int]:
+def flush_to_disk(trainer: Trainer, folder: Path) -> dict[str, int]:
     """Bring to the disk all that was published so far.
 
     Args:
@@ -45,9 +45,9 @@ def settle(trainer: Trainer, folder: Path) -> dict[str, int]:
 
 
 def cut_back(folder: Path, sizes: Mapping[str, int]) -> list[str]:
-    """Take a run's event files and table of records back to what they were when `settle` gave these sizes.
+    """Take a run's event files and table of records back to what they were when `flush_to_disk` gave these sizes.
 
-    What came later is removed, so that the run that goes on from there writes it once only. Outside the run's folder,
+    What came later is removed, so that the resumed run writes it once only. Outside the run's folder,
     files that are not known stay: they may be other runs'.
 
     Returns:

@@ -1,7 +1,7 @@
-"""SLURM's requeue: a job that is told of its time limit saves, and asks to be run again.
+"""SLURM's requeue: at its time limit a job saves a checkpoint and asks to be run again.
 
 Lightning does so from within a signal handler, in the middle of whatever step is on, and puts its checkpoint into the
-current folder, where the next run that starts there goes on from it. Here the run stops between two batches, with a
+current folder, where the next run that starts there resumes from it. Here the run stops between two batches, with a
 checkpoint of its own.
 """
 
@@ -28,7 +28,7 @@ def take_requeue(trainer: Trainer) -> signal.Signals | None:
 
 
 def check_no_requeued(trainer: Trainer) -> None:
-    """Refuse to begin where Lightning would go on from what it found, whichever run that was.
+    """Refuse to begin where Lightning would resume from a checkpoint that it finds, whichever run's that is.
 
     Raises:
         InputError: under SLURM, Lightning's checkpoint for a requeue is in the Trainer's folder.

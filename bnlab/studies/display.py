@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.studies.conduct import State
 from bnlab.studies.grid import Run
 from bnlab.studies.results import epochs_begun
+from bnlab.studies.study import State
 
 TimeLeft = Callable[[State], "float | None"]
 

@@ -1,4 +1,4 @@
-"""The time that runs take: as long as others of their kind did, or as a few training steps here say."""
+"""Estimates of the time that runs take, from finished runs like them or from a few training steps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bnlab.studies.conduct import Running, State
 from bnlab.studies.grid import Run
 from bnlab.studies.results import epochs_begun
+from bnlab.studies.study import Running, State
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""`result.json`: how a run of a study ended; written whole, as the very last thing."""
+"""`result.json`, written when a run of a study has ended, and the records that tell how far a run is."""
 
 from __future__ import annotations
 

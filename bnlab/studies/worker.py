@@ -48,7 +48,7 @@ def command(module: str, content: Mapping[str, Any]) -> list[str]:
 
 
 FitAndTest = Callable[[Path, list[str]], Mapping[str, float]]
-"""Trains, or goes on with training, in a folder, with the words of `bnlab fit`; returns the test's metrics."""
+"""Trains in a folder, resuming where it can, with the words of `bnlab fit`; returns the test's metrics."""
 
 
 def work_on(words: list[str], fit_and_test: FitAndTest) -> int:

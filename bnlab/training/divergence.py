@@ -1,4 +1,4 @@
-"""End a run whose loss is no longer a number: that is a result, not a crash."""
+"""`DivergenceStop`: the end of a run whose loss is no longer a number, which is a result and not a crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bnlab.training.ranks import of_all_ranks, own
+from bnlab.training.ranks import state_of_this_rank, states_of_all_ranks
 from bnlab_callbacks import gather_ranks
 
 # steps between two looks at the losses; each look waits for the device once
@@ -74,11 +74,11 @@ class DivergenceStop(Callback):
             "steps": list(self._steps),
             "previous": self._previous,
         }
-        checkpoint["callbacks"][self.state_key] = {"ranks": of_all_ranks(trainer, state)}
+        checkpoint["callbacks"][self.state_key] = {"ranks": states_of_all_ranks(trainer, state)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        state = own(trainer, checkpoint["callbacks"].get(self.state_key, {"ranks": []})["ranks"])
+        state = state_of_this_rank(trainer, checkpoint["callbacks"].get(self.state_key, {"ranks": []})["ranks"])
         if state is None:
             return
         self.divergence = None if state["divergence"] is None else Divergence(*state["divergence"])

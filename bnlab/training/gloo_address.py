@@ -1,4 +1,4 @@
-"""Several machines: whether the others can reach this one."""
+"""The address that gloo, on CPUs, gives other machines to reach this one."""
 
 from __future__ import annotations
 

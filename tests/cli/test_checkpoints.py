@@ -65,7 +65,7 @@ def test_predict_writes_the_probabilities_of_the_test_images(checkpoint: Path) -
 def test_a_flag_that_differs_from_the_checkpoint_is_an_error(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trap 22: the checkpoint silently won."""
+    """Lightning lets the checkpoint win without a word."""
     before = run_folders()
     for command in ("fit", "test"):
         with pytest.raises(SystemExit) as stopped:

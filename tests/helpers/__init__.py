@@ -1,1 +1,1 @@
-"""What several rooms' tests share."""
+"""Helpers that tests of several rooms share."""

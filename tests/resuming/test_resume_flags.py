@@ -139,7 +139,7 @@ def test_a_run_that_has_ended_is_not_run_again(capsys: pytest.CaptureFixture[str
 def test_a_flag_that_says_something_else_is_an_error(
     words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trap 22."""
+    """Else the run would go on with its own value, and nobody would notice."""
     Path("other.yaml").write_text("data: {batch_size: 32}\n")
     broken_off("--run_folder", "run")
     assert said in refused("--run_folder", "run", "--resume", *words, capsys=capsys)

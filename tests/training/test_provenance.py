@@ -1,4 +1,4 @@
-"""What a record says of code, packages and machine."""
+"""The record of code, packages and machine."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Watcher(Protocol):
         """Look at the study; called several times a second."""
 
 
-def conduct(state: State, engine: Engine, watcher: Watcher) -> None:
+def run_study(state: State, engine: Engine, watcher: Watcher) -> None:
     """Run what waits, until nothing does.
 
     A run that another process works on is left to it and looked at again, so two studies over the same folder share
