@@ -19,9 +19,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
 from bnlab.cli.quiet import without_expected_warnings
-from bnlab.cli.resume import Plan, add_flags, announce, check_free, find_run, plan_resume
+from bnlab.cli.resume import Plan, add_flags, announce, check_free, find_run, lock_run, make_folder, plan_resume
 from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, plain
-from bnlab.cli.run_folder import experiment_name, lock_run, make_folder, make_next_version, variant_name
+from bnlab.cli.run_folder import experiment_name, make_next_version, variant_name
 from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
 from bnlab.durable_files import write_durably

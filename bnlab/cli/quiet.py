@@ -1,13 +1,10 @@
-"""Warnings and messages of Lightning that are not shown: expected ones, and those about a Trainer that never trains."""
+"""Warnings of Lightning and its companions that every run would give, and that are not shown."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
-
-_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
 @contextlib.contextmanager
@@ -28,18 +25,3 @@ def without_expected_warnings() -> Iterator[None]:
         # Lightning 2.6 asks torch 2.15 for a class that is on its way out
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
         yield
-
-
-@contextlib.contextmanager
-def without_messages() -> Iterator[None]:
-    """Leave out all that is said of a Trainer that never trains."""
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

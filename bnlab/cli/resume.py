@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,13 +12,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from bnlab.cli.run_folder import lock_run, versions_newest_first
 from bnlab.errors import InputError
 from bnlab.resuming.checkpoint_file import GoodCheckpoint, find_checkpoint
 from bnlab.run_lock import RunLock, is_locked
 from bnlab.training.run_record import describe
 from bnlab.yaml_file import mapping_or_empty, read_yaml
 
+_VERSION = re.compile(r"version_(\d+)")
 ENDED = ("finished", "early", "diverged")
 
 
@@ -126,6 +128,46 @@ def find_run(variant: Path, max_epochs: int | None, first_process: bool = True) 
         if holds_run(folder) and not taken and not has_ended(read_record(folder), max_epochs):
             return folder
     return None
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder that was asked for by name, if it is not there, and return it.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "no permission to write", str(folder))
+    except OSError as error:
+        raise _cannot_be_written(folder, error) from error
+    return folder
+
+
+def _cannot_be_written(folder: Path, error: OSError) -> InputError:
+    return InputError(f"--run_folder {folder} cannot be written ({error.strerror or error}); give another.")
+
+
+def versions_newest_first(variant: Path) -> list[Path]:
+    """The `version_<k>` in a folder, the highest number first."""
+    found = [(int(match[1]), path) for path in variant.glob("version_*") if (match := _VERSION.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def lock_run(folder: Path) -> RunLock:
+    """Keep other processes off a run's folder for as long as this one lives, or until the lock is released.
+
+    Raises:
+        InputError: another process works on the run, or the folder cannot be written.
+    """
+    try:
+        lock = RunLock(folder)
+        if lock.acquire():
+            return lock
+    except OSError as error:
+        raise _cannot_be_written(folder, error) from error
+    raise InputError(f"another process works on the run in {folder}: wait for it or stop it, or start a run elsewhere.")
 
 
 def holds_run(folder: Path) -> bool:

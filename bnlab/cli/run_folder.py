@@ -1,17 +1,13 @@
-"""Where a run lands: `<root>/<experiment>/<dataset>-<vanilla|bn>-seed<seed>/version_<k>`, and who works on it."""
+"""The folder of a new run: `<root>/<experiment>/<dataset>-<vanilla|bn>-seed<seed>/version_<k>`."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bnlab.errors import InputError
-from bnlab.run_lock import RunLock
 from bnlab.yaml_file import mapping_or_empty
-
-_VERSION = re.compile(r"version_(\d+)")
 
 
 def experiment_name(configs: Sequence[Path], fallback: str) -> str:
@@ -57,43 +53,3 @@ def make_next_version(parent: Path) -> Path:
             f"the run's folder {parent}{os.sep} cannot be written ({error.strerror or error}); "
             "give another one with --trainer.default_root_dir."
         ) from error
-
-
-def make_folder(folder: Path) -> Path:
-    """Make a folder that was asked for by name, if it is not there, and return it.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "no permission to write", str(folder))
-    except OSError as error:
-        raise _cannot_be_written(folder, error) from error
-    return folder
-
-
-def _cannot_be_written(folder: Path, error: OSError) -> InputError:
-    return InputError(f"--run_folder {folder} cannot be written ({error.strerror or error}); give another.")
-
-
-def versions_newest_first(variant: Path) -> list[Path]:
-    """The `version_<k>` in a folder, the highest number first."""
-    found = [(int(match[1]), path) for path in variant.glob("version_*") if (match := _VERSION.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def lock_run(folder: Path) -> RunLock:
-    """Keep other processes off a run's folder for as long as this one lives, or until the lock is released.
-
-    Raises:
-        InputError: another process works on the run, or the folder cannot be written.
-    """
-    try:
-        lock = RunLock(folder)
-        if lock.acquire():
-            return lock
-    except OSError as error:
-        raise _cannot_be_written(folder, error) from error
-    raise InputError(f"another process works on the run in {folder}: wait for it or stop it, or start a run elsewhere.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,6 @@ import yaml
 
 from bnlab.cli.arguments import flags_after_configs
 from bnlab.cli.commands import BnlabCLI
-from bnlab.cli.quiet import without_messages
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
 from bnlab.studies.estimate import START_S, Estimate, seconds_per_step, training_images
@@ -28,6 +30,7 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "checkpoint.filename": (("last",), "runs are tested, and go on, from their last checkpoints"),
     "checkpoint.dirpath": ((None,), "runs are tested, and go on, from checkpoints in their own folders"),
 }
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _ENDLESS = 1000  # epochs, Lightning's own limit, for a run without a limit
 
 
@@ -70,7 +73,7 @@ class Checker:
         if config not in self._settings:
             flags = [word for name, value in self._overrides.items() for word in (f"--{name}", flag_text(value))]
             words = flags_after_configs(["fit", "--config", str(config), *flags])
-            with without_messages():
+            with _without_messages():
                 if self._cli is None:
                     self._cli = _Parsed([*words, "--trainer.devices", "1"])  # a worker sees no more
                 content = self._cli.parser.parse_args(words)["fit"]
@@ -149,3 +152,18 @@ class Checker:
 def _section(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
     prefix = f"{section}."
     return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Leave out all that is said of a Trainer that never trains."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
