@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -174,12 +172,6 @@ def test_npz_is_described_without_reading_images(tmp_path: Path) -> None:
     assert describe("npz", tmp_path) == (4, 3, (6, 5))
     with pytest.raises(InputError, match=r"train\.npz: `images` cannot be read.*damaged"):
         load("npz", tmp_path)
-
-
-def test_scipy_io_is_imported_for_svhn_only() -> None:
-    code = "import sys, bnlab.data as d; d.describe('svhn', 'x'); sys.exit('scipy.io' in sys.modules)"
-    repository = Path(bnlab.data.files.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=repository, timeout=120)
 
 
 # what every dataset may get wrong

@@ -16,6 +16,7 @@ PROJECT = Path(__file__).parents[2]
 CONFIGS = PROJECT / "configs"
 QUIET = ("--trainer.enable_progress_bar", "false")
 ON_CPU = ("--trainer.accelerator", "cpu")
+BOUND_S = 60  # for a rank to end after another; seen on two busy cores: at most 11 s
 
 
 def fit(*words: str, config: str = "mlp_relu") -> Path:
@@ -68,3 +69,15 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
     finally:
         process.kill()
     return process.returncode, output, errors
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """The other ranks' processes."""
+    lines = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    words = [line.split(maxsplit=2) for line in lines.splitlines()]
+    return [int(one) for one, parent, arguments in words if parent == str(process.pid) and "bnlab" in arguments]
+
+
+def lost_a_rank(errors: str) -> bool:
+    """Whether a process says that it ended because another rank did."""
+    return any(each in errors for each in ("Connection", "terminated with code -9", "reset by peer"))
