@@ -1,4 +1,4 @@
-"""The engine `ray`: the same workers, started by a Ray cluster, which starts another where one dies."""
+"""The engine `ray`: for a Ray cluster of several machines; it starts the same workers, and others where some die."""
 
 from __future__ import annotations
 
