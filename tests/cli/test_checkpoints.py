@@ -1,5 +1,6 @@
 """`bnlab test`, `validate`, `predict`, and going on with a run: the model and its checkpoint must agree."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,22 @@ from bnlab.cli.main import main
 from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The current folder of a short run with batch norm."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit("--trainer.max_epochs", "1", "--model.batch_norm", "true")
+    return folder
+
+
 @pytest.fixture
-def checkpoint() -> Path:
-    """The checkpoint of a short run with batch norm."""
-    return fit("--trainer.max_epochs", "1", "--model.batch_norm", "true") / "checkpoints" / "last.ckpt"
+def checkpoint(trained: Path) -> Path:
+    """The checkpoint of a copy of this run."""
+    shutil.copytree(trained, ".", dirs_exist_ok=True)
+    (found,) = Path().glob("**/last.ckpt")
+    return found
 
 
 def expected_probabilities(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -20,6 +21,8 @@ from bnlab_callbacks import read_records
 from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, read_yaml
 
 FIT = ("fit", "--config", str(CONFIGS / "mlp_dropout.yaml"), *ON_CPU, *QUIET)
+
+SHORT = ("--trainer.max_epochs", "2")
 
 # dropout and batch norm, a learning rate that falls and every step recorded: 4 epochs of 9 steps
 WATCHED = (
@@ -108,7 +111,17 @@ def snapshots(run: Path, target: Path, *words: str, batches: set[int] | None = N
     """An undisturbed run in `run`, and copies of its folder on the way, in their order."""
     with also(Snapshots(run, target, batches)):
         main([*FIT, *words, "--run_folder", str(run)])
-    return sorted(target.iterdir(), key=lambda path: int(path.name))
+    return sorted((path for path in target.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def broken_off(*words: str) -> None:
+    """A run of two epochs that an exception ends in the second, after its first checkpoint."""
+
+    def fail() -> None:
+        raise RuntimeError("broken off")
+
+    with also(Happening(fail, 12)), pytest.raises(RuntimeError, match="broken off"):
+        main([*FIT, *SHORT, *words])
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import torch
 
 from bnlab.cli.main import main
 from tests.helpers.command_line import read_yaml
-from tests.resuming.resumed import FIT, WATCHED, assert_same_run, go_on, snapshots
+from tests.resuming.resumed import FIT, WATCHED, assert_same_run, go_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,16 +37,9 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.fixture
-def left() -> Path:
-    """A run that was killed in its third epoch, beside the whole one."""
-    (copy,) = snapshots(Path("whole"), Path("left"), *WATCHED, batches={21})
-    return copy
-
-
 @pytest.mark.parametrize("damage", [truncate, flip, empty, folder])
 def test_the_checkpoint_before_is_used(
-    left: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    left: Path, whole: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert read_yaml(left / "run.yaml")["outcome"]["status"] == "running"
     damage(left / CKPT)
@@ -55,16 +48,16 @@ def test_the_checkpoint_before_is_used(
     said = capsys.readouterr()
     assert f"bnlab: {left / CKPT} is left out: it" in said.err
     assert f"the run in {left} goes on from previous.ckpt: epoch 1, step 9." in said.out
-    assert_same_run(left, Path("whole"))
+    assert_same_run(left, whole)
     assert (left / "checkpoints/last.ckpt.damaged").exists()
 
 
-def test_where_none_is_sound_the_run_begins_again(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_none_is_sound_the_run_begins_again(left: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         truncate(left / "checkpoints" / name)
     go_on(left, *WATCHED)
     assert f"the run in {left} left no checkpoint: it begins again." in capsys.readouterr().out
-    assert_same_run(left, Path("whole"))
+    assert_same_run(left, whole)
 
 
 def test_a_checkpoint_of_weights_alone_is_no_way_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,9 +79,9 @@ def test_lost_records_are_named_and_the_run_goes_on(left: Path, capsys: pytest.C
 def test_a_configuration_that_is_not_whole_is_an_error(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is missing would take its default, and another run would go on."""
     path = left / "config.yaml"
-    whole = path.read_bytes()
-    for length in (*range(0, len(whole), 211), len(whole) - 1):
-        path.write_bytes(whole[:length])
+    text = path.read_bytes()
+    for length in (*range(0, len(text), 211), len(text) - 1):
+        path.write_bytes(text[:length])
         with pytest.raises(SystemExit):
             go_on(left, *WATCHED)
         assert f"{path} is damaged: its end is missing." in capsys.readouterr().err, length
@@ -97,10 +90,10 @@ def test_a_configuration_that_is_not_whole_is_an_error(left: Path, capsys: pytes
 
 @pytest.mark.parametrize("content", [b"", b"outcome: [", b"\xff\xfe", b"- 1\n", b"outcome: {status: early}\n"])
 def test_a_record_that_cannot_be_read_is_written_anew(
-    left: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+    left: Path, whole: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (left / "run.yaml").write_bytes(content)
     go_on(left, *WATCHED)
     assert "run.yaml is no record of a run" in capsys.readouterr().err
-    assert_same_run(left, Path("whole"))
+    assert_same_run(left, whole)
     assert read_yaml(left / "run.yaml")["experiment"] == "mlp_dropout"

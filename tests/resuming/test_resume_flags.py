@@ -8,22 +8,11 @@ import pytest
 from bnlab.cli.main import main
 from tests.helpers.command_line import read_yaml
 from tests.helpers.locked_elsewhere import locked_elsewhere
-from tests.resuming.resumed import FIT, Happening, also, tree
+from tests.resuming.resumed import FIT, SHORT, broken_off, tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHORT = ("--trainer.max_epochs", "2")
 VARIANT = Path("tb_logs/mlp_dropout/digits-vanilla-seed0")
-
-
-def broken_off(*words: str) -> None:
-    """A run that an exception ends in its second epoch, after its first checkpoint."""
-
-    def fail() -> None:
-        raise RuntimeError("broken off")
-
-    with also(Happening(fail, 12)), pytest.raises(RuntimeError, match="broken off"):
-        main([*FIT, *SHORT, *words])
 
 
 def refused(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -137,16 +126,14 @@ def test_a_run_that_has_ended_is_not_run_again(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_a_flag_that_says_something_else_is_an_error(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], said: str, broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else the run would go on with its own value, and nobody would notice."""
     Path("other.yaml").write_text("data: {batch_size: 32}\n")
-    broken_off("--run_folder", "run")
     assert said in refused("--run_folder", "run", "--resume", *words, capsys=capsys)
 
 
-def test_flags_that_change_no_number_are_fine() -> None:
-    broken_off("--run_folder", "run")
+def test_flags_that_change_no_number_are_fine(broken: Path) -> None:
     shutil.copytree("run", "other")
     words = (
         "--trainer.enable_model_summary",
@@ -164,9 +151,8 @@ def test_flags_that_change_no_number_are_fine() -> None:
     assert read_yaml(Path("run/config.yaml"))["data"]["root"] == "elsewhere"
 
 
-def test_a_run_without_a_checkpoint_begins_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_checkpoint_begins_again(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*FIT, *SHORT, "--run_folder", "whole"])
-    broken_off("--run_folder", "run")
     shutil.rmtree("run/checkpoints")
     main([*FIT, "--run_folder", "run", "--resume"])
     assert "the run in run left no checkpoint: it begins again." in capsys.readouterr().out

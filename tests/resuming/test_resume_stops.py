@@ -28,9 +28,8 @@ def interrupts_work_again() -> Iterator[None]:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["SIGTERM", "Ctrl-C"])
 @pytest.mark.parametrize("in_validation", [False, True])
 def test_a_signal_ends_the_run_between_two_batches_with_a_checkpoint(
-    number: signal.Signals, status: int, in_validation: bool
+    number: signal.Signals, status: int, in_validation: bool, whole: Path
 ) -> None:
-    main([*FIT, *WATCHED, "--run_folder", "whole"])
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with (
         also(Happening(lambda: os.kill(os.getpid(), number), 18 if in_validation else 12, in_validation)),
@@ -43,7 +42,7 @@ def test_a_signal_ends_the_run_between_two_batches_with_a_checkpoint(
     assert read_yaml(Path("run/run.yaml"))["outcome"] == {"status": "interrupted", "epochs": steps // 9, "steps": steps}
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == steps
     go_on(Path("run"), *WATCHED)
-    assert_same_run(Path("run"), Path("whole"))
+    assert_same_run(Path("run"), whole)
 
 
 def test_a_signal_while_gradients_accumulate_waits_for_the_step() -> None:
@@ -68,27 +67,25 @@ def test_a_signal_in_the_last_validation_changes_nothing() -> None:
     assert read_yaml(Path("run/run.yaml"))["outcome"]["status"] == "finished"
 
 
-def test_a_run_goes_on_after_an_exception() -> None:
+def test_a_run_goes_on_after_an_exception(whole: Path) -> None:
     def fail() -> None:
         raise RuntimeError("out of luck")
 
-    main([*FIT, *WATCHED, "--run_folder", "whole"])
     with also(Happening(fail, 12)), pytest.raises(RuntimeError, match="out of luck"):
         main([*FIT, *WATCHED, "--run_folder", "run"])
     assert read_yaml(Path("run/run.yaml"))["outcome"]["status"] == "failed"
     go_on(Path("run"), *WATCHED)
-    assert_same_run(Path("run"), Path("whole"))
+    assert_same_run(Path("run"), whole)
 
 
-def test_several_stops_and_their_history(capsys: pytest.CaptureFixture[str]) -> None:
-    main([*FIT, *WATCHED, "--run_folder", "whole"])
+def test_several_stops_and_their_history(capsys: pytest.CaptureFixture[str], whole: Path) -> None:
     for step in (3, 12, 30):
         with also(Happening(lambda: os.kill(os.getpid(), signal.SIGTERM), step)), pytest.raises(SystemExit):
             go_on(Path("run"), *WATCHED)
     assert "bnlab fit --resume --run_folder run" in capsys.readouterr().out
     before = read_yaml(Path("run/run.yaml"))
     main(["fit", "--resume", "--run_folder", "run"])  # as it is told
-    assert_same_run(Path("run"), Path("whole"))
+    assert_same_run(Path("run"), whole)
     record = read_yaml(Path("run/run.yaml"))
     assert record["started"] == before["started"]
     assert record["argv"] == before["argv"]

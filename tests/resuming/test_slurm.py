@@ -33,8 +33,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "asked"
 
 
-def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([*FIT, *WATCHED, "--run_folder", "whole"])
+def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on(
+    whole: Path, asked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert not asked.exists()
     handler = signal.getsignal(signal.SIGUSR1)
     with also(Happening(lambda: os.kill(os.getpid(), signal.SIGUSR1), 12)), pytest.raises(SystemExit) as ended:
@@ -46,7 +47,7 @@ def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on(asked: Path, caps
     assert not list(Path().glob("**/hpc_ckpt*"))
     assert read_yaml(Path("run/run.yaml"))["outcome"] == {"status": "interrupted", "epochs": 1, "steps": 13}
     go_on(Path("run"), *WATCHED)
-    assert_same_run(Path("run"), Path("whole"))
+    assert_same_run(Path("run"), whole)
 
 
 def test_lightnings_own_checkpoint_for_a_requeue_is_not_taken_up(
