@@ -64,11 +64,11 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process works on the run right now; a lock that this user may not write to counts as taken."""
+    """Whether another process works on the run right now; a lock that cannot be opened bars only who takes it."""
     if not (folder / FILE).exists():
         return False
     try:
         with locked(folder) as held:
             return not held
     except OSError:
-        return True
+        return False

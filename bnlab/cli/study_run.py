@@ -1,6 +1,6 @@
 """One run of a study in a process of its own: `bnlab fit`, then `bnlab test` of the last epoch's model.
 
-The study starts it as `python -m bnlab.cli.study_run TASK`, TASK being what `bnlab.studies.worker.task` makes.
+The study starts it as `python -m bnlab.cli.study_run TASK`, TASK being what `bnlab.studies.worker.make_task` makes.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, flo
 
     Args:
         folder: the run's, with its run.yaml and records.
-        task: what the study asked for, as `worker.task` made it.
+        task: what the study asked for, as `worker.make_task` made it.
         tested: the test's `test_acc` and `test_loss`.
     """
     record = read_record(folder)

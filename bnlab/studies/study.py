@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from bnlab.run_lock import is_locked, locked
 from bnlab.studies.grid import Run
 from bnlab.studies.results import epochs_begun, of_failed_run, read_result, write_result
-from bnlab.studies.worker import TAKEN, Ended, task
+from bnlab.studies.worker import TAKEN, Ended, make_task
 
 _POLL_S = 0.1
 _ELSEWHERE_S = 1.0  # between two looks at runs that another study works on
@@ -180,4 +180,4 @@ def _new_result(state: State, run: Run) -> dict[str, Any] | None:
 
 def _task(state: State, engine: Engine, run: Run) -> dict[str, Any]:
     how = {"engine": engine.name, "jobs": engine.jobs, "threads": engine.threads}
-    return task(run, state.folder, how)
+    return make_task(run, state.folder, how)

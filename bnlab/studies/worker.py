@@ -26,7 +26,7 @@ class Ended(NamedTuple):
     reason: str = ""
 
 
-def task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
+def make_task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
     """One run for a worker, as primitives.
 
     Args:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from bnlab.cli.resume import lock_run
+from bnlab.errors import InputError
 from bnlab.run_lock import FILE, RunLock, is_locked, locked
 from tests.helpers.locked_elsewhere import locked_elsewhere
 
@@ -57,8 +59,10 @@ def test_a_file_system_without_locks_bars_nobodys_way(
         assert not is_locked(tmp_path)
 
 
-def test_a_lock_that_cannot_be_opened_counts_as_taken(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_opened_is_an_error_for_who_takes_it(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
-    assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
     with pytest.raises(OSError, match="directory"):
         RunLock(tmp_path).acquire()
+    with pytest.raises(InputError, match=r"--run_folder .* cannot be written"):
+        lock_run(tmp_path)

@@ -16,7 +16,7 @@ from bnlab.studies.results import (
     read_result,
     write_result,
 )
-from bnlab.studies.worker import task
+from bnlab.studies.worker import make_task
 from bnlab_callbacks.record_file import Row
 from tests.studies.grids import runs_of
 
@@ -25,7 +25,7 @@ HEADER = ",".join(Row._fields) + "\n"
 
 def the_task(folder: Path) -> dict[str, Any]:
     """A run's task, with the run in a folder of its own within `folder`."""
-    content = task(runs_of(overrides={"model.lr": 0.1})[0], folder, {"engine": "local", "jobs": 2, "threads": 1})
+    content = make_task(runs_of(overrides={"model.lr": 0.1})[0], folder, {"engine": "local", "jobs": 2, "threads": 1})
     Path(content["folder"]).mkdir(parents=True)
     return content
 
