@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from bnlab.cli.study_options import Options, read_options
 from bnlab.errors import InputError
-from bnlab.studies.display import duration, end, table
+from bnlab.studies.display import LiveDisplay, PlainLines, duration, end, print_text, table
 from bnlab.studies.estimate import Estimate, from_results, shared_out, time_left
 from bnlab.studies.grid import Grid, Run, check_names, expand
 from bnlab.studies.local_engine import LocalEngine, default_jobs, this_machine
@@ -56,7 +58,7 @@ def run(words: list[str]) -> None:
         ) from error
     try:
         if state.waiting:
-            _run_study(state, _engine(options, state, plan))
+            _show_and_run(state, _engine(options, state, plan))
     except KeyboardInterrupt:
         print(f"\nstopped; {len(state.results)} of {state.total} runs are done. The same command goes on from here:")
         print(f"  bnlab {shlex.join(words)}")
@@ -101,11 +103,7 @@ def _engine(options: Options, state: State, plan: Plan) -> Engine:
     return RayEngine(_WORKER, options.ray_address, options.jobs, options.ray_gpus, len(state.waiting))
 
 
-def _run_study(state: State, engine: Engine) -> None:
-    from rich.console import Console
-
-    from bnlab.studies.display import LiveDisplay, PlainLines, print_text
-
+def _show_and_run(state: State, engine: Engine) -> None:
     console = Console()
     how = f"{engine.jobs} at once ({engine.name}), {engine.threads} thread{'s' * (engine.threads > 1)} each"
     print_text(console, f"study {state.folder}: {state.total} runs, {len(state.results)} of them done; {how}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -87,7 +86,7 @@ class RayEngine:
         try:
             return Ended(name, int(self._ray.get(reference)))
         except self._ray.exceptions.WorkerCrashedError:
-            return Ended(name, -signal.SIGKILL)
+            return Ended(name, -9)  # as if by SIGKILL, which Windows does not have
         except self._ray.exceptions.RayError as error:
             return Ended(name, 1, f"Ray could not run it: {str(error).strip().splitlines()[-1]}")
 

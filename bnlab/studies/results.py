@@ -148,7 +148,7 @@ def log_tail(folder: Path) -> str:
 def _error(status: int, tail: str) -> str:
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        hint = "; the system does this when memory runs out: try fewer --jobs" if -status == signal.SIGKILL else ""
+        hint = "; the system does this when memory runs out: try fewer --jobs" if name == "SIGKILL" else ""
         return f"its process was killed by {name}{hint}"
     last = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
     return last or f"its process ended with status {status} and no message"
