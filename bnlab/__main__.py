@@ -1,4 +1,4 @@
-"""`python -m bnlab` is `bnlab`."""
+"""The program `bnlab`, as `python -m bnlab`."""
 
 from bnlab.cli.main import main
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bnlab_callbacks import replace_file
+
 
 def write_durably(path: Path, content: str | bytes) -> None:
     """Put `content`, text as UTF-8, in the place of a file; its folder is made where it is missing."""
     data = content.encode("utf-8", errors="replace") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_durably(path, lambda file: file.write(data))
 
 
@@ -19,12 +20,12 @@ def replace_durably(path: Path, write: Callable[[Any], None], keep_as: Path | No
     """Have `write` fill a binary file beside `path`, bring it to the disk, and put it in the place of `path`.
 
     Args:
-        path: the file.
+        path: the file; its folder is made where it is missing.
         write: is given the open file.
         keep_as: what the file that was there is called from now on; None lets go of it.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+
+    def write_to_disk(new: Path) -> None:
         try:
             with new.open("wb") as file:
                 write(file)
@@ -33,26 +34,22 @@ def replace_durably(path: Path, write: Callable[[Any], None], keep_as: Path | No
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's has no name
         if keep_as is not None and path.is_file():
-            _replace_and_keep(path, new, keep_as)
-        else:
-            os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+            _keep(path, keep_as)
+
+    replace_file(path, write_to_disk)
     sync(path.parent)
 
 
-def _replace_and_keep(path: Path, new: Path, name: Path) -> None:
-    """Put `new` in the place of `path`, which is called `name` from then on; at every moment one of them is whole."""
+def _keep(path: Path, name: Path) -> None:
+    """Call a file `name` too, in the place of what had this name; at every moment one of them is whole."""
     link = name.with_name(f".{name.name}.{os.getpid()}")
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
     except OSError:  # a file system without hard links
         os.replace(path, name)
-        os.replace(new, path)
-        return
-    os.replace(new, path)
-    os.replace(link, name)
+    else:
+        os.replace(link, name)
 
 
 def sync(path: Path) -> None:

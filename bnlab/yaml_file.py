@@ -1,4 +1,4 @@
-"""Reading YAML that may be broken, or meant to harm."""
+"""A reader of YAML files that may be broken, or made to do harm."""
 
 from __future__ import annotations
 

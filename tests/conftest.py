@@ -1,4 +1,4 @@
-"""What every test must leave as it found it: environment variables, threads, torch's random state."""
+"""Checks around every test: it must leave environment variables, threads and torch's random state as they were."""
 
 import os
 import threading

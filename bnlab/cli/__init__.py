@@ -1,1 +1,1 @@
-"""The command line: it knows everything, nothing knows it."""
+"""The command line: it imports every other room, and none imports it."""

@@ -1,4 +1,4 @@
-"""The words of a command, put right before they are parsed."""
+"""The words of a command line, rearranged before they are parsed."""
 
 from __future__ import annotations
 

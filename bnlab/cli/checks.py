@@ -1,4 +1,4 @@
-"""Input that can only be judged when the flags are parsed: checkpoints, and what batch norm needs."""
+"""Checks of parsed flags: of the checkpoint that they name, and of the needs of batch norm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch import nn
 
 from bnlab.errors import InputError
-from bnlab.training.checkpoint_file import DamagedError, check_sums
+from bnlab.resuming.checkpoint_file import DamagedError, check_sums
 
 
 def checkpoint_arguments(path: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def checkpoint_arguments(path: str) -> dict[str, Any]:
 
 
 def check_weights(path: str, model: nn.Module, to_train: bool) -> None:
-    """A checkpoint has the model's weights and, to go on with training, what the optimizer needs.
+    """Check that a checkpoint has the model's weights and, to train on, the optimizer's state.
 
     Raises:
         InputError: it has not; the message names the first that is missing or has another shape.

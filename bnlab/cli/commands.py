@@ -1,53 +1,40 @@
-"""`bnlab fit`, `validate`, `test` and `predict`: LightningCLI over the project's parts."""
+"""The commands `bnlab fit`, `validate`, `test` and `predict`: LightningCLI with the project's parts."""
 
 from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bnlab.cli.advice import advise
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
-from bnlab.cli.going_on import (
-    END_OF_CONFIG,
-    Plan,
-    add_flags,
-    announce,
-    check_free,
-    check_whole,
-    find_run,
-    merged_config,
-    plain,
-    plan_resume,
-)
-from bnlab.cli.predictions import PredictionWriter
-from bnlab.cli.progress import TimedProgressBar
-from bnlab.cli.run_folder import RunLock, claim, experiment_name, make, variant_name
+from bnlab.cli.quiet import without_expected_warnings
+from bnlab.cli.resume import Plan, add_flags, announce, check_free, find_run, lock_run, make_folder, plan_resume
+from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, plain
+from bnlab.cli.run_folder import experiment_name, make_next_version, variant_name
+from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
 from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
-from bnlab.training import Classifier, DivergenceStop
-from bnlab.training.checkpoint_file import DurableCheckpointIO, set_aside
-from bnlab.training.exact_resume import ExactResume
-from bnlab.training.machines import unreachable
-from bnlab.training.run_checkpoint import RunCheckpoint
-from bnlab.training.run_files import clear, cut_back
+from bnlab.resuming.checkpoint_file import set_aside
+from bnlab.resuming.exact_resume import ExactResume
+from bnlab.resuming.run_checkpoint import RunCheckpoint
+from bnlab.resuming.run_files import clear, cut_back
+from bnlab.resuming.slurm import check_no_requeued, take_requeue
+from bnlab.training import Classifier
+from bnlab.training.gloo_address import unreachable
+from bnlab.training.prediction_writer import PredictionWriter
 from bnlab.training.run_record import RunRecord
-from bnlab.training.slurm import check_no_requeued, take_requeue
 from bnlab_callbacks import (
     ActivationMonitor,
     BatchNormMonitor,
@@ -90,20 +77,7 @@ _SIGTERM_STATUS = 128 + 15  # as a shell tells it
 def run(words: list[str], cli: type[BnlabCLI] | None = None) -> BnlabCLI:
     """Run a command, given as words; returns what ran it (a `BnlabCLI`, or the `cli` given), with its Trainer."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # images are in memory: loader processes would only slow it down
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        # the diagnostics record the first step of every epoch, however few steps it has
-        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-        # evaluation saves no checkpoint, so it does not matter where the run's folder has moved
-        warnings.filterwarnings("ignore", "The dirpath has changed.*")
-        # a run that goes on finds its own checkpoints, and on ranks other than 0 the state of what only rank 0 has
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`.*")
-        # Lightning 2.6 calls functions that go away in jsonargparse 5, hence the bound on it
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli|jsonargparse")
-        # Lightning 2.6 asks torch 2.15 for a class that is on its way out
-        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    with without_expected_warnings():
         try:
             words = flags_after_configs(config_of_checkpoint(words))
             check_configs(words)
@@ -157,7 +131,7 @@ class BnlabCLI(LightningCLI):
             self._plan(self.config["fit"])
 
     def _plan(self, config: Namespace) -> None:
-        """Find the run that is meant, and take its configuration where it goes on."""
+        """Find the run that is meant, and take over its configuration if it is resumed."""
         resume = config["resume"] or config["ckpt_path"] == "last"
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = None
@@ -181,7 +155,7 @@ class BnlabCLI(LightningCLI):
             self.config["fit"]["ckpt_path"] = str(self.plan.checkpoint.path)
 
     def _take_config(self, config: Namespace, folder: Path, names: set[str]) -> None:
-        """Take the configuration of a run that goes on, and what may be changed of it by the words."""
+        """Take over the configuration of a resumed run, and what the words may change of it."""
         path = folder / "config.yaml"
         if not path.exists():  # the words have to say it all
             return
@@ -229,36 +203,11 @@ class BnlabCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has beside the sections' callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
-        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
-        if [type(bar).__name__ for bar in bars] in (["TQDMProgressBar"], ["RichProgressBar"]):
-            callbacks[callbacks.index(bars[0])] = TimedProgressBar()  # Lightning's default, not one of the user's
-        if self.subcommand == "fit":
-            callbacks.insert(0, DivergenceStop())
-            self._drop_idle(trainer)
-            advise(callbacks, self.config["fit"])
-            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
-                trainer.strategy.checkpoint_io = DurableCheckpointIO()
-        else:
-            trainer.loggers = []
+        complete(trainer, self.config["fit"] if self.subcommand == "fit" else None)
         return trainer
 
-    def _drop_idle(self, trainer: Trainer) -> None:
-        """Leave out diagnostics that this run has nothing for; they would say so in a warning."""
-        config = self.config["fit"]
-        tensorboard = config["trainer"]["logger"] in (None, True) or any(
-            isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
-        )
-        for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-            if isinstance(callback, BatchNormMonitor):
-                idle = not (config["model"]["batch_norm"] or callback.smoothness_every_n_steps)
-            else:
-                idle = isinstance(callback, ChartLayout) and not tensorboard
-            if idle:
-                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
-
     def before_fit(self) -> None:
-        """Check the input while nothing is written yet, then claim the run's folder."""
+        """Check the input while nothing is written yet, then make the run's folder."""
         if self.plan.ended:
             return
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
@@ -276,7 +225,7 @@ class BnlabCLI(LightningCLI):
             self.datamodule.setup("fit")
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             if _first_process():
-                self._claim_folder()
+                self._prepare_folder()
             resume = ExactResume(self.folder or Path(), self.plan.checkpoint is not None, requeue_signal)
             self.trainer.callbacks.insert(0, resume)  # type: ignore[attr-defined]
 
@@ -285,16 +234,16 @@ class BnlabCLI(LightningCLI):
         if not self.plan.ended:
             self.trainer.fit(**arguments)
 
-    def _claim_folder(self) -> None:
+    def _prepare_folder(self) -> None:
         config = self.config["fit"]
         data, model, seed = config["data"], config["model"], config["seed_everything"]
         experiment = self._experiment(config)
         if self.plan.folder is None:
-            self.folder = claim(self._variant_folder(config))
+            self.folder = make_next_version(self._variant_folder(config))
         else:
-            self.folder = make(self.plan.folder)
+            self.folder = make_folder(self.plan.folder)
         if self.plan.lock is None:
-            self.plan.lock = RunLock(self.folder)
+            self.plan.lock = lock_run(self.folder)
             check_free(self.folder)  # again: now nobody else can begin one
         set_aside(self.plan.damaged)
         if self.plan.checkpoint is not None:
@@ -303,16 +252,7 @@ class BnlabCLI(LightningCLI):
         elif self.plan.record is not None:
             clear(self.folder)
         self._write_config(self.folder / "config.yaml")
-        if config["trainer"]["logger"] in (None, True):
-            self.trainer.loggers = [
-                TensorBoardLogger(self.folder, name=None, version="", default_hp_metric=False)  # into the folder itself
-            ]
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, LayerHeatmap | RecordFile | TrainingDiagnosis) and callback.folder is None:
-                callback.folder = str(self.folder)
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.folder / "checkpoints")
+        write_into(self.trainer, self.folder, config)
         identity = {
             "experiment": experiment,
             "dataset": data["dataset"],
@@ -372,7 +312,7 @@ def _first_process() -> bool:
 
 
 def _described(plan: Plan) -> dict[str, Any] | None:
-    """What a run goes on from, for its record."""
+    """The checkpoint that a run resumes from, for its record."""
     if plan.checkpoint is None:
         return None
     return {"file": plan.checkpoint.path.name, "epoch": plan.checkpoint.epoch, "step": plan.checkpoint.step}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bnlab import __version__
-from bnlab.cli.orphans import end_with_launcher
+from bnlab.cli.launched_ranks import end_with_launcher
 from bnlab.errors import InputError
 
 HELP = """\

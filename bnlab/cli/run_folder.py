@@ -1,16 +1,13 @@
-"""Where a run lands: `<root>/<experiment>/<dataset>-<vanilla|bn>-seed<seed>/version_<k>`, and who works on it."""
+"""The folder of a new run: `<root>/<experiment>/<dataset>-<vanilla|bn>-seed<seed>/version_<k>`."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bnlab.errors import InputError
 from bnlab.yaml_file import mapping_or_empty
-
-_VERSION = re.compile(r"version_(\d+)")
 
 
 def experiment_name(configs: Sequence[Path], fallback: str) -> str:
@@ -34,7 +31,7 @@ def variant_name(dataset: str, batch_norm: bool, seed: int | bool | None) -> str
     return f"{dataset}-{norm}" + ("" if seed is None or seed is False else f"-seed{int(seed)}")
 
 
-def claim(parent: Path) -> Path:
+def make_next_version(parent: Path) -> Path:
     """Make the next free `version_<k>` in a variant's folder and return it; two processes at once get two folders.
 
     Raises:
@@ -56,76 +53,3 @@ def claim(parent: Path) -> Path:
             f"the run's folder {parent}{os.sep} cannot be written ({error.strerror or error}); "
             "give another one with --trainer.default_root_dir."
         ) from error
-
-
-def make(folder: Path) -> Path:
-    """Make a folder that was asked for by name, if it is not there, and return it.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "no permission to write", str(folder))
-    except OSError as error:
-        raise InputError(
-            f"--run_folder {folder} cannot be written ({error.strerror or error}); give another."
-        ) from error
-    return folder
-
-
-def versions_newest_first(variant: Path) -> list[Path]:
-    """The `version_<k>` in a folder, the highest number first."""
-    found = [(int(match[1]), path) for path in variant.glob("version_*") if (match := _VERSION.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-class RunLock:
-    """Keeps a second process off a run's folder, for as long as this one lives or until it is released.
-
-    The lock is on the folder itself and leaves no file behind. Where the system has no such locks, it does nothing.
-
-    Raises:
-        InputError: another process works on the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._descriptor = _lock(folder)
-        if self._descriptor is None:
-            raise InputError(
-                f"another process works on the run in {folder}: wait for it or stop it, or start a run elsewhere."
-            )
-
-    def release(self) -> None:
-        """Let others in."""
-        if self._descriptor is not None and self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = None
-
-    @staticmethod
-    def is_held(folder: Path) -> bool:
-        """Whether some process works on the run."""
-        try:
-            RunLock(folder).release()
-        except InputError:
-            return True
-        return False
-
-
-def _lock(folder: Path) -> int | None:
-    """An open, locked folder; -1 where folders cannot be locked, None where another has the lock."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return -1
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:  # some network file systems
-        os.close(descriptor)
-        return -1
-    return descriptor

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from bnlab.cli.study_options import Options, read_options
 from bnlab.errors import InputError
-from bnlab.studies.conduct import Engine, conduct
+from bnlab.studies.display import LiveDisplay, PlainLines, duration, end, print_text, table
 from bnlab.studies.estimate import Estimate, from_results, shared_out, time_left
 from bnlab.studies.grid import Grid, Run, check_names, expand
 from bnlab.studies.local_engine import LocalEngine, default_jobs, this_machine
-from bnlab.studies.reuse import check_reuse
-from bnlab.studies.state import State, begin
-from bnlab.studies.study_file import write_study
-from bnlab.studies.wording import duration, end, table
+from bnlab.studies.study import Engine, State, begin, run_study
+from bnlab.studies.study_folder import check_reuse, write_study
 
 if TYPE_CHECKING:
     from bnlab.cli.study_settings import Checker
@@ -58,7 +58,7 @@ def run(words: list[str]) -> None:
         ) from error
     try:
         if state.waiting:
-            _conduct(state, _engine(options, state, plan))
+            _show_and_run(state, _engine(options, state, plan))
     except KeyboardInterrupt:
         print(f"\nstopped; {len(state.results)} of {state.total} runs are done. The same command goes on from here:")
         print(f"  bnlab {shlex.join(words)}")
@@ -103,11 +103,7 @@ def _engine(options: Options, state: State, plan: Plan) -> Engine:
     return RayEngine(_WORKER, options.ray_address, options.jobs, options.ray_gpus, len(state.waiting))
 
 
-def _conduct(state: State, engine: Engine) -> None:
-    from rich.console import Console
-
-    from bnlab.studies.display import LiveDisplay, PlainLines, print_text
-
+def _show_and_run(state: State, engine: Engine) -> None:
     console = Console()
     how = f"{engine.jobs} at once ({engine.name}), {engine.threads} thread{'s' * (engine.threads > 1)} each"
     print_text(console, f"study {state.folder}: {state.total} runs, {len(state.results)} of them done; {how}")
@@ -117,7 +113,7 @@ def _conduct(state: State, engine: Engine) -> None:
 
     watcher = LiveDisplay(console, left) if console.is_terminal else PlainLines(console, left)
     with _terminable(), watcher if isinstance(watcher, LiveDisplay) else nullcontext():
-        conduct(state, engine, watcher)
+        run_study(state, engine, watcher)
 
 
 def dry_run(state: State, plan: Plan, engine: LocalEngine) -> list[str]:

@@ -1,6 +1,6 @@
 """One run of a study in a process of its own: `bnlab fit`, then `bnlab test` of the last epoch's model.
 
-The study starts it as `python -m bnlab.cli.study_run TASK`, TASK being what `bnlab.studies.tasks.task` makes.
+The study starts it as `python -m bnlab.cli.study_run TASK`, TASK being what `bnlab.studies.worker.make_task` makes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bnlab.studies.worker import work_on
 
 
 def fit_and_test(folder: Path, words: list[str]) -> dict[str, float]:
-    """Train, or go on with training, in the run's folder; returns the test's metrics."""
+    """Train in the run's folder, from its last checkpoint if there is one; returns the test's metrics."""
     from bnlab.cli.commands import run  # not before the run is known to be free: torch takes seconds
 
     sys.argv = ["bnlab", *words]  # what run.yaml calls the command

@@ -1,4 +1,4 @@
-"""What `bnlab fit` would make of a study's runs, found out before any of them starts."""
+"""The settings that `bnlab fit` would give a study's runs, checked before any of them starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from bnlab.cli.arguments import flags_after_configs
 from bnlab.cli.commands import BnlabCLI
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
-from bnlab.studies.cost import seconds_per_step, training_images
-from bnlab.studies.estimate import START_S, Estimate
-from bnlab.studies.grid import Experiment, Run
-from bnlab.studies.naming import flag_text
-from bnlab.studies.reuse import flat
+from bnlab.studies.estimate import START_S, Estimate, seconds_per_step, training_images
+from bnlab.studies.grid import Experiment, Run, flag_text
+from bnlab.studies.study_folder import flat
 from bnlab.training import Classifier
 
 # settings that a study needs as they are, and why
@@ -32,8 +30,8 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "checkpoint.filename": (("last",), "runs are tested, and go on, from their last checkpoints"),
     "checkpoint.dirpath": ((None,), "runs are tested, and go on, from checkpoints in their own folders"),
 }
-_ENDLESS = 1000  # epochs, Lightning's own limit, for a run without a limit
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_ENDLESS = 1000  # epochs, Lightning's own limit, for a run without a limit
 
 
 class _Parsed(BnlabCLI):
@@ -75,7 +73,7 @@ class Checker:
         if config not in self._settings:
             flags = [word for name, value in self._overrides.items() for word in (f"--{name}", flag_text(value))]
             words = flags_after_configs(["fit", "--config", str(config), *flags])
-            with _quiet():
+            with _without_messages():
                 if self._cli is None:
                     self._cli = _Parsed([*words, "--trainer.devices", "1"])  # a worker sees no more
                 content = self._cli.parser.parse_args(words)["fit"]
@@ -157,8 +155,8 @@ def _section(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from telling about a Trainer that never trains."""
+def _without_messages() -> Iterator[None]:
+    """Leave out all that is said of a Trainer that never trains."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

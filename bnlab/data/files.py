@@ -1,4 +1,4 @@
-"""Which files each dataset needs, whether they are there, and how to fetch them."""
+"""The files that each dataset is read from: their paths, their checksums, their download."""
 
 from __future__ import annotations
 

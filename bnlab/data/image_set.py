@@ -1,4 +1,4 @@
-"""What every reader returns: the training and test images of one dataset, and the check on their labels."""
+"""`ImageSet`, which every reader returns: the training and test images of one dataset, their labels checked."""
 
 from __future__ import annotations
 

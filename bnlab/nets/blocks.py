@@ -1,4 +1,4 @@
-"""What the thesis's two nets share: how a hidden layer is followed by batch norm, activation and dropout."""
+"""The block that the thesis's two nets share: a hidden layer, then batch norm, activation and dropout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,14 +1,22 @@
-"""How long runs take: as long as others of their kind did."""
+"""Estimates of the time that runs take, from finished runs like them or from a few training steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from bnlab.studies.grid import Run
-from bnlab.studies.progress import epochs_begun
-from bnlab.studies.state import Running, State
+from bnlab.studies.results import epochs_begun
+from bnlab.studies.study import Running, State
+
+if TYPE_CHECKING:
+    import torch
+
+    from bnlab.training import Classifier
 
 # from the most to the least alike; a run is compared with the first kind that has results
 _KINDS: tuple[tuple[str, ...], ...] = (
@@ -19,6 +27,12 @@ _KINDS: tuple[tuple[str, ...], ...] = (
 )
 # what a run takes beside its epochs: starting Python and torch, reading the images, the test
 START_S = 8.0
+
+# training images before a part of them becomes the validation set
+_IMAGES = {"digits": 646, "mnist": 60_000, "svhn": 73_257, "cifar10": 50_000, "cifar100": 50_000}
+_WARM_UP, _STEPS, _SECONDS = 2, 20, 1.0
+# the diagnostics, the batches and the validation of a ninth of the images, beside the bare steps
+_BESIDE = 1.3
 
 
 class Estimate(NamedTuple):
@@ -81,3 +95,54 @@ def _whole(state: State, running: Running) -> float | None:
         return None
     training = time.monotonic() - running.since - START_S
     return START_S + max(0.0, training) / epochs * running.run.max_epochs
+
+
+def training_images(dataset: str, folder: Path, val_fraction: float) -> int:
+    """Images that are trained on, known without reading them; `folder` has the train.npz of dataset `npz`."""
+    if dataset in _IMAGES:
+        images = _IMAGES[dataset]
+    else:
+        with np.load(folder / "train.npz", allow_pickle=False) as file:
+            images = len(file["labels"])
+    return round(images * (1 - val_fraction))
+
+
+def seconds_per_step(model: Classifier, batch_size: int, device: torch.device, threads: int) -> float:
+    """Seconds of an optimizer step with a batch, what comes beside it in a run included.
+
+    Args:
+        model: the net; it is trained a little.
+        batch_size: images in the batch.
+        device: where the run would train.
+        threads: as many as the run would have.
+    """
+    import torch  # takes seconds, and only a dry run needs it
+    import torch.nn.functional as F
+
+    hparams = model.hparams
+    before = torch.get_num_threads()
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    torch.set_num_threads(threads)
+    try:
+        model = model.to(device).train()
+        images = torch.randn(batch_size, hparams["in_channels"], *hparams["image_size"], device=device)
+        labels = torch.randint(hparams["num_classes"], (batch_size,), device=device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
+        steps = 0
+        start = time.perf_counter()
+        while steps < _WARM_UP + _STEPS and (steps <= _WARM_UP or time.perf_counter() - start < _SECONDS):
+            if steps == _WARM_UP:
+                wait()
+                start = time.perf_counter()
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            steps += 1
+        wait()
+        return _BESIDE * (time.perf_counter() - start) / (steps - _WARM_UP)
+    finally:
+        torch.set_num_threads(before)

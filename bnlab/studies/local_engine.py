@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from bnlab.errors import InputError
 from bnlab.studies.results import LOG
-from bnlab.studies.tasks import Ended, command
+from bnlab.studies.worker import Ended, command
 
 # what a run needs at most of a GPU's and of the machine's memory, with all that torch takes besides
 _GPU_BYTES_PER_RUN = 3 << 30
@@ -37,7 +38,7 @@ class Machine:
 def this_machine(use_gpus: bool) -> Machine:
     """Look at the machine; `use_gpus` False leaves its GPUs alone."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = _memory()
     gpus: tuple[int, ...] = ()
     if use_gpus:
         import torch
@@ -45,6 +46,17 @@ def this_machine(use_gpus: bool) -> Machine:
         # properties, not mem_get_info, which would take some memory of each GPU itself
         gpus = tuple(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
     return Machine(cores, memory, gpus)
+
+
+def _memory() -> int:
+    """The machine's memory in bytes."""
+    if sys.platform == "win32":
+        import ctypes
+
+        kilobytes = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+        return kilobytes.value << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def default_jobs(machine: Machine, runs: int) -> int:
@@ -94,7 +106,9 @@ class LocalEngine:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment(slot, self.threads, self._gpus)},
-                start_new_session=True,  # Ctrl-C reaches the study alone, which then ends its runs
+                # Ctrl-C reaches the study alone, which then ends its runs
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
         self._processes[slot] = (name, process)
 

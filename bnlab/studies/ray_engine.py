@@ -1,9 +1,8 @@
-"""The engine `ray`: the same workers, started by a Ray cluster, which starts another where one dies."""
+"""The engine `ray`: for a Ray cluster of several machines; it starts the same workers, and others where some die."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from bnlab.errors import InputError
 from bnlab.studies.local_engine import process_variables
 from bnlab.studies.results import LOG
-from bnlab.studies.tasks import Ended, command
+from bnlab.studies.worker import Ended, command
 
 RETRIES = 3  # how often Ray tries a run anew whose Ray worker died
 _GPU_SHARE = 0.25
@@ -87,7 +86,7 @@ class RayEngine:
         try:
             return Ended(name, int(self._ray.get(reference)))
         except self._ray.exceptions.WorkerCrashedError:
-            return Ended(name, -signal.SIGKILL)
+            return Ended(name, -9)  # as if by SIGKILL, which Windows does not have
         except self._ray.exceptions.RayError as error:
             return Ended(name, 1, f"Ray could not run it: {str(error).strip().splitlines()[-1]}")
 

@@ -1,4 +1,4 @@
-"""`result.json`: how a run of a study ended; written whole, as the very last thing."""
+"""`result.json`, written when a run of a study has ended, and the records that tell how far a run is."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 
 from bnlab.durable_files import write_durably
 from bnlab.yaml_file import mapping_or_empty
-from bnlab_callbacks import read_records
+from bnlab_callbacks import last_record, read_records
 
 SCHEMA = 1
 FILE, LOG = "result.json", "log.txt"
 _LOG_LINES, _LOG_BYTES = 20, 8192
+_TAIL_BYTES = 4096
 
 # what result.json takes over from the run.yaml of `bnlab fit`
 _FROM_RECORD = ("outcome", "val_acc", "train_loss", "samples", "parameters", "hardware", "precision", "versions", "git")
@@ -57,7 +58,7 @@ def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, flo
 
     Args:
         folder: the run's, with its run.yaml and records.
-        task: what the study asked for, as `tasks.task` made it.
+        task: what the study asked for, as `worker.make_task` made it.
         tested: the test's `test_acc` and `test_loss`.
     """
     record = read_record(folder)
@@ -120,6 +121,15 @@ def epoch_seconds(folder: Path) -> list[float]:
     return [value for epoch, value in sorted(seconds.items()) if epoch not in partial]
 
 
+def epochs_begun(folder: Path) -> int:
+    """The number of epochs that a run has begun, from the last row of its records; 0 before the first record."""
+    try:
+        row = last_record(folder / "records.csv")
+    except OSError:
+        return 0
+    return row.epoch + 1 if row else 0
+
+
 def log_tail(folder: Path) -> str:
     """The last lines of a run's log."""
     try:
@@ -134,7 +144,7 @@ def log_tail(folder: Path) -> str:
 def _error(status: int, tail: str) -> str:
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        hint = "; the system does this when memory runs out: try fewer --jobs" if -status == signal.SIGKILL else ""
+        hint = "; the system does this when memory runs out: try fewer --jobs" if name == "SIGKILL" else ""
         return f"its process was killed by {name}{hint}"
     last = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
     return last or f"its process ended with status {status} and no message"

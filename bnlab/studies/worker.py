@@ -1,4 +1,4 @@
-"""The process of one run: it works under the run's lock, ends with the study, and writes the result last."""
+"""The process of one run: the task that the study gives it, and how it works on that and tells its end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,47 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from bnlab.studies.lock import locked
+from bnlab.run_lock import locked
+from bnlab.studies.grid import Run
 from bnlab.studies.results import FILE, of_ended_run, read_result, write_result
-from bnlab.studies.tasks import OK, TAKEN
+
+# exit statuses of a worker, beside 0 for a run that has its result; any other is a failure
+OK, TAKEN = 0, 75  # 75: another process works on the run (EX_TEMPFAIL of sysexits.h)
+
+
+class Ended(NamedTuple):
+    """A run's process has ended: the run's name, its status, negative for a signal, and why if that is known."""
+
+    name: str
+    status: int
+    reason: str = ""
+
+
+def make_task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
+    """One run for a worker, as primitives.
+
+    Args:
+        run: the run.
+        study_folder: the study's folder.
+        study: how the study runs, for the result's provenance: engine, jobs, threads of each job.
+    """
+    return {
+        "folder": str(study_folder / run.name),
+        "words": run.words,
+        "identity": run.identity,
+        "study": dict(study),
+    }
+
+
+def command(module: str, content: Mapping[str, Any]) -> list[str]:
+    """The words that start a worker, a module of the command line, on a task."""
+    return [sys.executable, "-m", module, json.dumps(content)]
+
 
 FitAndTest = Callable[[Path, list[str]], Mapping[str, float]]
-"""Trains, or goes on with training, in a folder, with the words of `bnlab fit`; returns the test's metrics."""
+"""Trains in a folder, resuming where it can, with the words of `bnlab fit`; returns the test's metrics."""
 
 
 def work_on(words: list[str], fit_and_test: FitAndTest) -> int:

@@ -1,4 +1,4 @@
-"""Training after the thesis's protocol: the LightningModule, and what ends a run."""
+"""Training after the thesis's protocol, and the record of a run."""
 
 from bnlab.training.classifier import Classifier
 from bnlab.training.divergence import DivergenceStop

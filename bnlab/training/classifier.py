@@ -18,7 +18,7 @@ from bnlab.errors import InputError
 from bnlab.nets import ActivationName, Architecture, InitScheme, NormPosition, build_net, initialize
 from bnlab.training.epoch_totals import EpochTotals
 from bnlab.training.penalty import parameter_groups, penalty
-from bnlab.training.ranks import of_all_ranks, own
+from bnlab.training.ranks import state_of_this_rank, states_of_all_ranks
 from bnlab_callbacks import RecordSchedule, moment_of, publish_values
 
 # the accuracy of the best five guesses means something where there are many classes (CIFAR-100)
@@ -111,14 +111,14 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what belongs to an epoch that is not over."""
-        checkpoint["epoch_totals"] = of_all_ranks(self.trainer, self._totals.state_dict())
+        checkpoint["epoch_totals"] = states_of_all_ranks(self.trainer, self._totals.state_dict())
         checkpoint["step_loss_schedule"] = self._schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on within that epoch; checkpoints of other programs have nothing of the kind."""
         if self._trainer is None or "epoch_totals" not in checkpoint:
             return
-        totals = own(self.trainer, checkpoint["epoch_totals"])
+        totals = state_of_this_rank(self.trainer, checkpoint["epoch_totals"])
         if totals is not None:
             self._totals.load_state_dict(totals, self.trainer.strategy.root_device)  # the net is not moved there yet
         self._schedule.load_state_dict(checkpoint["step_loss_schedule"])

@@ -1,4 +1,4 @@
-"""End a run whose loss is no longer a number: that is a result, not a crash."""
+"""`DivergenceStop`: the end of a run whose loss is no longer a number, which is a result and not a crash."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bnlab.training.ranks import of_all_ranks, own
-from bnlab_callbacks import gather_ranks
+from bnlab.training.ranks import state_of_this_rank, states_of_all_ranks
+from bnlab_callbacks import first_non_finite, gather_ranks
 
 # steps between two looks at the losses; each look waits for the device once
 _CPU_INTERVAL, _ACCELERATOR_INTERVAL = 10, 50
@@ -74,11 +74,11 @@ class DivergenceStop(Callback):
             "steps": list(self._steps),
             "previous": self._previous,
         }
-        checkpoint["callbacks"][self.state_key] = {"ranks": of_all_ranks(trainer, state)}
+        checkpoint["callbacks"][self.state_key] = {"ranks": states_of_all_ranks(trainer, state)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        state = own(trainer, checkpoint["callbacks"].get(self.state_key, {"ranks": []})["ranks"])
+        state = state_of_this_rank(trainer, checkpoint["callbacks"].get(self.state_key, {"ranks": []})["ranks"])
         if state is None:
             return
         self.divergence = None if state["divergence"] is None else Divergence(*state["divergence"])
@@ -104,11 +104,10 @@ class DivergenceStop(Callback):
 
 def first_divergence(steps: list[int], losses: list[float], previous: float | None) -> Divergence | None:
     """The first of `losses`, which belong to `steps`, that is not finite; `previous` is the loss before them."""
-    for step, loss in zip(steps, losses, strict=True):
-        if not math.isfinite(loss):
-            return Divergence(step, loss, previous)
-        previous = loss
-    return None
+    place = first_non_finite(losses)
+    if place is None:
+        return None
+    return Divergence(steps[place], losses[place], losses[place - 1] if place else previous)
 
 
 def _earliest(trainer: Trainer, found: Divergence | None) -> Divergence | None:
@@ -116,7 +115,7 @@ def _earliest(trainer: Trainer, found: Divergence | None) -> Divergence | None:
     previous = math.nan if found is None or found.previous_loss is None else found.previous_loss
     mine = [math.inf, 0.0, previous] if found is None else [found.step, found.loss, previous]
     device = trainer.strategy.root_device
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has none
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has nothing wider
     ranks = gather_ranks(trainer, torch.tensor(mine, dtype=dtype, device=device)).tolist()
     step, loss, previous = min(ranks, key=lambda rank: rank[0])
     return None if math.isinf(step) else Divergence(int(step), loss, None if math.isnan(previous) else previous)

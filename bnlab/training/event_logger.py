@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -17,14 +16,14 @@ class EventLogger(TensorBoardLogger):
     """
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> SummaryWriter:
+    def experiment(self) -> Any:
         """TensorBoard's writer."""
-        writer: Any = super().experiment
-        if writer.file_writer is not None and not isinstance(writer.file_writer, _EventFile):
+        writer: Any = super().experiment  # on ranks other than 0 something that does nothing
+        new = isinstance(writer, SummaryWriter) and not isinstance(writer.file_writer, _EventFile)
+        if new and writer.file_writer is not None:
             writer.file_writer = _EventFile(writer.file_writer)
             writer.all_writers = {writer.file_writer.get_logdir(): writer.file_writer}
-        return writer  # type: ignore[no-any-return]
+        return writer
 
 
 class _EventFile:

@@ -1,4 +1,4 @@
-"""What a run's result depends on besides its flags: versions, code, machine."""
+"""The provenance of a run: versions, code and machine, on which its result depends besides its flags."""
 
 from __future__ import annotations
 

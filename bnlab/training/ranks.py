@@ -1,4 +1,4 @@
-"""State that each rank has of its own, in a checkpoint that only one of them writes."""
+"""Each rank's own state, in a checkpoint that only one of them writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 
-def of_all_ranks(trainer: Trainer, state: Any) -> list[Any]:
+def states_of_all_ranks(trainer: Trainer, state: Any) -> list[Any]:
     """Every rank's `state`, in their order; all ranks must call it."""
     if trainer.world_size == 1:
         return [state]
@@ -17,6 +17,6 @@ def of_all_ranks(trainer: Trainer, state: Any) -> list[Any]:
     return states
 
 
-def own(trainer: Trainer, states: list[Any]) -> Any | None:
-    """The part of this rank in what `of_all_ranks` gave; None where there were more ranks or fewer then."""
+def state_of_this_rank(trainer: Trainer, states: list[Any]) -> Any | None:
+    """The part of this rank in what `states_of_all_ranks` gave; None where there were more ranks or fewer then."""
     return states[trainer.global_rank] if len(states) == trainer.world_size else None

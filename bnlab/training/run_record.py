@@ -1,4 +1,4 @@
-"""`run.yaml`: what was run, on what, and how it ended; and the screen that tells it to a person."""
+"""`RunRecord`: the run's configuration, machine and outcome, in `run.yaml` and on the screen."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class RunRecord(Callback):
     Outcomes: `finished` (all epochs), `early` (early stopping), `diverged` (a loss that is no number), `interrupted`
     (Ctrl-C, SIGTERM), `failed` (an exception). At the end it prints one short screen.
 
-    A run that goes on keeps what its first start wrote, and has a list `resumed` beside it: when and from which
-    checkpoint it went on, how it had been left, and what was different from the first start (`argv`, `versions`, …).
+    A resumed run keeps what its first start wrote, and has a list `resumed` beside it: when and from which checkpoint
+    it resumed, how it had been left, and what was different from the first start (`argv`, `versions`, …).
 
     Args:
         folder: the run's folder, which exists.
         identity: what the run is: experiment, dataset, batch_norm, seed and so on, as primitives.
-        earlier: for a run that goes on, what its run.yaml holds.
-        checkpoint: for such a run, what it goes on from: `file`, `epoch` and `step`; None where it begins again.
+        earlier: for a resumed run, what its run.yaml holds.
+        checkpoint: for such a run, what it resumes from: `file`, `epoch` and `step`; None where it begins again.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RunRecord(Callback):
         self._seconds_so_far = state_dict["seconds_so_far"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of a run that goes on within an epoch: its beginning counts too."""
+        """Start the clock of a run that resumes within an epoch: the epoch's beginning counts too."""
         self._epoch_start = perf_counter() - self._seconds_so_far
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,7 +157,7 @@ class RunRecord(Callback):
 
 
 def continued(earlier: dict[str, Any], now: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
-    """The record of a run that goes on, from its earlier record and what a first start would write now."""
+    """The record of a resumed run, from its earlier record and what a first start would write now."""
     started = {name: earlier.get(name, value) for name, value in now.items() if name != "outcome"}
     differences = {name: now[name] for name in ("argv", "hardware", "versions", "git") if now[name] != started[name]}
     resumption = {"time": now["started"], "checkpoint": checkpoint, "left": earlier.get("outcome"), **differences}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.histograms import GradientHistograms
     from bnlab_callbacks.pages.run_table import diagnose_text, show_text
     from bnlab_callbacks.record_file import RecordFile
+    from bnlab_callbacks.statistics.losses import first_non_finite
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
@@ -45,6 +46,7 @@ _MODULES = {
     "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
     "diagnose_text": "pages.run_table",
+    "first_non_finite": "statistics.losses",
     "gather_ranks": "core.lightning.trainer",
     "last_record": "core.record_table",
     "moment_of": "core.lightning.trainer",
@@ -70,6 +72,7 @@ __all__ = [
     "Row",
     "TrainingDiagnosis",
     "diagnose_text",
+    "first_non_finite",
     "gather_ranks",
     "last_record",
     "moment_of",

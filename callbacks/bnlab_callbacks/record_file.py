@@ -21,7 +21,7 @@ from bnlab_callbacks.core.record_table import Row, csv_text, mend, read_records
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.statistics.dead_units import DeadUnit
 
-__all__ = ["RecordFile", "Row", "read_records", "split_tag", "table_of"]
+__all__ = ["RecordFile", "Row", "read_records", "split_tag"]
 
 # what a kill may cost: so much is kept in memory, at most
 _LINES, _SECONDS = 10_000, 1.0
@@ -103,6 +103,17 @@ class RecordFile(RunOutput):
     def path(self) -> Path:
         """The table, while a run is on."""
         return self._path
+
+    @staticmethod
+    def table_of(folder: Path) -> Path:
+        """A run's table as `records.csv`, to be cut or appended to; rows of `records.parquet` move back into it."""
+        path, parquet = folder / "records.csv", folder / "records.parquet"
+        if parquet.is_file():
+            rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
+            data = csv_text(chain([Row._fields], rows)).encode()
+            replace_file(path, lambda new: _write_bytes(new, data))
+            parquet.unlink()
+        return path
 
     @keeps_training
     def write_out(self) -> None:
@@ -204,17 +215,6 @@ def _can_write_parquet() -> bool:
         rank_zero_warn(f"RecordFile keeps records.csv: format='parquet' needs pyarrow (pip install pyarrow): {error}")
         return False
     return True
-
-
-def table_of(folder: Path) -> Path:
-    """The run's table as `records.csv`, to be cut or appended to; rows in `records.parquet` are moved back into it."""
-    path, parquet = folder / "records.csv", folder / "records.parquet"
-    if parquet.is_file():
-        rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
-        data = csv_text(chain([Row._fields], rows)).encode()
-        replace_file(path, lambda new: _write_bytes(new, data))
-        parquet.unlink()
-    return path
 
 
 def _turn_into_parquet(path: Path) -> None:

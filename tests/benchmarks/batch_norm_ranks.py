@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bnlab.data import ImageDataModule
 from bnlab.training import Classifier
-from tests.cli.runs import CONFIGS, ON_CPU, QUIET, finish, start
+from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, finish, start
 
 SETTINGS = ((1, 64), (4, 16), (1, 16))  # ranks, images of each
 FIT = ("fit", "--config", str(CONFIGS / "mlp_relu.yaml"), *ON_CPU, *QUIET, "--model.batch_norm", "true")

@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bnlab.training.checkpoint_file import find_checkpoint
-from tests.cli.resumed import FIT, WATCHED, checkpoint, dead_units, events, rows
-from tests.cli.runs import finish, read_yaml, start
+from bnlab.resuming.checkpoint_file import find_checkpoint
+from tests.helpers.command_line import finish, read_yaml, start
+from tests.resuming.resumed import FIT, WATCHED, checkpoint, dead_units, events, rows
 
 LONGER = (*WATCHED, "--trainer.max_epochs", "50", "--early_stopping.patience", "200")
 

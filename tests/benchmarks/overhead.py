@@ -52,7 +52,7 @@ from bnlab_callbacks.recorders.activations import Hook
 sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
 
 from tests.benchmarks.train_speed import Contender, Plain, StepClock, compare, lightning  # noqa: E402
-from tests.data_files import write_mnist  # noqa: E402
+from tests.helpers.data_files import write_mnist  # noqa: E402
 
 BASE = "run without callbacks"
 SATURATED = 0.05  # distance from 0 and 1 below which the recipe calls an output saturated

@@ -27,7 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bnlab.cli.main import main as bnlab
 from bnlab_callbacks import GradientHistograms
-from tests.cli.resumed import also
+from tests.resuming.resumed import also
 
 FLAGS = (
     *("--model.batch_norm", "true", "--model.dropout", "0.1", "--data.batch_size", "16"),

@@ -33,13 +33,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from bnlab import Classifier, ImageDataModule
-from bnlab.cli.progress import TimedProgressBar
 from bnlab.training import DivergenceStop
+from bnlab.training.progress_bar import TimedProgressBar
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 
-sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests.data_files
+sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests.helpers.data_files
 
-from tests.data_files import write_mnist  # noqa: E402
+from tests.helpers.data_files import write_mnist  # noqa: E402
 
 Contender = Callable[[], float]
 

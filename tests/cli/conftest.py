@@ -1,12 +1,5 @@
-"""Every test of the command line runs in an empty folder."""
+"""Every test here runs in an empty folder."""
 
-from pathlib import Path
+from tests.helpers.empty_folder import empty_folder
 
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make an empty folder the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+__all__ = ["empty_folder"]

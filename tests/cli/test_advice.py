@@ -12,7 +12,7 @@ from bnlab.cli.advice import _ADVICE, _NUMBERS, advice_for
 from bnlab.cli.main import main
 from bnlab_callbacks.diagnosis.findings import Advice, advised
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
-from tests.cli.runs import CONFIGS, fit
+from tests.helpers.command_line import CONFIGS, fit
 
 BARE = {  # a configuration that has none of what could be advised
     "model": {"activation": "sigmoid", "init": "normal", "batch_norm": False},

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.cli.main import main
-from tests.cli.runs import CONFIGS
+from tests.helpers.command_line import CONFIGS
 
 CASES = {
     "unknown command": (["train"], "unknown command 'train'; there are fit, validate, test, predict"),

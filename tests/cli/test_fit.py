@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bnlab.cli.main import main
-from bnlab.cli.progress import TimedProgressBar
-from tests.cli.runs import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
+from bnlab.training.progress_bar import TimedProgressBar
+from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
 
 SHORT = ("--trainer.max_epochs", "2")
 
@@ -64,7 +64,7 @@ def test_callbacks_do_not_change_the_weights() -> None:
 
 
 def test_a_second_config_keeps_the_diagnostics(tmp_path: Path) -> None:
-    """Trap 24: lists in a second file replace the first's."""
+    """Lists in a second config replace those of the first, so no diagnostic may be an entry of a list."""
     (tmp_path / "more.yaml").write_text("trainer:\n  max_epochs: 1\nmodel:\n  lr: 0.02\n")
     folder = fit("--config", "more.yaml")
     assert folder.parent.parent.name == "mlp_relu+more"
@@ -73,7 +73,7 @@ def test_a_second_config_keeps_the_diagnostics(tmp_path: Path) -> None:
 
 
 def test_a_flag_beats_a_file_wherever_it_stands() -> None:
-    """Trap 24: `--model.lr 9 --config f.yaml` took the file's value."""
+    """Jsonargparse lets the last word win: `--model.lr 9 --config f.yaml` would take the file's value."""
     lr_high = str(CONFIGS / "mlp_lr_high.yaml")
     main(["fit", "--model.lr", "0.02", "--config", lr_high, *ON_CPU, *QUIET, "--trainer.max_epochs", "1"])
     (folder,) = run_folders()
@@ -85,7 +85,7 @@ def test_a_flag_beats_a_file_wherever_it_stands() -> None:
     ["false", '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv"}}'],
 )
 def test_other_loggers_twice(logger: str) -> None:
-    """Trap 25: a fixed version or no logger ended in "config.yaml already exists"."""
+    """Lightning's own CLI ends with "config.yaml already exists" where there is no logger or a fixed version."""
     first, second = fit("--trainer.logger", logger, *SHORT), fit("--trainer.logger", logger, *SHORT)
     assert first != second
     for folder in (first, second):
@@ -132,7 +132,7 @@ def test_early_stopping_is_told() -> None:
 
 
 def test_the_progress_bar_refreshes_a_few_times_a_second() -> None:
-    """Trap 40: at every step it cost twice the MLP's whole step."""
+    """Refreshed at every step, it would cost twice the MLP's whole step."""
     bar = TimedProgressBar()
     assert bar._due(last=False)
     assert not bar._due(last=False)

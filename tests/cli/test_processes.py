@@ -1,15 +1,13 @@
-"""The command line in processes of its own: help, Ctrl-C, two DDP ranks."""
+"""The command line in processes of its own: help, and two DDP ranks; for signals see tests/resuming."""
 
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.cli.runs import CONFIGS, PROJECT, QUIET, finish, fit, read_yaml, run_folders, scalars, start
+from tests.helpers.command_line import CONFIGS, PROJECT, QUIET, finish, fit, run_folders, scalars, start
 
 MLP = ("fit", "--config", str(CONFIGS / "mlp_relu.yaml"), "--trainer.accelerator", "cpu", *QUIET)
 
@@ -27,25 +25,6 @@ def test_help_is_there_at_once(tmp_path: Path) -> None:
     code = "import sys, bnlab.cli.main as m; m.main(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
-
-
-def test_ctrl_c_ends_cleanly_with_the_last_checkpoint(tmp_path: Path) -> None:
-    process = start(*MLP, "--trainer.max_epochs", "100000", "--early_stopping.patience", "100000", folder=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("tb_logs/**/last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    status, output, errors = finish(process)
-    assert status != 0
-    (folder,) = run_folders()
-    outcome = read_yaml(folder / "run.yaml")["outcome"]
-    assert outcome["status"] == "interrupted"
-    assert outcome["epochs"] >= 1
-    assert "interrupted in epoch" in output
-    assert "bnlab test --ckpt_path" in output
-    assert "Traceback" not in errors
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] >= 0
-    assert not list(folder.glob(".run.yaml*"))
 
 
 def test_two_ranks_with_batch_norm_leave_one_whole_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab_callbacks import TrainingDiagnosis
-from tests.silent_trainer import trainer_in
+from tests.helpers.silent_trainer import trainer_in
 
 
 class Net(LightningModule):

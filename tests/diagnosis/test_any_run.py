@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from bnlab_callbacks import TrainingDiagnosis
 from tests.diagnosis.small_runs import Net, batches, net
-from tests.silent_trainer import trainer_in
+from tests.helpers.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bnlab.cli.main import main
 from bnlab_callbacks.core.lightning.repeatable_step import LightningStep
-from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
+from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.lightning_preflight import _plain_trainer
 from bnlab_callbacks.diagnosis.preflight.theory import fan_scales, gaussian_moments
 from bnlab_callbacks.replica.step_replica import StepReplica

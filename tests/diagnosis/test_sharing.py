@@ -23,7 +23,7 @@ from tests.callbacks.small_runs import as_on_an_accelerator
 from tests.diagnosis.small_runs import Net, batches, fit, net
 from tests.diagnosis.test_any_run import KINDS, run
 from tests.diagnosis.test_training_diagnosis import Adversarial
-from tests.silent_trainer import trainer_in
+from tests.helpers.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

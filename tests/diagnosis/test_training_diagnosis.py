@@ -26,7 +26,7 @@ from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder
 from bnlab_callbacks.recorders.gradient_tables import GradientTables
 from bnlab_callbacks.recorders.gradients import GradientRecorder
 from tests.diagnosis.small_runs import Net, batches, fit, net
-from tests.silent_trainer import trainer_in
+from tests.helpers.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.watching import run_watch
 from tests.diagnosis.small_runs import Net, batches, net
-from tests.silent_trainer import trainer_in
+from tests.helpers.silent_trainer import trainer_in
 
 RANK = int(os.environ["LOCAL_RANK"])
 

@@ -15,10 +15,10 @@ import torch
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from bnlab.cli.main import main
-from bnlab.training import checkpoint_file
+from bnlab.resuming import checkpoint_file
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, LayerHeatmap, record_file
-from tests.cli.resumed import Happening, also
-from tests.cli.runs import ON_CPU, QUIET, read_yaml
+from tests.helpers.command_line import ON_CPU, QUIET, read_yaml
+from tests.resuming.resumed import Happening, also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,9 +106,12 @@ def test_no_room_for_a_checkpoint(
     assert_trained_on(undisturbed)
 
 
-# TensorBoard
+# TensorBoard, whose own thread says so, too
+
+of_its_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
+@of_its_thread
 def test_the_event_writer_raises(undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     said = train(*NO_HEATMAPS, what=lambda: monkeypatch.setattr(LocalFileSystem, "append", full))
     (named,) = [each for each in said if "No space left" in each]
@@ -119,6 +122,7 @@ def test_the_event_writer_raises(undisturbed: dict[str, torch.Tensor], monkeypat
 # the folder of the run
 
 
+@of_its_thread
 def test_the_folder_is_removed(undisturbed: dict[str, torch.Tensor]) -> None:
     """What was in it is lost; what training comes to is there."""
     said = train(*NO_HEATMAPS, what=lambda: shutil.rmtree(RUN))

@@ -12,22 +12,22 @@ import torch
 
 from bnlab.cli.arguments import check_configs, given_names
 from bnlab.cli.checks import check_weights, checkpoint_arguments
-from bnlab.cli.going_on import check_whole, plan_resume
-from bnlab.cli.going_on import read_record as read_file_record
 from bnlab.cli.main import main
+from bnlab.cli.resume import plan_resume
+from bnlab.cli.resume import read_record as read_file_record
+from bnlab.cli.resumed_config import check_whole
 from bnlab.cli.run_folder import experiment_name
 from bnlab.cli.study_options import read_options
 from bnlab.data import load
 from bnlab.errors import InputError
 from bnlab.reports import collect
+from bnlab.resuming.checkpoint_file import find_checkpoint
+from bnlab.resuming.run_files import cut_back
 from bnlab.studies.results import of_ended_run, read_result, write_result
-from bnlab.studies.reuse import settings_there
-from bnlab.studies.study_file import write_study
+from bnlab.studies.study_folder import settings_there, write_study
 from bnlab.training import Classifier
-from bnlab.training.checkpoint_file import find_checkpoint
-from bnlab.training.run_files import cut_back
-from tests.data_files import npz_arrays, write_cifar10, write_cifar100, write_mnist, write_npz, write_svhn
 from tests.faults.damage import DAMAGE, FLIPS, MARKER, Damage, filled, hostile, refused, remove, unreadable
+from tests.helpers.data_files import npz_arrays, write_cifar10, write_cifar100, write_mnist, write_npz, write_svhn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

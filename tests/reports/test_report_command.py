@@ -12,7 +12,7 @@ from bnlab.cli.main import main
 from bnlab.cli.report import run
 from bnlab.errors import InputError
 from bnlab.studies.results import of_ended_run, write_result
-from tests.cli.runs import PROJECT, fit
+from tests.helpers.command_line import PROJECT, fit
 from tests.reports.study_files import curve_rows, write_pair, write_run
 from tests.test_packaging import build
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnlab.studies.conduct import Engine, conduct
 from bnlab.studies.grid import Run
 from bnlab.studies.local_engine import LocalEngine, Machine
-from bnlab.studies.state import State, begin
+from bnlab.studies.study import Engine, State, begin, run_study
 from tests.studies.grids import runs_of
 
 WORKER = "tests.studies.stub_worker"
@@ -47,7 +46,7 @@ def stub_study(
 ) -> State:
     """Run seeds to their end, with batch norm only, on the local engine."""
     state = begin(folder, stub_runs(seeds, overrides), retry_failed)
-    conduct(state, local_engine(jobs), watcher or Notes())
+    run_study(state, local_engine(jobs), watcher or Notes())
     return state
 
 
@@ -71,7 +70,7 @@ def ray_engine(jobs: int) -> Engine:
 def main(folder: str, jobs: str, seeds: str, steps: str, engine: str) -> None:
     """The program."""
     state = begin(Path(folder), stub_runs(range(int(seeds)), {"model.steps": int(steps)}), False)
-    conduct(state, {"local": local_engine, "ray": ray_engine}[engine](int(jobs)), Notes())
+    run_study(state, {"local": local_engine, "ray": ray_engine}[engine](int(jobs)), Notes())
 
 
 if __name__ == "__main__":

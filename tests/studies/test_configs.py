@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.errors import InputError
-from bnlab.studies.configs import find_configs, shipped_folder
+from bnlab.studies.grid_inputs import find_configs, shipped_folder
 from tests.test_packaging import build
 
 PROJECT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_what_is_not_there_is_an_error_that_says_where_it_was_looked_for() -> No
 def test_an_installed_bnlab_brings_the_thesis_ones_along(tmp_path: Path) -> None:
     with build("build_wheel", tmp_path / "wheel") as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "from bnlab.studies.configs import find_configs; print(*find_configs(['cnn_elu', 'configs/mlp_*.yaml']))"
+    code = "from bnlab.studies.grid_inputs import find_configs; print(*find_configs(['cnn_elu', 'configs/mlp_*.yaml']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},

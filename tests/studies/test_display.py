@@ -1,4 +1,4 @@
-"""What a person sees of a study."""
+"""The lines, displays and tables that a person sees of a study."""
 
 import io
 import time
@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bnlab.studies.display import LiveDisplay, PlainLines
-from bnlab.studies.state import Running, State
-from bnlab.studies.wording import duration, end, in_words, table
+from bnlab.studies.display import LiveDisplay, PlainLines, duration, end, in_words, table
+from bnlab.studies.study import Running, State
 from tests.studies.grids import runs_of
 
 DONE: dict[str, Any] = {"outcome": {"status": "early", "epochs": 61}, "test_acc": 0.98224, "seconds_per_epoch": 1.634}

@@ -1,4 +1,4 @@
-"""How long runs may take, from those that are done and those that are running."""
+"""Estimates of the time of runs, from those that are done and those that are running."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from bnlab.studies.estimate import START_S, from_results, shared_out, time_left
 from bnlab.studies.grid import Run
-from bnlab.studies.state import Running, State
+from bnlab.studies.study import Running, State
 from tests.studies.grids import runs_of
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bnlab.errors import InputError
-from bnlab.studies.datasets import Dataset, dataset
 from bnlab.studies.grid import Experiment, Grid, check_names, expand
+from bnlab.studies.grid_inputs import Dataset, dataset
 from tests.studies.grids import runs_of
 
 MNIST = dataset("mnist")

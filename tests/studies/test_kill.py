@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.studies.equal_studies import numbers_of
-from tests.studies.real_study import CPU, folder_for_a_study, start
+from tests.studies.real_study import CPU, folder_for_a_study, start, study
 
 WORDS = ("--configs", "mlp_dropout", "--batch_norm", "on", "--jobs", "2", "--trainer.max_epochs", "12", *CPU)
 
@@ -18,19 +18,18 @@ WORDS = ("--configs", "mlp_dropout", "--batch_norm", "on", "--jobs", "2", "--tra
 def test_a_killed_study_ends_with_the_same_numbers(tmp_path: Path) -> None:
     words = (*WORDS, "--trainer.log_every_n_steps", "1")
     with folder_for_a_study(tmp_path) as folder:
-        undisturbed = start(*words, "--name", "undisturbed", folder=folder)
-        study = start(*words, "--name", "killed", folder=folder)
+        killed_study = start(*words, "--name", "killed", folder=folder)
         deadline = time.monotonic() + 100
         while not list(folder.glob("tb_logs/killed/*/*/checkpoints/last.ckpt")):
-            assert study.poll() is None
+            assert killed_study.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(0.1)
-        study.kill()
-        study.wait()
+        killed_study.kill()
+        killed_study.wait()
         assert not list(folder.glob("tb_logs/killed/*/*/result.json")), "the kill came too late"
-        assert start(*words, "--name", "killed", folder=folder).wait(100) == 0
-        assert undisturbed.wait(100) == 0
+        assert study(*words, "--name", "killed") == 0
+        assert study(*words, "--name", "undisturbed") == 0
         (log,) = [path.read_text() for path in folder.glob("tb_logs/killed/*/*/log.txt")]
         assert "goes on from" in log
         killed, whole = (numbers_of(folder / "tb_logs" / name) for name in ("killed", "undisturbed"))

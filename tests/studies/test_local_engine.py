@@ -1,4 +1,4 @@
-"""How a machine is shared out among runs."""
+"""The sharing of a machine's cores, memory and GPUs among runs."""
 
 import pytest
 

@@ -8,8 +8,8 @@ import yaml
 
 from bnlab.cli.study_options import read_options
 from bnlab.errors import InputError
-from bnlab.studies.datasets import dataset
-from bnlab.studies.study_file import as_yaml, write_study
+from bnlab.studies.grid_inputs import dataset
+from bnlab.studies.study_folder import as_yaml, write_study
 
 
 def read(*words: str) -> Any:

@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.studies.progress import epochs_begun
-from bnlab.studies.results import epoch_seconds, log_tail, of_ended_run, of_failed_run, read_result, write_result
-from bnlab.studies.tasks import task
+from bnlab.studies.results import (
+    epoch_seconds,
+    epochs_begun,
+    log_tail,
+    of_ended_run,
+    of_failed_run,
+    read_result,
+    write_result,
+)
+from bnlab.studies.worker import make_task
 from bnlab_callbacks.record_file import Row
 from tests.studies.grids import runs_of
 
@@ -18,7 +25,7 @@ HEADER = ",".join(Row._fields) + "\n"
 
 def the_task(folder: Path) -> dict[str, Any]:
     """A run's task, with the run in a folder of its own within `folder`."""
-    content = task(runs_of(overrides={"model.lr": 0.1})[0], folder, {"engine": "local", "jobs": 2, "threads": 1})
+    content = make_task(runs_of(overrides={"model.lr": 0.1})[0], folder, {"engine": "local", "jobs": 2, "threads": 1})
     Path(content["folder"]).mkdir(parents=True)
     return content
 

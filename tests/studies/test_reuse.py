@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from bnlab.errors import InputError
-from bnlab.studies.datasets import dataset
 from bnlab.studies.grid import Run
-from bnlab.studies.reuse import check_reuse, differences, flat
+from bnlab.studies.grid_inputs import dataset
+from bnlab.studies.study_folder import check_reuse, differences, flat
 from tests.studies.grids import runs_of
 
 WANTED = {"model.lr": 0.1, "data.root": "data", "trainer.max_epochs": 2, "data.num_workers": 0}

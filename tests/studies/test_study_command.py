@@ -1,10 +1,12 @@
 """`bnlab study` for real: three small runs on the digits, of which one diverges and one fails at first."""
 
+import io
 import json
 import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,9 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def first(folder: Path) -> First:
     """The study, as a person runs it."""
-    process = start(*WORDS, folder=folder, output=subprocess.PIPE)
-    output, _ = process.communicate(timeout=120)
-    return First(process.returncode, output, {name: read(name) for name in (GOOD, WILD, BAD)})
+    with redirect_stdout(io.StringIO()) as output:
+        status = study(*WORDS)
+    return First(status, output.getvalue(), {name: read(name) for name in (GOOD, WILD, BAD)})
 
 
 def read(name: str) -> dict[str, Any]:

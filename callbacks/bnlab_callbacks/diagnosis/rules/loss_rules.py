@@ -12,6 +12,7 @@ from bnlab_callbacks.diagnosis.findings import Advice, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import BATCH_NORM, INITIAL_LOSS
+from bnlab_callbacks.statistics.losses import not_finite
 
 _EXPLODED = 10.0  # × the loss of guessing
 _STUCK_FROM, _STUCK_LEVEL, _STUCK_FALL = 300, 0.97, 0.99
@@ -26,7 +27,7 @@ def non_finite(history: History) -> Verdict | None:
     now, losses = history.now, history.losses
     outputs = [layer for layer, value in now.of("act_absmax").items() if not math.isfinite(value)]
     gradients = [layer for layer, value in now.of("grad_nonfinite").items() if value > 0]
-    bad_loss = losses.last is not None and not math.isfinite(losses.last)
+    bad_loss = losses.last is not None and not_finite(losses.last)
     if not bad_loss and not outputs and (history.facts.scaled or not gradients):
         return None
     what = [f"the loss is {losses.last}"] if bad_loss else []
@@ -37,7 +38,7 @@ def non_finite(history: History) -> Verdict | None:
     if gradients:
         what.append(f"gradients of {len(gradients)} layers are not finite")
     layer = outputs[0] if outputs else gradients[-1] if gradients else None
-    since = _began(history, lambda loss: not math.isfinite(loss)) if bad_loss else None
+    since = _began(history, not_finite) if bad_loss else None
     return Verdict(", ".join(what) + _moved_before(history), layer, since=since)
 
 

@@ -1,0 +1,61 @@
+"""SLURM's requeue: at its time limit a job saves a checkpoint and asks to be run again.
+
+Lightning does so from within a signal handler, in the middle of whatever step is on, and puts its checkpoint into the
+current folder, where the next run that starts there resumes from it. Here the run stops between two batches, with a
+checkpoint of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+
+from bnlab.errors import InputError
+
+
+def take_requeue(trainer: Trainer) -> signal.Signals | None:
+    """The signal (SIGUSR1) at which a SLURM job is to be requeued, which Lightning then leaves alone; else None."""
+    environment = _slurm(trainer)
+    if environment is None or not environment.auto_requeue or environment.requeue_signal is None:
+        return None
+    environment.auto_requeue = False
+    return signal.Signals(environment.requeue_signal)
+
+
+def check_no_requeued(trainer: Trainer) -> None:
+    """Refuse to begin where Lightning would resume from a checkpoint that it finds, whichever run's that is.
+
+    Raises:
+        InputError: under SLURM, Lightning's checkpoint for a requeue is in the Trainer's folder.
+    """
+    left = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+    if left and _slurm(trainer) is not None:
+        raise InputError(
+            f"{left[-1]} is a checkpoint that Lightning made for a requeue; under SLURM it would go on from there, "
+            "whichever run that was. Move it away (bnlab makes none), or start from another folder."
+        )
+
+
+def _slurm(trainer: Trainer) -> SLURMEnvironment | None:
+    environment = trainer._accelerator_connector.cluster_environment
+    return environment if isinstance(environment, SLURMEnvironment) else None
+
+
+def requeue() -> str:
+    """Ask SLURM to run this job again; returns what came of it, in a line."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    words = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"job {job} could not be requeued: {error}"
+    if done.returncode:
+        return f"job {job} could not be requeued: {done.stderr.strip() or f'scontrol ended with {done.returncode}'}"
+    return f"job {job} is requeued; it goes on from the checkpoint if its script says --resume"

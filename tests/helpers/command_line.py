@@ -1,0 +1,83 @@
+"""Running the command line in tests: in this process, which is fast, or in one of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bnlab.cli.main import main
+
+PROJECT = Path(__file__).parents[2]
+CONFIGS = PROJECT / "configs"
+QUIET = ("--trainer.enable_progress_bar", "false")
+ON_CPU = ("--trainer.accelerator", "cpu")
+BOUND_S = 60  # for a rank to end after another; seen on two busy cores: at most 11 s
+
+
+def fit(*words: str, config: str = "mlp_relu") -> Path:
+    """`bnlab fit` on the digits in the current folder; returns the run's folder."""
+    before = run_folders()
+    main(["fit", "--config", str(CONFIGS / f"{config}.yaml"), *ON_CPU, *QUIET, *words])
+    (folder,) = run_folders() - before
+    return folder
+
+
+def run_folders() -> set[Path]:
+    """Folders of all runs under the current folder."""
+    return {path.parent for path in Path().glob("**/run.yaml")}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a YAML file, without running code from it."""
+    content = yaml.safe_load(path.read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar in a folder's event files: tag → (step, value) pairs."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def start(
+    *words: str, folder: Path, module: str = "bnlab", on: Sequence[str] = (), **options: Any
+) -> subprocess.Popen[str]:
+    """`bnlab`, or another module's program, in a process of its own, within `folder`; `on`: words before it."""
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")])
+    return subprocess.Popen(
+        [*on, sys.executable, "-m", module, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+    """Wait for a process; returns its status, standard output and standard error."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """The other ranks' processes."""
+    lines = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    words = [line.split(maxsplit=2) for line in lines.splitlines()]
+    return [int(one) for one, parent, arguments in words if parent == str(process.pid) and "bnlab" in arguments]
+
+
+def lost_a_rank(errors: str) -> bool:
+    """Whether a process says that it ended because another rank did."""
+    return any(each in errors for each in ("Connection", "terminated with code -9", "reset by peer"))

@@ -1,0 +1,99 @@
+"""Real processes, real signals."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from subprocess import Popen
+from typing import NamedTuple
+
+import pytest
+
+from bnlab.cli.main import main
+from tests.helpers.command_line import BOUND_S, children_of, finish, lost_a_rank, read_yaml, start
+from tests.resuming.resumed import FIT, WATCHED, assert_same_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+LONGER = (*WATCHED, "--trainer.max_epochs", "30", "--early_stopping.patience", "100")
+
+
+def wait_for_new(path: Path, before: int, process: Popen[str]) -> None:
+    """Wait until a file is written anew."""
+    deadline = time.monotonic() + 90
+    while changed(path) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()
+
+
+def changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+class Stopped(NamedTuple):
+    """How a process ended."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def stop(folder: Path, number: signal.Signals, words: tuple[str, ...], after: float = 0.0, rank: int = 0) -> Stopped:
+    """Resume the run `folder/run`, and send the process of a rank a signal some time after the next checkpoint."""
+    checkpoint = folder / "run/checkpoints/last.ckpt"
+    before = changed(checkpoint)
+    process = start(*FIT, *words, "--run_folder", "run", "--resume", folder=folder)
+    wait_for_new(checkpoint, before, process)
+    time.sleep(after)
+    os.kill(children_of(process)[rank - 1] if rank else process.pid, number)
+    return Stopped(*finish(process, timeout=BOUND_S))
+
+
+def end(folder: Path, name: str, words: tuple[str, ...]) -> None:
+    status, _, errors = finish(start(*FIT, *words, "--run_folder", name, "--resume", folder=folder))
+    assert status == 0, errors
+
+
+def left(folder: Path) -> str:
+    """The outcome that the run's record tells."""
+    return str(read_yaml(folder / "run/run.yaml")["outcome"]["status"])
+
+
+def test_a_run_that_is_killed_and_terminated_again_and_again(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    main([*FIT, *LONGER, "--run_folder", "whole"])
+    for number, status in [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 1)]:
+        stopped = stop(tmp_path, number, LONGER, moments.uniform(0, 0.3))
+        assert stopped.status == status
+        assert left(tmp_path) == ("running" if number == signal.SIGKILL else "interrupted")
+        assert "Traceback" not in stopped.errors
+    assert "interrupted in epoch" in stopped.output
+    assert "bnlab test --ckpt_path" in stopped.output
+    assert not list((tmp_path / "run").glob(".run.yaml*"))
+    main([*FIT, *LONGER, "--run_folder", "run", "--resume"])
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_loader_processes_begin_within_an_epoch(tmp_path: Path) -> None:
+    words = (*WATCHED, "--data.num_workers", "1", "--checkpoint.every_n_train_steps", "4")
+    main([*FIT, *WATCHED, "--run_folder", "whole"])
+    stop(tmp_path, signal.SIGTERM, words, 0.05)
+    end(tmp_path, "run", words)
+    whole, run = (read_yaml(tmp_path / name / "run.yaml") for name in ("whole", "run"))
+    assert (run["val_acc"], run["train_loss"]) == (whole["val_acc"], whole["train_loss"])
+
+
+def test_two_ranks_stop_together_or_die_together_and_go_on(tmp_path: Path) -> None:
+    """SIGTERM to one of them, then a kill of the other; dropout differs from rank to rank, and each keeps its own."""
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "16")
+    words = (*LONGER, *ddp, "--model.batch_norm", "false", "--trainer.max_epochs", "20")
+    end(tmp_path, "whole", words)
+    assert stop(tmp_path, signal.SIGTERM, words, 0.1).status == 143
+    assert left(tmp_path) == "interrupted"
+    died = stop(tmp_path, signal.SIGKILL, words, rank=1)
+    assert died.status != 0
+    assert lost_a_rank(died.errors)
+    assert left(tmp_path) in ("running", "failed")
+    end(tmp_path, "run", words)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
