@@ -87,7 +87,7 @@ def test_loader_processes_begin_within_an_epoch(tmp_path: Path) -> None:
 def test_two_ranks_stop_together_or_die_together_and_go_on(tmp_path: Path) -> None:
     """SIGTERM to one of them, then a kill of the other; dropout differs from rank to rank, and each keeps its own."""
     ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "16")
-    words = (*LONGER, *ddp, "--model.batch_norm", "false", "--trainer.max_epochs", "20")
+    words = (*LONGER, *ddp, "--model.batch_norm", "false", "--trainer.max_epochs", "12")
     end(tmp_path, "whole", words)
     assert stop(tmp_path, signal.SIGTERM, words, 0.1).status == 143
     assert left(tmp_path) == "interrupted"
