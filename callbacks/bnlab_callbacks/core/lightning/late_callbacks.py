@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
-
-if TYPE_CHECKING:
-    from lightning.pytorch.utilities import rank_zero_info
-else:
-    try:
-        from lightning.pytorch.utilities import rank_zero_info
-    except ImportError:  # only `pytorch_lightning` is installed
-        from pytorch_lightning.utilities import rank_zero_info
+from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, rank_zero_info
 
 
 class LateCallbacks(Callback):
