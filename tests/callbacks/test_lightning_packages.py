@@ -1,4 +1,4 @@
-"""Both of Lightning's packages: callbacks are those of the one that is in use, and each one's command line takes them."""
+"""Both of Lightning's packages: callbacks are those of the one in use, and the command line of each takes them."""
 
 import os
 import subprocess

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
@@ -17,7 +16,9 @@ import bnlab
 PROJECT = Path(__file__).parents[2]
 FOLDERS = {"bnlab-callbacks": PROJECT / "callbacks", "bnlab": PROJECT}
 BOTH = pytest.mark.parametrize("name", FOLDERS)
-BUILD = "import sys; from hatchling import build\nfor kind in sys.argv[2:]: getattr(build, f'build_{kind}')(sys.argv[1])"
+BUILD = (
+    "import sys; from hatchling import build\nfor kind in sys.argv[2:]: getattr(build, f'build_{kind}')(sys.argv[1])"
+)
 
 
 def build(name: str, folder: Path, *kinds: str) -> None:
@@ -56,8 +57,8 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Built]]:
-    yield {name: Built(name, tmp_path_factory.mktemp(name)) for name in FOLDERS}
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    return {name: Built(name, tmp_path_factory.mktemp(name)) for name in FOLDERS}
 
 
 @BOTH

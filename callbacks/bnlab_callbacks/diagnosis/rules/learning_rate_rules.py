@@ -1,7 +1,7 @@
 """Rules about the size of steps: too large, or so small that the loss cannot fall.
 
 Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, and, where it says so, the small MLPs,
-CNNs, LSTMs, ResNets and transformers of `tests/benchmarks/fault_matrix` with SGD, Adam and AdamW, seeds 0 and 1.
+CNNs, LSTMs, ResNets and transformers of `benchmarks/fault_matrix` with SGD, Adam and AdamW, seeds 0 and 1.
 """
 
 from __future__ import annotations
