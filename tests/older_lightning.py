@@ -1,4 +1,6 @@
-"""A pytest plugin for Lightning before 2.6, whose `Trainer.fit` does not know `weights_only`: `-p tests.older_lightning`.
+"""A pytest plugin for Lightning before 2.6, whose `Trainer.fit` does not know `weights_only`.
+
+    pytest -p tests.older_lightning tests/callbacks
 
 `.ci/oldest` loads it. The tests ask for it so that checkpoints are known to hold plain data; releases before load all.
 """
