@@ -159,5 +159,9 @@ def test_an_editable_install_finds_its_package_in_the_checkout(name: str, tmp_pa
     assert [Path(line) for line in paths.split()] == [FOLDERS[name]]
 
 
+def test_the_citation_has_the_version() -> None:
+    assert f"\nversion: {bnlab.__version__}\n" in (PROJECT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_no_module_is_called_callbacks() -> None:
     assert not (PROJECT / "callbacks" / "__init__.py").exists()
