@@ -159,6 +159,13 @@ def test_an_editable_install_finds_its_package_in_the_checkout(name: str, tmp_pa
     assert [Path(line) for line in paths.split()] == [FOLDERS[name]]
 
 
+def test_the_readmes_two_commands_install_both() -> None:
+    commands = re.findall(r"^python3 -m venv \.venv && .*$", (PROJECT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert len(commands) == 2  # .ci/run looks for them in this way
+    assert "pip install -q -e ./callbacks -e . &&" in commands[0]
+    assert "pip install -q -e ./callbacks -e '.[test]' &&" in commands[1]
+
+
 def test_the_citation_has_the_version() -> None:
     assert f"\nversion: {bnlab.__version__}\n" in (PROJECT / "CITATION.cff").read_text(encoding="utf-8")
 
