@@ -52,7 +52,7 @@ class EpochTimer(QuietCallback):
         """Wait for the device: what it has queued belongs to the time before."""
         device = trainer.strategy.root_device
         if self.enabled and device.type != "cpu":
-            torch.get_device_module(device).synchronize()  # torch.accelerator is of torch 2.6
+            torch.accelerator.synchronize(device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock: a run that is resumed within an epoch sees no start of that epoch."""
