@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks.fault_matrix.faults import FAULTS
-from tests.benchmarks.fault_matrix.nets import NETS, SLOW
-from tests.benchmarks.fault_matrix.runs import Task, perform, set_up, tasks
-from tests.benchmarks.fault_matrix.scores import Outcomes, Scores, alarms, complaints, table, task_of
-from tests.benchmarks.fault_matrix.unseen_nets import UNSEEN
+from benchmarks.fault_matrix.faults import FAULTS
+from benchmarks.fault_matrix.nets import NETS, SLOW
+from benchmarks.fault_matrix.runs import Task, perform, set_up, tasks
+from benchmarks.fault_matrix.scores import Outcomes, Scores, alarms, complaints, table, task_of
+from benchmarks.fault_matrix.unseen_nets import UNSEEN
 
 CONTROL = Task("control", "mlp", "sgd", "digits", 3)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks.soak import Sample, lines, soak
+from benchmarks.soak import Sample, lines, soak
 
 FLAT = Sample(resident=8e8, blocks=1e6, files=11, threads=2, events=4e4, records=229)
 

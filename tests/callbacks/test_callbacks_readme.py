@@ -124,8 +124,7 @@ def test_the_yaml_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_variables_value_is_understood() -> None:
-    (block,) = blocks("bash")
-    (value,) = re.findall(r'BNLAB_CALLBACKS="(.*)" python', block)
+    (value,) = re.findall(r'BNLAB_CALLBACKS="(.*)" python', "".join(blocks("bash")))
     assert [type(each).__name__ for each in make_callbacks(value)] == [
         "GradientMonitor",
         "ActivationMonitor",

@@ -1,7 +1,7 @@
 """Both monitors in ways of training that must not change what they record, number by number.
 
 Each variant is a run of a small net beside a plain, slow loop (float64 where nothing else is said) or beside the same
-net trained in another way. `tests/benchmarks/equality_table.py` prints the deviations.
+net trained in another way. `benchmarks/equality_table.py` prints the deviations.
 """
 
 import copy

@@ -234,6 +234,8 @@ def count_reads(callback: Any, hooks: list[str], monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_both_of_lightnings_names_work(package: str, tmp_path: Path) -> None:
     pl = importlib.import_module(package)
+    if not issubclass(GradientMonitor, pl.Callback) and pl.__version__ < "2.6":
+        pytest.skip("before 2.6 a Trainer refuses callbacks of the other package")
     loggers = importlib.import_module(f"{package}.loggers")
 
     class Own(pl.LightningModule):  # type: ignore[misc, name-defined]

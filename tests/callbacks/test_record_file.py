@@ -303,7 +303,8 @@ def test_csv_logger_alone_and_remote_folders(tmp_path: Path) -> None:
     table = CSVLogger(tmp_path, "csv", 0)
     trainer(RecordFile(), *monitors(), logger=[MemoryLogger(), table]).fit(Module(mlp()), loader(), loader(8))
     folder = Path(table.log_dir)
-    assert {path.name for path in folder.iterdir()} == {"metrics.csv", "records.csv", "dead_units.csv"}
+    written = {path.name for path in folder.iterdir()} - {"hparams.yaml"}  # Lightning's before 2.5.3, also if empty
+    assert written == {"metrics.csv", "records.csv", "dead_units.csv"}
     with pytest.warns(UserWarning, match="RecordFile is off"):
         trainer(RecordFile("s3://bucket/run")).fit(Module(mlp()), loader())
 

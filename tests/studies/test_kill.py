@@ -1,6 +1,6 @@
 """A study of a real run that is killed in the midst of training ends with the numbers of one that is not.
 
-The full-size test, eight runs and ten kills, is tests/benchmarks/kill_study.py.
+The full-size test, eight runs and ten kills, is benchmarks/kill_study.py.
 """
 
 import time

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
+from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, rank_zero_info
 from bnlab_callbacks.core.lightning.trainer import callbacks_of
-
-if TYPE_CHECKING:
-    from lightning.pytorch.utilities import rank_zero_info
-else:
-    try:
-        from lightning.pytorch.utilities import rank_zero_info
-    except ImportError:  # only `pytorch_lightning` is installed
-        from pytorch_lightning.utilities import rank_zero_info
 
 
 class LateCallbacks(Callback):

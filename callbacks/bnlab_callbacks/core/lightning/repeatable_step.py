@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, is_lightning_module
 from bnlab_callbacks.core.lightning.trainer import loss_scale
 
 # what Lightning wraps in a compiled LightningModule: functions bound to the original, also in a copy
@@ -55,9 +55,9 @@ class LightningStep:
             for name in _COMPILED:
                 vars(twin).pop(name, None)
         for part in twin.modules():
-            if isinstance(part, LightningModule):
+            if is_lightning_module(part):
                 vars(part).update(log=_ignore, log_dict=_ignore)
-        if isinstance(twin, LightningModule):
+        if is_lightning_module(twin):
             twin.trainer = self._trainer
 
     def loss(self, twin: nn.Module, batch: Any) -> Tensor:

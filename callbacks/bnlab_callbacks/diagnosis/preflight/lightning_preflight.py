@@ -52,7 +52,7 @@ def _optimizers(configured: Any) -> Iterator[Optimizer]:
 
 
 def _plain_trainer() -> Trainer:
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log = logging.getLogger(f"{Trainer.__module__.partition('.trainer')[0]}.utilities.rank_zero")
     level = log.level
     log.setLevel(logging.WARNING)
     try:

@@ -1,6 +1,6 @@
-"""Kill a study of eight short runs at ten random moments, and compare it with one that nobody disturbed.
+"""A study of eight short runs, killed at ten random moments, compared with an undisturbed one.
 
-    python -m tests.benchmarks.kill_study [--kills 10] [--seed 0] [--epochs 60] [--engine local]
+    python -m benchmarks.kill_study [--kills 10] [--seed 0] [--epochs 60] [--engine local]
 
 Runs on the digits, on the CPU, in a temporary folder; the study that is killed is started again each time. Prints when
 it was killed, how often each run went on, and whether results, records and weights are the same, bit for bit. Ends with

@@ -1,6 +1,6 @@
-"""Train a tiny net for thousands of epochs with every diagnostic on, and see whether anything grows.
+"""A tiny net trained for thousands of epochs with every diagnostic on, to see whether anything grows.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.soak --epochs 2000
+    OMP_NUM_THREADS=1 python -m benchmarks.soak --epochs 2000
 
 The run: `bnlab fit`, an MLP with batch norm, dropout and 2 steps an epoch on 40 images of noise, everything recorded at
 every step, the smoothness of the loss, heatmaps, gradient histograms, a checkpoint at each epoch. After each epoch:

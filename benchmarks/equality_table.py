@@ -1,6 +1,6 @@
-"""How far both monitors' records of two runs that must agree lie apart, as a table in Markdown.
+"""Deviations between the records of runs that must agree, as a table in Markdown.
 
-    python tests/benchmarks/equality_table.py
+    python -m benchmarks.equality_table
 
 The runs are those of tests/callbacks/test_equalities.py.
 """
@@ -8,15 +8,11 @@ The runs are those of tests/callbacks/test_equalities.py.
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests.callbacks
-
-from tests.callbacks.test_equalities import VARIANTS, deviation  # noqa: E402 - after the path
+from tests.callbacks.test_equalities import VARIANTS, deviation
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Kill a run again and again, go on each time, and compare what it leaves with an undisturbed run's.
+"""A run that is killed again and again and resumed each time, compared with an undisturbed one.
 
-    python -m tests.benchmarks.kill_fit --kills 10 --signal SIGKILL [--seed 0] [flags of bnlab fit]
+    python -m benchmarks.kill_fit --kills 10 --signal SIGKILL [--seed 0] [flags of bnlab fit]
 
 The run: the MLP with dropout and batch norm on the digits, 50 epochs of 9 steps, gradients recorded at every step. One
 kill of five comes while the process starts, the others up to half a second after its first new checkpoint. The

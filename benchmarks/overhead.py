@@ -1,6 +1,6 @@
-"""What the callbacks cost in a Lightning run, beside the usual hand-written recipe and wandb.watch.
+"""Cost of the callbacks in a Lightning run, beside the usual hand-written recipe and wandb.watch.
 
-    python tests/benchmarks/overhead.py [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn] [--shares 400 844]
+    python -m benchmarks.overhead [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn] [--shares 400 844]
 
 Every contender is the same run (batch 64, images 1x32x32, one epoch, TensorBoard, no progress bar, no checkpoints) plus
 something. All run in turn in every round, and only ratios within a round are compared, so a machine whose speed drifts
@@ -21,7 +21,6 @@ import logging
 import os
 import platform
 import re
-import sys
 import tempfile
 import time
 import warnings
@@ -37,6 +36,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from benchmarks.train_speed import Contender, Plain, StepClock, compare, lightning
 from bnlab import ImageDataModule
 from bnlab_callbacks import (
     ActivationMonitor,
@@ -47,12 +47,8 @@ from bnlab_callbacks import (
     RecordFile,
     TrainingDiagnosis,
 )
-from bnlab_callbacks.recorders.activations import Hook
-
-sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
-
-from tests.benchmarks.train_speed import Contender, Plain, StepClock, compare, lightning  # noqa: E402
-from tests.helpers.data_files import write_mnist  # noqa: E402
+from bnlab_callbacks.core.hooks import ModuleHook
+from tests.helpers.data_files import write_mnist
 
 BASE = "run without callbacks"
 SATURATED = 0.05  # distance from 0 and 1 below which the recipe calls an output saturated
@@ -144,9 +140,9 @@ class HookClock:
 
     @contextlib.contextmanager
     def watching(self, callbacks: Iterable[Callback]) -> Iterator[None]:
-        """Measure all hooks of these callbacks, in their classes: one whose own hooks are replaced never rests."""
+        """Measure all hooks of these callbacks, in their classes."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(patch.object(Hook, "__call__", self.measured(Hook.__call__)))
+            stack.enter_context(patch.object(ModuleHook, "__call__", self.measured(ModuleHook.__call__)))
             for kind in {type(callback) for callback in callbacks}:
                 for name in dir(kind):
                     if name.startswith("on_") and callable(hook := getattr(kind, name)):

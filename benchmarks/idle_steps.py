@@ -1,6 +1,6 @@
-"""What a step costs more in which no callback records anything: calls of hooks by Lightning, and hooks on modules.
+"""Cost of the callbacks in steps that record nothing: calls of hooks by Lightning, and hooks on modules.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/idle_steps.py [--rounds 7]
+    OMP_NUM_THREADS=1 python -m benchmarks.idle_steps [--rounds 7]
 
 Beside a net so small that its step is nearly all Lightning's own. Each contender's quiet quartile of 1,300 steps, less
 that of the run without callbacks just before it in the same round; medians over rounds.
@@ -13,11 +13,9 @@ import contextlib
 import io
 import logging
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -26,10 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, TrainingDiagnosis
-
-sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests
-
-from tests.callbacks.small_runs import Module, loader, trainer  # noqa: E402
+from tests.callbacks.small_runs import Module, loader, trainer
 
 STEPS, NEVER = 1500, 10**6
 

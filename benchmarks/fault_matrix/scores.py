@@ -1,4 +1,4 @@
-"""What the runs say of the diagnosis: recall, names, places and times for each fault, and false alarms."""
+"""Scores of the diagnosis over all runs: recall, names, places and times for each fault, and false alarms."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.fault_matrix.faults import FAULTS
-from tests.benchmarks.fault_matrix.nets import CLASSES, SLOW
-from tests.benchmarks.fault_matrix.runs import CONTROL, WARMED_UP, Task
+from benchmarks.fault_matrix.faults import FAULTS
+from benchmarks.fault_matrix.nets import CLASSES, SLOW
+from benchmarks.fault_matrix.runs import CONTROL, WARMED_UP, Task
 
 Run = dict[str, Any]
 Share = tuple[int, int]

@@ -1,6 +1,6 @@
-"""Inject faults into small trainings, and count what `TrainingDiagnosis` says of them and of healthy ones.
+"""Small trainings with faults on purpose, and counts of what `TrainingDiagnosis` says of them and of healthy ones.
 
-    python -m tests.benchmarks.fault_matrix [--root FOLDER_WITH_MNIST] [--part tune|held_out|unseen] [--jobs 2]
+    python -m benchmarks.fault_matrix [--root FOLDER_WITH_MNIST] [--part tune|held_out|unseen] [--jobs 2]
 
 Writes a JSON line for each run to `--out` and goes on from there when it is started again; prints the tables in
 Markdown, and with `--complaints` each run that the diagnosis got wrong. Whether a run failed is decided by its end: not
@@ -21,8 +21,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.benchmarks.fault_matrix.runs import Task, perform, tasks
-from tests.benchmarks.fault_matrix.scores import Outcomes, Run, complaints, table, task_of
+from benchmarks.fault_matrix.runs import Task, perform, tasks
+from benchmarks.fault_matrix.scores import Outcomes, Run, complaints, table, task_of
 
 PARTS = ("tune", "held_out", "unseen")
 

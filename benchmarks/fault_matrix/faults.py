@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.fault_matrix.nets import NETS, Net, deep
-from tests.benchmarks.fault_matrix.unseen_nets import UNSEEN
+from benchmarks.fault_matrix.nets import NETS, Net, deep
+from benchmarks.fault_matrix.unseen_nets import UNSEEN
 
 ALL_NETS = NETS | UNSEEN
 BatchFault = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]

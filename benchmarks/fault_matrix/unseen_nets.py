@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tests.benchmarks.fault_matrix.nets import CLASSES, Net, learning_rates
+from benchmarks.fault_matrix.nets import CLASSES, Net, learning_rates
 
 
 def lenet(side: int) -> nn.Module:

@@ -1,6 +1,6 @@
-"""What bnlab's training steps cost, beside the same net in a bare loop, barebones Lightning and the usual recipe.
+"""Cost of bnlab's training steps, beside the same net in a bare loop, barebones Lightning and the usual recipe.
 
-    python tests/benchmarks/train_speed.py [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn]
+    python -m benchmarks.train_speed [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn]
 
 All contenders run the same number of training steps (batch 64, images 1x32x32) in every round, in turn, and only
 ratios within a round are compared, so a machine whose speed drifts does no harm. The null control is the bare loop
@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -36,10 +35,7 @@ from bnlab import Classifier, ImageDataModule
 from bnlab.training import DivergenceStop
 from bnlab.training.progress_bar import TimedProgressBar
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
-
-sys.path[:0] = [str(Path(__file__).parents[2])]  # for tests.helpers.data_files
-
-from tests.helpers.data_files import write_mnist  # noqa: E402
+from tests.helpers.data_files import write_mnist
 
 Contender = Callable[[], float]
 

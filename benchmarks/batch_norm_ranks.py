@@ -1,6 +1,6 @@
-"""What batch norm over each rank's own batch does: test accuracy, and its statistics against the training set's.
+"""Batch norm over each rank's own batch: test accuracy, and its statistics against the training set's.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.batch_norm_ranks --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.batch_norm_ranks --seeds 0 1 2
 
 Each run is `bnlab fit` with configs/mlp_relu.yaml and batch norm on the digits, 20 epochs without early stopping. Then,
 over its batch-norm layers and channels, with the trained weights, and μ, σ of a layer's inputs over the training set:

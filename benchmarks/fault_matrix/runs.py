@@ -19,10 +19,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.fault_matrix.faults import ALL_NETS, FAULTS, Setup
+from benchmarks.fault_matrix.nets import CLASSES, SLOW
+from benchmarks.fault_matrix.unseen_nets import UNSEEN
 from bnlab.data import load
-from tests.benchmarks.fault_matrix.faults import ALL_NETS, FAULTS, Setup
-from tests.benchmarks.fault_matrix.nets import CLASSES, SLOW
-from tests.benchmarks.fault_matrix.unseen_nets import UNSEEN
 
 STEPS = 350  # rules that ask for patience wait for 300
 WARM_UP = 100

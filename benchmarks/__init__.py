@@ -1,0 +1,1 @@
+"""Measurements of accuracy, cost and endurance, each started by `python -m benchmarks.<name>` in a checkout."""
