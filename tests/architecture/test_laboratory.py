@@ -1,18 +1,14 @@
-"""The plan of the laboratory: its rooms, and which of them may import which.
-
-A room is a module or sub-package directly in a folder; an arrow is an import from one room into another, anywhere in
-their files.
-"""
+"""The plan of the laboratory: its rooms, and which of them may import which."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import bnlab_callbacks
+from tests.architecture.rooms import arrows, circle, imported, rooms, upward
 
 PROJECT = Path(__file__).parents[2]
 LABORATORY = PROJECT / "bnlab"
@@ -29,48 +25,6 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-
-Arrow = tuple[str, str]
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The full name of everything that a file imports: modules, and names from modules."""
-    package = path.relative_to(PROJECT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            stem = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{stem}.{alias.name}" for alias in node.names)
-
-
-def rooms(folder: Path) -> set[str]:
-    """The modules and sub-packages in a folder."""
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    return modules | {path.parent.name for path in folder.glob("*/*.py")}
-
-
-def arrows(folder: Path) -> set[Arrow]:
-    """The imports between the rooms of a folder."""
-    prefix = ".".join(folder.relative_to(PROJECT).parts) + "."
-    found = set()
-    for path in folder.rglob("*.py"):
-        here = path.relative_to(folder).parts[0].removesuffix(".py")
-        there = {name.removeprefix(prefix).split(".")[0] for name in imported(path) if name.startswith(prefix)}
-        found |= {(here, room) for room in there if room != here}
-    known = rooms(folder)
-    return {(here, there) for here, there in found if here in known and there in known}
-
-
-def circle(between: set[Arrow]) -> set[str]:
-    """The rooms that are left when those that import no other are taken away again and again."""
-    left = {room for arrow in between for room in arrow}
-    while True:
-        busy = {here for here, there in between if here in left and there in left}
-        if busy == left:
-            return left
-        left = busy
 
 
 def folders() -> list[Path]:
@@ -89,11 +43,10 @@ def test_what_a_circle_is() -> None:
 
 
 def test_no_import_runs_upwards() -> None:
-    floor = {room: number for number, some in enumerate(FLOORS) for room in some}
-    assert floor.keys() == rooms(LABORATORY)
+    assert set().union(*FLOORS) == rooms(LABORATORY)
     found = arrows(LABORATORY)
     assert ("cli", "training") in found
-    assert [arrow for arrow in sorted(found) if floor[arrow[0]] <= floor[arrow[1]]] == []
+    assert upward(found, FLOORS) == []
 
 
 def test_the_laboratory_imports_public_names_of_the_callbacks_only() -> None:
