@@ -133,6 +133,13 @@ def test_source_archives_hold_what_a_checkout_holds(distributions: dict[str, Bui
 
 
 @pytest.mark.slow
+def test_the_laboratorys_wheel_holds_the_thesiss_numbers_and_the_templates(distributions: dict[str, Built]) -> None:
+    files = {"thesis/test_accuracy.csv", "thesis/epoch_seconds.csv", "thesis/mean_overhead.csv", "thesis/SOURCE.md"}
+    files |= {"pages/templates/report.html.jinja", "pages/templates/report.css"}
+    assert {f"bnlab/reports/{name}" for name in files} <= distributions["bnlab"].files.keys()
+
+
+@pytest.mark.slow
 def test_the_wheels_work_beside_each_other(distributions: dict[str, Built], tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(installed)]
@@ -142,10 +149,16 @@ def test_the_wheels_work_beside_each_other(distributions: dict[str, Built], tmp_
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "import bnlab, bnlab_callbacks\n"
         f"assert all(p.__file__.startswith({str(installed)!r}) for p in (bnlab, bnlab_callbacks))\n"
+        "from bnlab.studies.grid_inputs import find_configs\n"
+        "print(*find_configs(['cnn_elu', 'configs/mlp_*.yaml']))\n"
         "from bnlab.cli.main import main\n"
         "main(['fit', '--trainer.fast_dev_run', '1', '--trainer.accelerator', 'cpu'])\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    configs = done.stdout.splitlines()[0].split()
+    assert configs[0] == str(installed / "bnlab" / "configs" / "cnn_elu.yaml")
+    assert len(configs) == 10
+    assert Path(configs[0]).read_bytes() == (PROJECT / "configs" / "cnn_elu.yaml").read_bytes()
     assert (installed / "bin" / "bnlab").is_file()
 
 

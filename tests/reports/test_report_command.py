@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from bnlab.errors import InputError
 from bnlab.studies.results import of_ended_run, write_result
 from tests.helpers.command_line import PROJECT, fit
 from tests.reports.study_files import curve_rows, write_pair, write_run
-from tests.test_packaging import build
 
 
 @pytest.fixture(autouse=True)
@@ -152,13 +150,3 @@ def test_on_runs_of_fit_and_on_their_results(capsys: pytest.CaptureFixture[str])
     rows = list(csv.DictReader(Path("tb_logs/report/tables/runs.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["finished", "finished"]
     assert all(row["hardware"].endswith("2 runs at once)") and float(row["seconds_per_epoch"]) > 0 for row in rows)
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_the_thesiss_numbers_and_the_templates(tmp_path: Path) -> None:
-    with build("build_wheel", tmp_path) as wheel:
-        assert isinstance(wheel, zipfile.ZipFile)
-        names = set(wheel.namelist())
-    files = {"thesis/test_accuracy.csv", "thesis/epoch_seconds.csv", "thesis/mean_overhead.csv", "thesis/SOURCE.md"}
-    files |= {"pages/templates/report.html.jinja", "pages/templates/report.css"}
-    assert {f"bnlab/reports/{name}" for name in files} <= names

@@ -91,7 +91,7 @@ def test_a_parquet_table_becomes_the_csv_that_it_was(tmp_path: Path) -> None:
     run = trainer(file)
     file.setup(run, Module(mlp()), "fit")
     values = {"a": 0.1 + 0.2, "a,b/00_x": float("nan"), 'q"/01_y': float("-inf"), "tiny": 5e-324, "whole": 3.0}
-    file.take(run, stamp(run, values, step=7))
+    file.take(run, stamp(run, values)._replace(step=7))
     file.write_out()
     before = (tmp_path / "records.csv").read_bytes()
     file.teardown(run, Module(mlp()), "fit")

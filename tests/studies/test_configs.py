@@ -1,15 +1,11 @@
 """Finding configs by path, glob and name."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bnlab.errors import InputError
 from bnlab.studies.grid_inputs import find_configs, shipped_folder
-from tests.test_packaging import build
 
 PROJECT = Path(__file__).parents[2]
 
@@ -59,21 +55,3 @@ def test_what_is_not_there_is_an_error_that_says_where_it_was_looked_for() -> No
         assert place in str(error.value)
     with pytest.raises(InputError, match=r"elsewhere/mlp_relu\.yaml"):
         find_configs(["elsewhere/mlp_relu.yaml"])  # no other file takes the place of a path
-
-
-@pytest.mark.slow
-def test_an_installed_bnlab_brings_the_thesis_ones_along(tmp_path: Path) -> None:
-    with build("build_wheel", tmp_path / "wheel") as wheel:
-        wheel.extractall(tmp_path / "installed")
-    code = "from bnlab.studies.grid_inputs import find_configs; print(*find_configs(['cnn_elu', 'configs/mlp_*.yaml']))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = done.stdout.split()
-    assert found[0] == str(tmp_path / "installed" / "bnlab" / "configs" / "cnn_elu.yaml")
-    assert len(found) == 10
-    assert Path(found[0]).read_bytes() == (PROJECT / "configs" / "cnn_elu.yaml").read_bytes()

@@ -1,1 +1,1 @@
-"""What the callbacks and their recorders share."""
+"""The common ground of the callbacks and their recorders."""

@@ -67,15 +67,20 @@ class Observation:
         step: counted from 0.
         values: quantity → layer → value, layers in order of execution; as in `GradientMonitor`, `ActivationMonitor`
             and `BatchNormMonitor`, and `weight_rms`, ‖w‖₂/√n. Empty for what was not recorded.
-        whole: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of the
-            last layer), `input_mean`, `input_std`, `input_absmax` of the batch.
+        globals: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of
+            the last layer), `input_mean`, `input_std`, `input_absmax` of the batch.
         bad_rank: the rank of the first loss since the last observation that was not finite.
     """
 
     step: int
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    whole: Mapping[str, float] = field(default_factory=dict)
+    globals: Mapping[str, float] = field(default_factory=dict)
     bad_rank: int | None = None
+
+    @property
+    def whole(self) -> Mapping[str, float]:
+        """`globals`, by the name that rules of version 0.1.0 use."""
+        return self.globals
 
     def of(self, quantity: str) -> Mapping[str, float]:
         """The layers' values of a quantity."""

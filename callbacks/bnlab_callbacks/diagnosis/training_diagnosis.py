@@ -88,7 +88,7 @@ class TrainingDiagnosis(Diagnostic):
         chance_loss: the loss of a net that knows nothing; None to find out: ln C for a classification of C classes, and
             for other tasks the largest of the first five losses.
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
-            (`bnlab_callbacks.diagnosis.preflight.run`), and print what that says; some thirty passes over the batch.
+            (`bnlab_callbacks.preflight`), and print what that says; some thirty passes over the batch.
         summary: whether to print the table at the end.
         folder: where `diagnosis.json` goes; None for the folder of the run's logger; without either none is written.
         enabled: False switches the callback off.
@@ -315,7 +315,7 @@ class TrainingDiagnosis(Diagnostic):
         self._first = self._first or observation
         self._observations.append(observation)
         self._median_updates.add(observation.step, observation.of("update_ratio"))
-        self._seen.update(observation.values, observation.whole, ["classes"] if self.facts.chance_loss else ())
+        self._seen.update(observation.values, observation.globals, ["classes"] if self.facts.chance_loss else ())
         history = History(self._observations, self._first, self._losses, self.facts, self._median_updates)
         if any(finding.name == "non_finite" for finding in self.findings):
             return  # nothing that comes after NaN tells anything
@@ -368,7 +368,7 @@ class TrainingDiagnosis(Diagnostic):
             "moves": self._median_updates.state_dict(),
             "first": None
             if first is None
-            else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.whole)],
+            else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.globals)],
             "seen": sorted(self._seen),
             "said": sorted(self._announcer.said),
             "constant": dict(self.facts.constant),

@@ -1,1 +1,1 @@
-"""What one training step leaves, as tensors on their device; made for any loop, with torch alone."""
+"""Recorders of what one training step leaves, for any training loop, with torch alone."""

@@ -1,4 +1,4 @@
-"""What an activation function's outputs tell: moments, saturation, units that are silent. Pure functions.
+"""Statistics of an activation function's outputs: moments, saturation, silent units. Pure functions.
 
 Everything is computed from outputs alone, since in-place functions overwrite their inputs. A unit is *saturated* where
 the function's slope is below 5 % of its largest slope; for each function that condition on the slope is turned into

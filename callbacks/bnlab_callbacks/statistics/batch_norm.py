@@ -1,4 +1,4 @@
-"""What a batch-norm layer tells: how far training and evaluation mode lie apart, its scale and shift. Pure functions.
+"""Statistics of a batch-norm layer: the gap between its two modes, its scale and shift. Pure functions.
 
 A layer normalises a training batch by the batch's own mean μ_B and biased variance σ²_B,
 y = γ(x − μ_B)/√(σ²_B + ε) + β; evaluation mode puts the running μ_run and σ²_run in their place (Ioffe & Szegedy 2015;

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, is_lightning_module
-from bnlab_callbacks.core.lightning.trainer import loss_scale
+from bnlab_callbacks.core.lightning.trainer import compiler_of, loss_scale, optimizer_progress
 
 # what Lightning wraps in a compiled LightningModule: functions bound to the original, also in a copy
 _COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
@@ -39,19 +39,19 @@ class LightningStep:
     def __init__(self, trainer: Trainer, batch_idx: int) -> None:
         self._trainer = trainer
         self._batch_idx = batch_idx
-        self._optimizer_steps = _progress(trainer).completed
+        self._optimizer_steps = optimizer_progress(trainer).completed
 
     def to_share(self, module: nn.Module) -> dict[int, Any]:
         """The Trainer as it is; no compiler."""
         shared: dict[int, Any] = {id(self._trainer): self._trainer}
-        compiler = getattr(module, "_compiler_ctx", None)
+        compiler = compiler_of(module)
         if compiler is not None:
             shared[id(compiler)] = None
         return shared
 
     def prepare(self, twin: nn.Module, original: nn.Module) -> None:
         """Let it log nothing, and call its own methods where compiled ones call the original's."""
-        if getattr(original, "_compiler_ctx", None) is not None:
+        if compiler_of(original) is not None:
             for name in _COMPILED:
                 vars(twin).pop(name, None)
         for part in twin.modules():
@@ -76,7 +76,7 @@ class LightningStep:
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """The precision and the `global_step` of the step, and loggers that take nothing."""
-        loggers, progress = self._trainer.loggers, _progress(self._trainer)
+        loggers, progress = self._trainer.loggers, optimizer_progress(self._trainer)
         completed = progress.completed
         self._trainer.loggers = [_NoLogger() for _ in loggers]  # type: ignore[misc]
         progress.completed = self._optimizer_steps
@@ -101,11 +101,6 @@ class _NoLogger:
 
     def __call__(self, *args: Any, **kwargs: Any) -> _NoLogger:
         return self
-
-
-def _progress(trainer: Trainer) -> Any:
-    """Where `trainer.global_step` comes from."""
-    return trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Questions to a Trainer: those that Lightning answers by no public name, and the run's ranks.
 
-Everything that is private in Lightning is asked for here and in `repeatable_step`; docs/architecture.md says why.
+Everything that is private in Lightning is asked for here; docs/architecture.md says why.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnlab_callbacks.core.lightning.names import Callback, Trainer
@@ -33,6 +33,16 @@ def moment_of(trainer: Trainer) -> Moment:
 def accumulates(trainer: Trainer) -> bool:
     """Whether the batch that has just ended makes no optimizer step yet."""
     return trainer.fit_loop._should_accumulate()
+
+
+def optimizer_progress(trainer: Trainer) -> Any:
+    """The counter that `trainer.global_step` comes from; its `completed` can be set."""
+    return trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+
+
+def compiler_of(module: nn.Module) -> Any | None:
+    """What `torch.compile` left on a LightningModule, whose methods then call the compiled original's; else None."""
+    return getattr(module, "_compiler_ctx", None)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -59,7 +59,7 @@ def collapsed_output(history: History) -> Verdict | None:
 
     Only for classification, where logits have a natural size. Failing runs with weights of N(0, 1e-4²): 1e-8.
     """
-    spread = history.now.whole.get("output_std")
+    spread = history.now.globals.get("output_std")
     if spread is None or history.facts.chance_loss is None or not spread < COLLAPSED or not history.unlearned():
         return None
     return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation, below {COLLAPSED})")
@@ -86,10 +86,10 @@ def poor_initialisation(history: History) -> Verdict | None:
 
 def inputs_not_standardised(history: History) -> Verdict | None:
     """Inputs with a standard deviation outside 0.05 … 20, or whose mean is more than five of them from 0."""
-    whole = history.first.whole
-    if "input_std" not in whole:
+    batch = history.first.globals
+    if "input_std" not in batch:
         return None
-    mean, std = whole["input_mean"], whole["input_std"]
+    mean, std = batch["input_mean"], batch["input_std"]
     if standardised(mean, std):
         return None
     return Verdict(f"the first batch has mean {mean:.3g} and standard deviation {std:.3g}, far from 0 and 1")

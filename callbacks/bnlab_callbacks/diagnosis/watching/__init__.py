@@ -1,1 +1,1 @@
-"""What a diagnosis watches in a run."""
+"""The watch that a diagnosis keeps on a run."""

@@ -212,7 +212,7 @@ class RunWatch:
         self._ends.listen(self.recording)
         if self.recording and not self.knows_task:
             self._batch = batch
-            self._collector.add_whole(step, input_statistics(batch))
+            self._collector.add_globals(step, input_statistics(batch))
 
     def before_backward(self, step: int, loss: Tensor) -> None:
         """A backward pass begins; `loss` is the batch's, undivided by the number of accumulated ones."""
@@ -226,7 +226,7 @@ class RunWatch:
     def _close(self, step: int, loss: Tensor) -> None:
         output, batch = self._ends.take_output(), self._batch
         self._batch = None
-        self._collector.add_whole(step, output_spread(output))
+        self._collector.add_globals(step, output_spread(output))
         if batch is not None:
             self.knows_task = True
             self._collector.add_guesses(guesses(batch, output, loss))

@@ -17,7 +17,7 @@ from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.watching.task import Guess
 
-WHOLE = ("output_std", "input_mean", "input_std", "input_absmax")  # quantities of a step without a layer
+GLOBALS = ("output_std", "input_mean", "input_std", "input_absmax")  # quantities of a step without a layer
 
 
 class DisagreementError(RuntimeError):
@@ -36,14 +36,14 @@ class _Waiting(NamedTuple):
     """Values on their device."""
 
     losses: list[tuple[int, Tensor]]
-    whole: dict[int, dict[str, Tensor]]
+    globals: dict[int, dict[str, Tensor]]
     guesses: list[Guess]
 
     def change_tensors(self, change: Change) -> _Waiting:
         """The same with other tensors."""
         return _Waiting(
             [(step, change(loss)) for step, loss in self.losses],
-            {step: {name: change(value) for name, value in values.items()} for step, values in self.whole.items()},
+            {step: {name: change(value) for name, value in values.items()} for step, values in self.globals.items()},
             [Guess(classes, change(numbers)) for classes, numbers in self.guesses],
         )
 
@@ -55,7 +55,7 @@ class StepCollector:
         self._open = _Waiting([], {}, [])
         self._closed: list[DeviceValues] = []  # what is on its way to the host
         self._losses: list[tuple[int, float]] = []
-        self._whole: dict[int, dict[str, Tensor]] = {}
+        self._globals: dict[int, dict[str, Tensor]] = {}
         self._layers: dict[int, dict[str, dict[str, float]]] = {}
         self.losses = 0  # since the last `fetch`
 
@@ -64,9 +64,9 @@ class StepCollector:
         self.losses += 1
         self._open.losses.append((step, loss))
 
-    def add_whole(self, step: int, values: Mapping[str, Tensor]) -> None:
+    def add_globals(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep quantities without a layer, 0-dimensional."""
-        self._open.whole.setdefault(step, {}).update(values)
+        self._open.globals.setdefault(step, {}).update(values)
 
     def add_guesses(self, guesses: Sequence[Guess]) -> None:
         """Keep what may tell the task."""
@@ -85,8 +85,8 @@ class StepCollector:
             here: _Waiting = values.value
             # one by one: on the host that is faster than to join them
             self._losses += [(step, float(loss)) for step, loss in here.losses]
-            for step, whole in here.whole.items():
-                self._whole.setdefault(step, {}).update(whole)
+            for step, of_step in here.globals.items():
+                self._globals.setdefault(step, {}).update(of_step)
             guesses += here.guesses
         self._closed = []
         return guesses
@@ -110,11 +110,11 @@ class StepCollector:
         Raises:
             DisagreementError: on all ranks alike.
         """
-        losses, whole, layers = self._losses, self._whole, self._layers
-        self._losses, self._whole, self._layers, self.losses = [], {}, {}, 0
-        steps = sorted({*whole, *layers})
+        losses, without_layer, layers = self._losses, self._globals, self._layers
+        self._losses, self._globals, self._layers, self.losses = [], {}, {}, 0
+        steps = sorted({*without_layer, *layers})
         fields: list[Tensor | float] = [loss for _, loss in losses]
-        fields += [whole.get(step, {}).get(name, math.nan) for step in steps for name in WHOLE]
+        fields += [without_layer.get(step, {}).get(name, math.nan) for step in steps for name in GLOBALS]
         gathered = _gather(ranks, [*fields, *extra], failure)
         rows = gathered.mean(0).tolist()
         parts: dict[int, list[float]] = defaultdict(list)
@@ -126,7 +126,7 @@ class StepCollector:
         numbers = iter(rows[len(losses) :])
         seen = {}
         for step in steps:
-            values = {name: value for name in WHOLE if not math.isnan(value := next(numbers))}
+            values = {name: value for name in GLOBALS if not math.isnan(value := next(numbers))}
             first_bad = min((at for at in bad if at <= step), default=None)
             rank = bad[first_bad] if first_bad is not None and ranks.size > 1 else None
             seen[step] = Observation(step, layers.get(step, {}), values, rank)

@@ -1,4 +1,4 @@
-"""What the first batch tells of the task: whether it is a classification, and of how many classes."""
+"""The task, guessed from the first batch: a classification or not, and of how many classes."""
 
 from __future__ import annotations
 
