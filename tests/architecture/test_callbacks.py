@@ -20,6 +20,7 @@ FLOORS_OF_DIAGNOSIS = (
     {"rule"},
     {"rules"},
     {"latch", "summary"},
+    {"judge"},
     {"watching"},
     {"preflight"},
     {"training_diagnosis"},

@@ -184,7 +184,7 @@ def test_a_healthy_run_of_any_kind_is_silent_and_unchanged(name: str, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
     assert [finding for finding in diagnosis.findings if finding.severity != "note"] == []
     assert (diagnosis.verdict, diagnosis.active) == ("healthy", False)
-    assert diagnosis._losses.count >= 30
+    assert diagnosis._judge.losses.count >= 30
     assert diagnosis.state_dict()["seen"]  # it did look
 
 

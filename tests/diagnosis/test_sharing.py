@@ -47,10 +47,13 @@ class Notes(TrainingDiagnosis):
     def _restart(self) -> None:
         super()._restart()
         self.seen: list[Observation] = []
+        observe = self._judge.observe
 
-    def _observe(self, trainer: Any, observation: Observation) -> None:
-        self.seen.append(observation)
-        super()._observe(trainer, observation)
+        def noted(observation: Observation) -> None:
+            self.seen.append(observation)
+            observe(observation)
+
+        self._judge.observe = noted  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -101,7 +104,7 @@ def test_what_is_shared_is_the_same_as_what_it_records_alone(tmp_path: Path) -> 
         with counted() as counts:
             shared = diagnose(tmp_path, *monitors(every))
         assert shared.seen == alone.seen
-        assert shared._observations == alone._observations
+        assert shared._judge.observations == alone._judge.observations
         recorded = {*LOOKS, *range(0, 250, every), *range(0, 250, 16)}  # and each epoch's first step
         slots = {step for step in recorded if step in LOOKS or step % 16 == 0 or step // every != (step - 1) // every}
         one_of_each = dict.fromkeys(("GradientRecorder", "ActivationRecorder", "BatchNormRecorder"), 1)

@@ -39,7 +39,7 @@ def test_a_healthy_run_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[s
     diagnosis = fit(tmp_path, Net(net()), diagnosis=TrainingDiagnosis(summary=False))
     assert diagnosis.findings == []
     assert diagnosis.verdict == "healthy"
-    assert diagnosis.facts.chance_loss == pytest.approx(math.log(3))
+    assert diagnosis._judge.facts.chance_loss == pytest.approx(math.log(3))
     assert "diagnosis" not in capsys.readouterr().out
 
 
@@ -174,7 +174,7 @@ def numbers() -> DataLoader[Any]:
 
 def test_a_regression_has_no_chance_loss_and_explodes_by_its_own_measure(tmp_path: Path) -> None:
     healthy = fit(tmp_path, Regression(net(), lr=0.01), numbers())
-    assert (healthy.facts.chance_loss, found(healthy)) == (None, {})
+    assert (healthy._judge.facts.chance_loss, found(healthy)) == (None, {})
     assert healthy.not_checked["collapsed_output"].startswith("no classification")
     wild = fit(tmp_path, Regression(net(), lr=3.0), numbers())
     assert {finding.name for finding in wild.findings} & {"exploding", "non_finite"}
@@ -231,7 +231,7 @@ class Adversarial(LightningModule):
 def test_two_optimizers(tmp_path: Path) -> None:
     diagnosis = fit(tmp_path, Adversarial())
     assert diagnosis.findings == []
-    assert set(diagnosis._observations[-1].of("grad_rms")) == {"generator.0", "generator.2", "judge.0", "judge.2"}
+    assert set(diagnosis._judge.observations[-1].of("grad_rms")) == {"generator.0", "generator.2", "judge.0", "judge.2"}
 
 
 def test_a_net_without_activation_modules_lists_what_was_not_checked(tmp_path: Path) -> None:
@@ -351,8 +351,8 @@ def test_findings_survive_a_resume(tmp_path: Path, shared: bool) -> None:
     trainer = trainer_in(tmp_path / "on", callbacks=[*monitors(), resumed], max_epochs=4)
     trainer.fit(small(), batches(), ckpt_path=str(checkpoint))
     assert resumed.findings == whole.findings != []
-    assert resumed._observations[-1] == whole._observations[-1]
-    assert resumed._median_updates.state_dict() == whole._median_updates.state_dict()
+    assert resumed._judge.observations[-1] == whole._judge.observations[-1]
+    assert resumed._judge.median_updates.state_dict() == whole._judge.median_updates.state_dict()
 
 
 def test_the_file_and_the_text_of_tensorboard(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 Severity = Literal["failing", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("failing", "warning", "note")  # the worst first
+NOTHING_OF_THE_KIND = "nothing of the kind in this net"  # why a rule was not checked, where that is no news
 
 
 class Advice(NamedTuple):

@@ -77,6 +77,11 @@ class Observation:
     globals: Mapping[str, float] = field(default_factory=dict)
     bad_rank: int | None = None
 
+    def relative_gradients(self) -> dict[str, float]:
+        """‖g‖/‖w‖ of every layer; a layer of zeros has none."""
+        sizes = self.of("weight_rms")
+        return {layer: rms / sizes[layer] for layer, rms in self.of("grad_rms").items() if sizes.get(layer)}
+
     @property
     def whole(self) -> Mapping[str, float]:
         """`globals`, by the name that rules of version 0.1.0 use."""

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnlab_callbacks.diagnosis.findings import Finding, worst
+from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND, Finding, worst
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.diagnosis.rules.gradient_rules import relative_gradients
-from bnlab_callbacks.diagnosis.rules.unchecked import NOTHING_OF_THE_KIND
 
 SCHEMA = 1
 FILE = "diagnosis.json"
@@ -82,7 +80,7 @@ def _finding_line(finding: Finding) -> str:
 
 def _layers(last: Observation) -> dict[str, dict[str, float]]:
     quantities: Iterable[tuple[str, Mapping[str, float]]] = (
-        (_COLUMNS[0], relative_gradients(last)),
+        (_COLUMNS[0], last.relative_gradients()),
         (_COLUMNS[1], {layer: 10**value for layer, value in last.of("update_ratio").items() if value < 300}),
         (_COLUMNS[2], last.of("act_mean")),
         (_COLUMNS[3], last.of("act_std")),

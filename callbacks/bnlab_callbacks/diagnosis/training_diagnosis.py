@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,18 +29,13 @@ from bnlab_callbacks.core.lightning.trainer import (
 )
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights
-from bnlab_callbacks.diagnosis.findings import Advise, Finding, worst
-from bnlab_callbacks.diagnosis.latch import Announcer, Latch, in_order
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, Observation
+from bnlab_callbacks.diagnosis.findings import Finding
+from bnlab_callbacks.diagnosis.judge import Judge, chosen_rules
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.catalogue import RULES
-from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
 from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
-from bnlab_callbacks.diagnosis.watching.step_collector import DisagreementError
-
-_KEPT = 64  # observations that rules may look back on
+from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
 
 
 class TrainingDiagnosis(Diagnostic):
@@ -50,8 +43,8 @@ class TrainingDiagnosis(Diagnostic):
 
     It looks at every step at the beginning of a run, where most failures show, soon at one of five, and then at one of
     `every_n_steps`; at the losses of all steps. What it records it does not log: it needs no other callback and changes
-    nothing of what others record. Monitors that stand before it in the Trainer's callbacks lend it what they record, so
-    that nothing is recorded twice. Weights, random numbers and results of a run are the same with and without it.
+    nothing of what others record. It shares the recorders of the Trainer's monitors, so that nothing is recorded twice.
+    Weights, random numbers and results of a run are the same with and without it.
 
     What was recorded is brought to the host in one copy and judged within 3 seconds; with `stop`, and on several ranks,
     at once (the first 20 steps, but for the first five, in fives). What is found is the same.
@@ -116,10 +109,6 @@ class TrainingDiagnosis(Diagnostic):
             raise ValueError(f"first_steps={first_steps} and every_n_steps={every_n_steps} must be at least 1.")
         if chance_loss is not None and not chance_loss > 0:
             raise ValueError(f"chance_loss={chance_loss} is not above 0; for C classes it is ln C.")
-        known = {rule.name for rule in (*RULES, *rules)}
-        for name in without:
-            if name not in known:
-                raise ValueError(f"without={name!r}: there is no such rule; there are {', '.join(sorted(known))}.")
         self.first_steps = first_steps
         self.every_n_steps = every_n_steps
         self.stop = stop
@@ -127,14 +116,14 @@ class TrainingDiagnosis(Diagnostic):
         self.preflight = preflight
         self.summary = summary
         self.folder = folder
-        self.advise: Advise | None = None
-        self.rules = tuple(rule for rule in (*RULES, *rules) if rule.name not in without)
+        self.advise: Callable[[str, str], str | None] | None = None
+        self.rules = chosen_rules(without, rules)
         self._restart()
 
     @property
     def findings(self) -> list[Finding]:
         """What was found so far, the gravest first."""
-        return in_order(self._latches)
+        return self._judge.findings
 
     @property
     def verdict(self) -> str:
@@ -144,23 +133,20 @@ class TrainingDiagnosis(Diagnostic):
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        return unchecked(self.rules, self._seen, self._watch.failures)
+        return self._judge.not_checked(self._watch.failures)
 
     def _restart(self) -> None:
-        self.facts = Facts(chance_loss=self.chance_loss)
-        self._latches = [Latch(rule.advised(self.advise)) for rule in self.rules]
-        self._losses = Losses()
-        self._median_updates = MedianUpdates()
-        self._first: Observation | None = None
-        self._observations: deque[Observation] = deque(maxlen=_KEPT)
-        self._seen: set[str] = set()
-        self._announcer = Announcer()
+        self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
         self._gradient_seen: GradientSeen | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = self._alone = True
         self._moment = Moment(0, 0)
+        self._print: Callable[[str], None] = print
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
+
+    def _say(self, line: str) -> None:
+        self._print(line)
 
     # one fit
 
@@ -190,6 +176,7 @@ class TrainingDiagnosis(Diagnostic):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
         elif self.enabled:
             self.active, self._ended, self._alone = True, False, trainer.world_size == 1
+            self._print = trainer.print
             self._start(trainer, pl_module)
 
     @keeps_training
@@ -200,18 +187,12 @@ class TrainingDiagnosis(Diagnostic):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the net as it is."""
         clip, by_norm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm in (None, "norm")
-        known, self.facts = (
-            self.facts,
-            facts_of(
-                pl_module,
-                trainer.optimizers,
-                float(clip) if clip and by_norm else None,
-                getattr(trainer.precision_plugin, "scaler", None) is not None,
-            ),
-        )
-        self.facts.chance_loss, self.facts.softmax_twice = known.chance_loss, known.softmax_twice
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        facts = facts_of(pl_module, trainer.optimizers, float(clip) if clip and by_norm else None, scaled)
         resumed = logged_step(trainer) > 0
-        self.facts.constant = known.constant if resumed else constant_layers(list(find_weights(pl_module)))
+        if not resumed:
+            facts.constant = constant_layers(list(find_weights(pl_module)))
+        self._judge.know(facts, resumed)
         self._gradient_seen = GradientSeen(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -238,7 +219,7 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
-        self._watch.before_backward(self._moment.step, loss.detach() * trainer.accumulate_grad_batches)
+        self._watch.before_backward(self._moment.step, loss.detach(), trainer.accumulate_grad_batches)
 
     @keeps_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,48 +263,28 @@ class TrainingDiagnosis(Diagnostic):
         if not self.active:
             return
         self._read()
-        facts = self.facts
+        facts = self._judge.facts
         try:
             task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
-            losses, observations, (chance, twice) = self._watch.fetch(task, self._failure)
+            collected = self._watch.fetch(task, self._failure)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
             return
-        facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)  # rank 0's batch decides
-        self._judge(trainer, losses, observations)
+        chance, twice = collected.extra  # rank 0's batch decides
+        facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)
+        self._look_at(trainer, collected)
 
     @keeps_training
     def _read(self) -> None:
         task = self._watch.read()
         if task is not None:
-            self.facts.chance_loss, self.facts.softmax_twice = self.chance_loss or task.chance_loss, task.softmax_twice
+            self._judge.know_task(*task)
 
     @keeps_training
-    def _judge(self, trainer: Trainer, losses: dict[int, float], observations: dict[int, Observation]) -> None:
-        for step in sorted({*losses, *observations}):
-            if step in losses:
-                self._losses.add(losses[step])
-                self._seen.add("loss")
-            if step in observations:
-                self.facts = replace(self.facts, **self._facts_then.pop(step, {}))
-                self._observe(trainer, observations[step])
-        if self.stop and worst(self.findings) == "failing":
+    def _look_at(self, trainer: Trainer, collected: Collected) -> None:
+        self._judge.judge(collected.losses, collected.observations, self._facts_then)
+        if self.stop and self.verdict == "failing":
             trainer.should_stop = True
-
-    def _observe(self, trainer: Trainer, observation: Observation) -> None:
-        """Let every rule look at the next observation, and say what is new."""
-        self._first = self._first or observation
-        self._observations.append(observation)
-        self._median_updates.add(observation.step, observation.of("update_ratio"))
-        self._seen.update(observation.values, observation.globals, ["classes"] if self.facts.chance_loss else ())
-        history = History(self._observations, self._first, self._losses, self.facts, self._median_updates)
-        if any(finding.name == "non_finite" for finding in self.findings):
-            return  # nothing that comes after NaN tells anything
-        for latch in self._latches:
-            finding = latch.update(history)
-            line = self._announcer.line(finding, self.findings) if finding else None
-            if line:
-                trainer.print(f"diagnosis: {line}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
@@ -344,11 +305,11 @@ class TrainingDiagnosis(Diagnostic):
 
     @keeps_training
     def _end(self, trainer: Trainer) -> None:
-        if self._ended or not trainer.is_global_zero or self._first is None:
+        if self._ended or not trainer.is_global_zero or self._judge.first is None:
             return
         self._ended = True
-        last = self._observations[-1] if self._observations else None
-        content = to_dict(self.findings, last, self._losses.count, self.not_checked)
+        last = self._judge.observations[-1] if self._judge.observations else None
+        content = to_dict(self.findings, last, self._judge.losses.count, self.not_checked)
         _publish(trainer, content, self.summary, self.folder)
 
     # checkpoints
@@ -361,36 +322,11 @@ class TrainingDiagnosis(Diagnostic):
 
     def state_dict(self) -> dict[str, Any]:
         """Findings and baselines; lists, texts, numbers and tensors only."""
-        first = self._first
-        return {
-            "latches": [[latch.rule.name, latch.state_dict()] for latch in self._latches],
-            "losses": self._losses.state_dict(),
-            "moves": self._median_updates.state_dict(),
-            "first": None
-            if first is None
-            else [first.step, {k: dict(v) for k, v in first.values.items()}, dict(first.globals)],
-            "seen": sorted(self._seen),
-            "said": sorted(self._announcer.said),
-            "constant": dict(self.facts.constant),
-            "task": [self.facts.chance_loss, self.facts.softmax_twice],
-            "recorder": self._watch.state_dict(),
-        }
+        return self._judge.state_dict() | {"recorder": self._watch.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        saved: dict[str, list[Any]] = defaultdict(list)
-        for name, state in state_dict["latches"]:
-            saved[name].append(state)
-        for latch in self._latches:
-            if saved[latch.rule.name]:
-                latch.load_state_dict(saved[latch.rule.name].pop(0))
-        self._losses.load_state_dict(state_dict["losses"])
-        self._median_updates.load_state_dict(state_dict["moves"])
-        self._first = None if state_dict["first"] is None else Observation(*state_dict["first"])
-        self._seen, self._announcer = set(state_dict["seen"]), Announcer(state_dict["said"])
-        self.facts.constant = dict(state_dict["constant"])
-        chance, self.facts.softmax_twice = state_dict["task"]
-        self.facts.chance_loss = self.chance_loss or chance
+        self._judge.load_state_dict(state_dict)
         self._watch.load_state_dict(state_dict["recorder"])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from bnlab_callbacks.diagnosis.findings import Advice, Verdict
-from bnlab_callbacks.diagnosis.observations import History, Observation
+from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import BETTER_INIT, SPREAD, VANISHED
 
@@ -14,18 +14,12 @@ _UNUSED_STEPS = 3
 _CLIPPED = 100.0
 
 
-def relative_gradients(seen: Observation) -> Mapping[str, float]:
-    """‖g‖/‖w‖ of every layer; a layer of zeros has none."""
-    sizes = seen.of("weight_rms")
-    return {layer: rms / sizes[layer] for layer, rms in seen.of("grad_rms").items() if sizes.get(layer)}
-
-
 def vanishing(history: History) -> Verdict | None:
     """A layer with ‖g‖/‖w‖ below 1e-6, all layers within a factor of 1e5, while the loss is above half of chance.
 
     Failing runs: 5e-8 at most from the first step on; healthy ones: 1.9e-4 and more after step 10.
     """
-    ratios = relative_gradients(history.now)
+    ratios = history.now.relative_gradients()
     if not _vanished(history, ratios) or _spread(ratios) > SPREAD:
         return None
     layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < VANISHED)
@@ -37,7 +31,7 @@ def vanishing_with_depth(history: History) -> Verdict | None:
 
     A deep sigmoid net that cannot learn: 4e8; healthy nets: 870 at most.
     """
-    ratios = relative_gradients(history.now)
+    ratios = history.now.relative_gradients()
     if not _vanished(history, ratios) or _spread(ratios) <= SPREAD:
         return None
     layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < VANISHED)

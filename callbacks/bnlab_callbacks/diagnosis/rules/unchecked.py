@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 
+from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND
 from bnlab_callbacks.diagnosis.rule import Rule
 
-NOTHING_OF_THE_KIND = "nothing of the kind in this net"
 _REASONS = {
     "loss": "training_step returns no loss",
     "classes": "no classification whose outputs and targets can be seen",

@@ -214,13 +214,13 @@ class RunWatch:
             self._batch = batch
             self._collector.add_globals(step, input_statistics(batch))
 
-    def before_backward(self, step: int, loss: Tensor) -> None:
-        """A backward pass begins; `loss` is the batch's, undivided by the number of accumulated ones."""
+    def before_backward(self, step: int, loss: Tensor, accumulated: int = 1) -> None:
+        """A backward pass begins; `loss` is the batch's, divided by the number of accumulated ones."""
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.before_backward()
         if self.recording:
-            self._close(step, loss)
+            self._close(step, loss * accumulated)
 
     @keeps_training
     def _close(self, step: int, loss: Tensor) -> None:
