@@ -1,9 +1,9 @@
 """Cost of the callbacks in a Lightning run, beside the usual hand-written recipe and wandb.watch.
 
-    python -m benchmarks.overhead [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn] [--shares 400 844]
+    python -m benchmarks.overhead [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn] [--logger nothing]
 
-Every contender is the same run (batch 64, images 1x32x32, one epoch, TensorBoard, no progress bar, no checkpoints) plus
-something. All run in turn in every round, and only ratios within a round are compared, so a machine whose speed drifts
+Every contender is the same run (batch 64, images 1x32x32, one epoch, no progress bar, no checkpoints) plus something,
+with TensorBoard or, by --logger nothing, a logger that takes values and writes nothing: the difference is TensorBoard's. All run in turn in every round, and only ratios within a round are compared, so a machine whose speed drifts
 does no harm. The null control is the run without anything against itself: what it shows is noise. The clock runs from
 the start of the epoch until the last callback has ended it, so what is put off to the end of the epoch counts; what is
 written after the epoch (pictures, a table's last lines) does not. With --shares the seconds in the callbacks' hooks are
@@ -24,7 +24,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from statistics import median
@@ -34,6 +34,7 @@ from unittest.mock import patch
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
 from benchmarks.train_speed import Contender, Plain, StepClock, compare, lightning
@@ -50,6 +51,24 @@ from bnlab_callbacks import (
 from bnlab_callbacks.core.hooks import ModuleHook
 from tests.helpers.data_files import write_mnist
 
+
+class TakesValues(Logger):
+    """A logger that writes nothing."""
+
+    name = "nothing"
+    version = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Take them."""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Take them."""
+
+
+LOGGERS: dict[str, Callable[[str], Logger]] = {
+    "tensorboard": lambda folder: TensorBoardLogger(folder),
+    "nothing": lambda folder: TakesValues(),
+}
 BASE = "run without callbacks"
 SATURATED = 0.05  # distance from 0 and 1 below which the recipe calls an output saturated
 
@@ -171,6 +190,18 @@ class HookClock:
             self._inside = False
 
 
+class Empty(Callback):
+    """Costs what Lightning's own calls cost."""
+
+
+class Empty2(Empty):
+    """Another one; Lightning allows one of a kind."""
+
+
+class Empty3(Empty):
+    """A third."""
+
+
 class Beginning(Callback):
     """Notes when training began."""
 
@@ -222,11 +253,12 @@ def monitors(every: int | None = None, budget: float | None = None) -> list[Call
     return [GradientMonitor(every, budget=budget), ActivationMonitor(every, budget=budget), EpochTimer()]
 
 
-def contenders(architecture: str, data: ImageDataModule, steps: int) -> dict[str, Contender]:
+def contenders(architecture: str, data: ImageDataModule, steps: int, logger: str) -> dict[str, Contender]:
     """Rows of a table."""
     added: dict[str, MakeCallbacks] = {
         BASE: list,
         f"{BASE} again (null control)": list,
+        "three callbacks with nothing in their hooks": lambda: [Empty(), Empty2(), Empty3()],
         "monitors, default interval (50)": monitors,
         "monitors, every step": lambda: monitors(1),
         "the same, with file, heatmap and charts": lambda: [*monitors(1), RecordFile(), LayerHeatmap(), ChartLayout()],
@@ -235,14 +267,15 @@ def contenders(architecture: str, data: ImageDataModule, steps: int) -> dict[str
         "TrainingDiagnosis(stop=True) alone": lambda: [TrainingDiagnosis(stop=True, summary=False)],
         "monitors, default interval, and TrainingDiagnosis": lambda: [*monitors(), TrainingDiagnosis(summary=False)],
         "monitors, every step, and TrainingDiagnosis": lambda: [*monitors(1), TrainingDiagnosis(summary=False)],
-        "hand-written recipe, every step": lambda: [HandWritten()],
     }
+    if logger == "tensorboard":  # which it needs
+        added["hand-written recipe, every step"] = lambda: [HandWritten()]
     if importlib.util.find_spec("wandb"):
         added["wandb.watch(all, log_freq=1), offline"] = lambda: [WandbWatch()]
-    return {name: fit(architecture, data, steps, callbacks) for name, callbacks in added.items()}
+    return {name: fit(architecture, data, steps, callbacks, logger) for name, callbacks in added.items()}
 
 
-def fit(architecture: str, data: ImageDataModule, steps: int, callbacks: MakeCallbacks) -> Contender:
+def fit(architecture: str, data: ImageDataModule, steps: int, callbacks: MakeCallbacks, logger: str) -> Contender:
     """The run that all contenders share, with these callbacks."""
     clock = EpochClock()
     train = lightning(
@@ -250,7 +283,7 @@ def fit(architecture: str, data: ImageDataModule, steps: int, callbacks: MakeCal
         data,
         steps,
         callbacks=lambda folder: [*callbacks(), clock],
-        logger=lambda folder: TensorBoardLogger(folder),
+        logger=LOGGERS[logger],
         enable_progress_bar=False,
         enable_checkpointing=False,
         limit_val_batches=0,
@@ -271,6 +304,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--mlp_steps", type=int, default=400)
     parser.add_argument("--cnn_steps", type=int, default=12)
     parser.add_argument("--only", choices=("mlp", "cnn"))
+    parser.add_argument("--logger", choices=LOGGERS, default="tensorboard")
     parser.add_argument("--shares", type=int, nargs="*", default=[], help="lengths of runs to measure shares in")
     parser.add_argument("--rows", default="", help="a regular expression for the rows wanted beside the null control")
     options = parser.parse_args(list(arguments) if arguments is not None else None)
@@ -284,7 +318,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         data.setup("fit")
         for architecture, steps in (("mlp", options.mlp_steps), ("cnn", options.cnn_steps)):
             if options.only in (None, architecture):
-                rows = contenders(architecture, data, steps)
+                rows = contenders(architecture, data, steps, options.logger)
                 rows = {name: row for name, row in rows.items() if BASE in name or re.search(options.rows, name)}
                 compare(architecture.upper(), BASE, rows, options.rounds, steps)
                 print_shares(architecture, data, options.shares, min(options.rounds, 5)) if options.shares else None

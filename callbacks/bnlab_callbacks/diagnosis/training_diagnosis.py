@@ -219,7 +219,7 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Shut the hooks."""
-        self._watch.before_backward(self._moment.step, loss.detach(), trainer.accumulate_grad_batches)
+        self._watch.before_backward(self._moment.step, loss, trainer.accumulate_grad_batches)
 
     @keeps_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

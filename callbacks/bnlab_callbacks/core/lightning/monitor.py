@@ -230,13 +230,9 @@ class Monitor(Diagnostic):
         self._trainer = self._publisher = None
         self._means = EpochMeans()
 
+    @keeps_training
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prepare for a step."""
-        if self.active:
-            self._begin_batch(trainer)
-
-    @keeps_training
-    def _begin_batch(self, trainer: Trainer) -> None:
         self.overhead.begin_step()
         self._moment = moment_of(trainer)
         assert self._publisher is not None
@@ -248,15 +244,11 @@ class Monitor(Diagnostic):
         if self.active:
             self.begin_batch(trainer)
 
+    @keeps_training
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take what the batch left."""
-        if self.active:
-            self._end_batch(trainer)
-
-    @keeps_training
-    def _end_batch(self, trainer: Trainer) -> None:
         self.end_batch(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

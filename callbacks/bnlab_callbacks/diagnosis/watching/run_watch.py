@@ -220,7 +220,7 @@ class RunWatch:
             if reader.leads:
                 reader.recorder.before_backward()
         if self.recording:
-            self._close(step, loss * accumulated)
+            self._close(step, loss.detach() * accumulated)
 
     @keeps_training
     def _close(self, step: int, loss: Tensor) -> None:
