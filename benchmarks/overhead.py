@@ -3,12 +3,12 @@
     python -m benchmarks.overhead [--root FOLDER_WITH_MNIST] [--rounds 7] [--only mlp|cnn] [--logger nothing]
 
 Every contender is the same run (batch 64, images 1x32x32, one epoch, no progress bar, no checkpoints) plus something,
-with TensorBoard or, by --logger nothing, a logger that takes values and writes nothing: the difference is TensorBoard's.
+with TensorBoard or, by --logger nothing, a logger that takes values and writes nothing: so TensorBoard's part shows.
 All run in turn in every round, and only ratios within a round are compared, so a machine whose speed drifts does no
 harm. The null control is the run without anything against itself: what it shows is noise. The clock runs from the start
 of the epoch until the last callback has ended it, so what is put off to the end of the epoch counts; what is written
-after the epoch (pictures, a table's last lines) does not. With --shares the seconds in the callbacks' hooks are added up
-as well, in runs of so many steps: almost without noise, and without the 2 to 3 µs that Lightning needs for each call,
+after the epoch (pictures, a table's last lines) does not. With --shares the seconds in the callbacks' hooks are added
+up as well, in runs of so many steps: almost without noise, and without the 2 to 3 µs that Lightning needs for each call,
 which are counted beside them. Without --root, random images in MNIST's file format stand in for MNIST.
 """
 
