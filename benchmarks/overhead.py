@@ -8,8 +8,8 @@ All run in turn in every round, and only ratios within a round are compared, so 
 harm. The null control is the run without anything against itself: what it shows is noise. The clock runs from the start
 of the epoch until the last callback has ended it, so what is put off to the end of the epoch counts; what is written
 after the epoch (pictures, a table's last lines) does not. With --shares the seconds in the callbacks' hooks are added
-up as well, in runs of so many steps: almost without noise, and without the 2 to 3 µs that Lightning needs for each call,
-which are counted beside them. Without --root, random images in MNIST's file format stand in for MNIST.
+up as well, in runs of so many steps: almost without noise, and without the 2 to 3 µs that Lightning needs for each
+call, which are counted beside them. Without --root, random images in MNIST's file format stand in for MNIST.
 """
 
 from __future__ import annotations
