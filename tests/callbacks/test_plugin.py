@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.trainer.connectors import callback_connector
 
 import bnlab_callbacks
+from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, RecordFile
 from bnlab_callbacks.plugin import VARIABLE, callbacks_from_environment, make_callbacks
 from tests.callbacks.small_runs import Module, loader, memory, mlp, trainer
@@ -181,28 +182,16 @@ def entry_points(folder: Path) -> Path:
     return folder
 
 
-def python(code: str, folder: Path, value: str) -> str:
-    """Run `code` in an interpreter of its own, with the entry points and the variable."""
-    paths = os.pathsep.join(map(str, (entry_points(folder), PROJECT, PROJECT / "callbacks")))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, VARIABLE: value, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 FIT = """
-import sys
-import torch
+import os, sys
 import {package} as pl
+import torch
 
-trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
+before = set(sys.modules)
+from bnlab_callbacks.plugin import VARIABLE, callbacks_from_environment
+
+assert callbacks_from_environment() == []  # the variable is empty
+print("imported", *sorted({{name.partition(".")[0] for name in set(sys.modules) - before}} - sys.stdlib_module_names))
 
 class Module(pl.LightningModule):
     def __init__(self):
@@ -215,48 +204,43 @@ class Module(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=4))
-print("callbacks", *(type(each).__name__ for each in trainer.callbacks))
-print("tags", *sorted(trainer.callback_metrics))
-"""
-
-IMPORTS = """
-import sys
-import lightning.pytorch
-
-before = set(sys.modules)
-from bnlab_callbacks.plugin import callbacks_from_environment
-
-assert callbacks_from_environment() == []
-print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))
+for value in ("", "GradientMonitor,RecordFile"):
+    os.environ[VARIABLE] = value
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=4))
+    print("callbacks", *(type(each).__name__ for each in trainer.callbacks))
+    print("tags", *sorted(trainer.callback_metrics))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-def test_lightning_finds_it_by_its_entry_points(package: str, tmp_path: Path) -> None:
-    output = python(FIT.format(package=package), tmp_path, "GradientMonitor,RecordFile")
-    assert "grad_rms_epoch/00_net.0" in output
-    assert "LateCallbacks GradientMonitor RecordFile ModelCheckpoint" in output
+def test_lightning_finds_it_by_its_entry_points_and_an_empty_variable_changes_nothing(
+    package: str, tmp_path: Path
+) -> None:
+    paths = os.pathsep.join(map(str, (entry_points(tmp_path), PROJECT, PROJECT / "callbacks")))
+    done = subprocess.run(
+        [sys.executable, "-c", FIT.format(package=package)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, VARIABLE: "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    imported, empty, no_tags, callbacks, tags = done.stdout.splitlines()
+    assert (imported, empty, no_tags) == ("imported bnlab_callbacks", "callbacks ModelCheckpoint", "tags")
+    assert callbacks == "callbacks LateCallbacks GradientMonitor RecordFile ModelCheckpoint"
+    assert "grad_rms_epoch/00_net.0" in tags
     assert len(list(tmp_path.glob("**/records.csv"))) == 1
 
 
-@pytest.mark.slow
-def test_an_empty_variable_changes_nothing(tmp_path: Path) -> None:
-    assert python(FIT.format(package="lightning.pytorch"), tmp_path, "").splitlines() == [
-        "callbacks ModelCheckpoint",
-        "tags",
-    ]
-    assert python(IMPORTS, tmp_path, "").split() == ["bnlab_callbacks"]
-
-
-@pytest.mark.slow
-def test_the_command_line_keeps_its_own(tmp_path: Path) -> None:
-    words = (
-        "fit --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.accelerator cpu --gradients.layers fc1"
-    )
-    code = f"from bnlab.cli.main import main\nmain({[*words.split(), '--trainer.enable_progress_bar', 'false']})"
-    python(code, tmp_path, "GradientMonitor(layers='fc2'),ActivationMonitor,EpochTimer,RecordFile")
+def test_the_laboratorys_command_line_keeps_its_own(plugged: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plugged.chdir(tmp_path)
+    plugged.setenv(VARIABLE, "GradientMonitor(layers='fc2'),ActivationMonitor,EpochTimer,RecordFile")
+    words = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.accelerator cpu --gradients.layers fc1"
+    main(["fit", *words.split(), "--trainer.enable_progress_bar", "false"])
     (table,) = tmp_path.glob("**/records.csv")
     rows = list(bnlab_callbacks.read_records(table))
     assert {row.layer for row in rows if row.quantity == "grad_rms"} == {"00_net.fc1"}
