@@ -164,9 +164,9 @@ class Monitor(Diagnostic):
         """Whether a budget counts the time of reading records, and nothing is known of it."""
         return self.budget is not None and self.overhead.records == 1
 
-    def records_next(self) -> bool:
+    def records(self, moment: Moment) -> bool:
         """Whether the step that begins now is recorded."""
-        return self.schedule.any_due(self._moment)
+        return self.schedule.any_due(moment)
 
     @keeps_training
     def read_records(self, taken: Sequence[Taken], into: list[Record]) -> None:
@@ -236,7 +236,7 @@ class Monitor(Diagnostic):
         self.overhead.begin_step()
         self._moment = moment_of(trainer)
         assert self._publisher is not None
-        self._publisher.publish_if_due(trainer)
+        self._publisher.publish_if_due(trainer, self._moment)
         self.heed_failures()
         if self._epoch != self._moment.epoch and self._means:
             # a checkpoint cut it off after its last batch: resumed, Lightning does not end it

@@ -16,7 +16,7 @@ from bnlab_callbacks.core.lightning.names import Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.tensorboard import takes_summaries, write_summary
 from bnlab_callbacks.core.lightning.trainer import logged_step, ranks_of
 from bnlab_callbacks.core.overhead import Overhead
-from bnlab_callbacks.core.records import Record, Taken
+from bnlab_callbacks.core.records import Moment, Record, Taken
 from bnlab_callbacks.core.shared import SharedRecorders
 
 # records that are read and published together, with one copy off the device: so many, of so many seconds
@@ -40,7 +40,7 @@ class Publishing(Protocol):
     @property
     def unmeasured(self) -> bool: ...
 
-    def records_next(self) -> bool:
+    def records(self, moment: Moment) -> bool:
         """Whether it records the step that begins now."""
 
     def read_records(self, taken: Sequence[Taken], into: list[Record]) -> None:
@@ -91,12 +91,12 @@ class Publisher:
             self._overdue = perf_counter() + SECONDS
         self._kept.setdefault(monitor, []).append(taken)
 
-    def publish_if_due(self, trainer: Trainer) -> None:
+    def publish_if_due(self, trainer: Trainer, moment: Moment) -> None:
         """Publish what has waited long enough, when a batch begins; on all ranks in the same batches."""
         if not self._kept:
             return
         if any(monitor.prompt for monitor in self.monitors):
-            waits = any(monitor.records_next() for monitor in self.monitors)
+            waits = any(monitor.records(moment) for monitor in self.monitors)
             waits = waits and not any(monitor.unmeasured for monitor in self.monitors)
         else:
             waits = perf_counter() <= self._overdue
