@@ -208,3 +208,11 @@ def test_each_look_is_one_copy_off_the_device(seconds: float, tmp_path: Path, mo
         assert count(TrainingDiagnosis(summary=False)) == 2
         assert count(*monitors(50)) == 1
         assert count(*monitors(50), later) == 1
+
+
+def test_a_leader_with_nothing_to_see_leaves_the_others_their_update_ratios(tmp_path: Path) -> None:
+    """It gives up where the recorder is told of a step, which the next reader must not tell it again."""
+    diagnosis = Notes(summary=False)
+    with pytest.warns(UserWarning, match=r"GradientMonitor is off.*no layer's name matches layers='nothing'"):
+        fit(tmp_path, module(), callbacks=[GradientMonitor(1, layers="nothing")], diagnosis=diagnosis, max_epochs=1)
+    assert diagnosis.seen == diagnose(tmp_path, steps=16).seen
