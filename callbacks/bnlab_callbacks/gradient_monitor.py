@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -78,17 +77,14 @@ class GradientMonitor(Monitor):
         """Join the recorder of gradients."""
         self._tables = GradientTables(self.wants, self.update_ratio)
         self._tables.load_state_dict(self._loaded)
-        self.join(GradientRecorder, model)
+        layers = self.join(GradientRecorder, model).layers
+        if not any(map(self.wants, layers)):
+            self.give_up(f"no layer's name matches layers={self.layers!r}; there are: {', '.join(layers)}.")
 
     def close(self) -> None:
         """Remove hooks, free buffers."""
         super().close()
         self._tables = GradientTables(self.wants, self.update_ratio)
-
-    def know_layers(self, layers: Sequence[str]) -> None:
-        """Say so if none of them is to be recorded."""
-        if not any(map(self.wants, layers)):
-            self.give_up(f"no layer's name matches layers={self.layers!r}; there are: {', '.join(layers)}.")
 
     def begin_batch(self, trainer: Trainer) -> None:
         """Watch the order of execution until it is known."""

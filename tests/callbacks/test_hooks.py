@@ -211,3 +211,21 @@ def test_an_error_in_a_recorder_ends_the_diagnostic_and_not_the_run(
         run.fit(model, loader(80))
     assert run.global_step == 20
     assert hooks_of(model) == []
+
+
+class RaisesOnException(pl.Callback):
+    """Lightning calls no hook of the callbacks behind it then."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        raise RuntimeError("within on_exception")
+
+
+def test_a_run_whose_end_no_callback_heard_of_leaves_the_next_one_its_records() -> None:
+    watched = [make() for make in RECORDING.values()]
+    model, run = Breaks(net()), trainer(RaisesOnException(), *watched, max_epochs=2)
+    with pytest.raises(RuntimeError, match="within on_exception"):
+        run.fit(model, loader(80))
+    memory(run).rows.clear()
+    run.fit(Module(net()), loader(80))
+    assert {"grad_rms/00_net.0", "act_mean/00_net.1", "bn_drift/00_net.2"} <= memory(run).tags()
+    assert hooks_of(model) == []

@@ -4,6 +4,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
+from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.core.lightning.monitor import Monitor
 from tests.callbacks.small_runs import Module, hooks_of, loader, mlp, trainer
 
@@ -65,6 +66,8 @@ def held(root: object) -> list[object]:
             queue += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple | set | frozenset) or type(one).__name__ == "deque":
             queue += list(one)  # type: ignore[call-overload]
+        elif isinstance(one, MethodType) and one.__name__ not in ("log", "log_dict"):  # Lightning gives these to all
+            queue.append(one.__self__)
         elif type(one).__module__.startswith("bnlab_callbacks"):
             queue += list(getattr(one, "__dict__", {}).values())
     return found
@@ -85,6 +88,14 @@ def test_however_a_run_ends_no_hook_buffer_or_reference_is_left(kind: str, error
     assert monitor.latest
     assert hooks_of(model) == []
     assert held(monitor) == []
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_a_diagnosis_leaves_nothing_either(error: type[BaseException] | None) -> None:
+    diagnosis, model = TrainingDiagnosis(summary=False), Ends(error)
+    fit(model, diagnosis)
+    assert hooks_of(model) == []
+    assert [one for one in held(diagnosis) if not isinstance(one, Tensor)] == []  # it keeps those of its tables
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])

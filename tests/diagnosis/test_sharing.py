@@ -208,3 +208,38 @@ def test_each_look_is_one_copy_off_the_device(seconds: float, tmp_path: Path, mo
         assert count(TrainingDiagnosis(summary=False)) == 2
         assert count(*monitors(50)) == 1
         assert count(*monitors(50), later) == 1
+
+
+def test_a_leader_with_nothing_to_see_leaves_the_others_their_update_ratios(tmp_path: Path) -> None:
+    """It gives up where the recorder is told of a step, which the next reader must not tell it again."""
+    diagnosis = Notes(summary=False)
+    with pytest.warns(UserWarning, match=r"GradientMonitor is off.*no layer's name matches layers='nothing'"):
+        fit(tmp_path, module(), callbacks=[GradientMonitor(1, layers="nothing")], diagnosis=diagnosis, max_epochs=1)
+    assert diagnosis.seen == diagnose(tmp_path, steps=16).seen
+
+
+class StepsInSomeBatches(Net):
+    """Manual optimization: one batch of three makes no optimizer step, one makes two."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        optimizer: Any = self.optimizers()
+        for _ in range(batch_idx % 3):
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["behind the monitors", "before them"])
+def test_a_reader_that_is_due_in_the_middle_of_anothers_step_gets_its_own_part(tmp_path: Path, first: bool) -> None:
+    def logged(*diagnosis: TrainingDiagnosis) -> list[tuple[int, dict[str, float]]]:
+        listener = Listener()
+        callbacks = [*diagnosis, *monitors(2)] if first else [*monitors(2), *diagnosis]
+        trainer_in(tmp_path, callbacks=[*callbacks, listener], max_epochs=2).fit(module(StepsInSomeBatches), batches())
+        return listener.records
+
+    assert logged(TrainingDiagnosis(summary=False)) == logged() != []

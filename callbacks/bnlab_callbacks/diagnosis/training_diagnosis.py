@@ -151,8 +151,9 @@ class TrainingDiagnosis(Diagnostic):
     # one fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run; a checkpoint's state is loaded after this."""
+        """Forget an earlier run, however it ended; a checkpoint's state is loaded after this."""
         if stage == "fit":
+            self.close()
             self._restart()
 
     def fail(self, reason: str) -> None:
@@ -167,10 +168,10 @@ class TrainingDiagnosis(Diagnostic):
         super().close()
         self._watch.stop()
         self._facts_then.clear()
+        self._print = print  # not the Trainer's, which it would keep alive
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
-        self.close()
         sharding = sharding_strategy(trainer)
         if sharding and self.enabled:
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")

@@ -49,7 +49,7 @@ class ForwardRecorder(Listener, ABC):
         self.recording = False  # whether the present step is recorded
         self.hooks = ModuleHooks(self.gate)
         self.ranks = ranks
-        self._due: list[Any] = []
+        self._due: dict[Any, int] = {}  # readers → the first of the pending calls that they are to get
         self._pending: list[Any] = []
         self._optimizer_steps = -1
         self.watch(model)
@@ -90,10 +90,12 @@ class ForwardRecorder(Listener, ABC):
 
     def begin_batch(self, moment: Moment, optimizer_steps: int) -> None:
         """A batch begins; `optimizer_steps` is the number of steps made so far."""
-        if not self._due:
-            self._due = [reader for reader in self.readers if reader.due(moment)]
-            self._optimizer_steps = optimizer_steps
-            self.recording = bool(self._due)
+        for reader in self.readers:
+            # one may be due in the middle of another's step: with manual optimization a batch may make none
+            if reader not in self._due and reader.due(moment):
+                self._due[reader] = len(self._pending)
+        self._optimizer_steps = optimizer_steps
+        self.recording = bool(self._due)
         if self.listens:
             self.hooks.put_on()
             self.gate.open = True
@@ -114,7 +116,7 @@ class ForwardRecorder(Listener, ABC):
         self.gate.open = self.listens
 
     def end_batch(self, moment: Moment, optimizer_steps: int) -> None:
-        """A batch is over; if an optimizer step was made since its step began, the readers get what it left."""
+        """A batch is over; if it made an optimizer step, the readers get what the step left."""
         if not self.listens:
             return
         start = perf_counter()
@@ -122,15 +124,15 @@ class ForwardRecorder(Listener, ABC):
         self._pending += self.pop_calls()
         if not self._due or optimizer_steps == self._optimizer_steps:  # not recorded, or accumulating
             return
-        due, self._due, self.recording = self._due, [], False
+        due, self._due, self.recording = self._due, {}, False
         pending, self._pending = self._pending, []
         for reader in due:
             reader.mark(moment)
-        left = self.leave_step(moment, pending)
+        left = {first: self.leave_step(moment, pending[first:]) for first in dict.fromkeys(due.values())}
         seconds, self.spent = self.spent + perf_counter() - start, 0.0
-        if left is not None:
-            for reader in [reader for reader in due if reader in self.readers]:
-                reader.take(moment, left, seconds / len(due))
+        for reader, first in due.items():
+            if left[first] is not None and reader in self.readers:
+                reader.take(moment, left[first], seconds / len(due))
         if self.failure and self.ranks.size == 1:  # of several, all hear of it with the step's values
             for reader in list(self.readers):
                 reader.recorder_failed(self.failure)

@@ -70,9 +70,6 @@ class GradientReader(Reader, Protocol):
 
     update_ratio: bool
 
-    def know_layers(self, layers: Sequence[str]) -> None:
-        """Hear all layers' names, once the first step is made."""
-
 
 class GradientRecorder:
     """Records the gradients of those optimizer steps that are due for one of its readers.
@@ -99,6 +96,11 @@ class GradientRecorder:
         self._before: dict[str, Tensor] = {}
         self._spent = 0.0
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that are watched, in order of definition."""
+        return [weight.layer for weight in self._weights]
+
     # readers
 
     @property
@@ -109,8 +111,6 @@ class GradientRecorder:
     def join(self, reader: GradientReader) -> None:
         """Record for one more reader."""
         self.readers.append(reader)
-        if self._order is None:
-            reader.know_layers(list(self._numbered))
 
     def leave(self, reader: GradientReader) -> None:
         """Record no more for a reader; the last one's leaving takes all hooks off and frees the buffers."""
@@ -186,8 +186,6 @@ class GradientRecorder:
         self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
         order.remove()
         self._order = None
-        for reader in list(self.readers):
-            reader.know_layers(list(self._numbered))
 
     def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
         """The watched weights among an optimizer's parameters, by the parameter's identity."""

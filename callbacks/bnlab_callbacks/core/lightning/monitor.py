@@ -194,14 +194,14 @@ class Monitor(Diagnostic):
     # one fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run's records; a checkpoint's are loaded after this."""
+        """Forget an earlier run, however it ended; a checkpoint's records are loaded after this."""
         if stage == "fit":
+            self.close()  # here: no reader of that run may be left when the first one joins a recorder of this run
             self.schedule.restart()
             self._loaded = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to watch the model."""
-        self.close()
         sharding = sharding_strategy(trainer)
         if self.enabled and sharding:
             self.give_up(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -64,9 +64,6 @@ class _Reader:
     def wants(self, layer: str) -> bool:
         """Any layer."""
         return True
-
-    def know_layers(self, layers: Sequence[str]) -> None:
-        """Nothing is to be done about their names."""
 
     def take(self, moment: Moment, left: Any, seconds: float) -> None:
         """Keep what a step left."""
