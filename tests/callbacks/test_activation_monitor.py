@@ -122,7 +122,7 @@ def test_only_due_steps_open_the_hooks() -> None:
 
 
 def test_a_compiled_net_counts_every_batch_and_has_clean_names() -> None:
-    """Trap 7."""
+    """Names must not show `_orig_mod`, nor may what hooks do be frozen at compilation."""
     torch._dynamo.reset()
     net = mlp()
     expected = [by_hand(outputs) for outputs in outputs_by_hand(3, 8)]
@@ -137,7 +137,7 @@ def test_a_compiled_net_counts_every_batch_and_has_clean_names() -> None:
 
 
 def test_a_compiled_modules_recorded_steps_are_right_beside_unrecorded_ones() -> None:
-    """Trap 7: the gate is read at each call, not frozen at compilation."""
+    """The gate is read at each call, not frozen at compilation."""
     torch._dynamo.reset()
     each = Each(monitor := ActivationMonitor(2))
     run = trainer(monitor, each)
@@ -150,7 +150,7 @@ def test_a_compiled_modules_recorded_steps_are_right_beside_unrecorded_ones() ->
 
 
 def test_sanity_and_validation_passes_do_not_count() -> None:
-    """Trap 8."""
+    """They run before and within the first epoch."""
     each = Each(monitor := ActivationMonitor())
     run = trainer(monitor, each, num_sanity_val_steps=2, val_check_interval=1)
     run.fit(Module(mlp()), loader(), loader(64))
@@ -170,7 +170,7 @@ def test_modules_in_eval_mode_do_not_count() -> None:
 
 
 def test_resnets_shared_in_place_relus_have_one_tag_per_call() -> None:
-    """Trap 9."""
+    """A module that is called several times is one layer a call, and each call overwrites its input."""
 
     class Resnet(Module):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -216,7 +216,7 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointings_repetitions_do_not_count(reentrant: bool) -> None:
-    """Trap 10."""
+    """The backward pass runs such a block's forward pass once more."""
     each = Each(monitor := ActivationMonitor())
     trainer(monitor, each, accumulate_grad_batches=2).fit(Module(Checkpointed(reentrant)), loader(batch_size=4))
     assert len(each.records) == 3
@@ -229,7 +229,7 @@ def test_checkpointings_repetitions_do_not_count(reentrant: bool) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_after_an_exception_no_hook_is_left_and_a_second_fit_counts_once(error: type[BaseException]) -> None:
-    """Trap 11."""
+    """Lightning then calls `on_exception`, and no hook that ends a run in the usual way."""
 
     class Broken(Module):
         armed = True
@@ -253,7 +253,7 @@ def test_after_an_exception_no_hook_is_left_and_a_second_fit_counts_once(error: 
 
 
 def test_copies_of_a_hooked_net_record_nothing() -> None:
-    """Trap 11: an EMA's deepcopy, a pickled module."""
+    """An EMA's deepcopy, a pickled module."""
     duplicates: list[nn.Module] = []
 
     class Copied(Module):
@@ -272,7 +272,7 @@ def test_copies_of_a_hooked_net_record_nothing() -> None:
 
 
 def test_seventy_thousand_half_precision_units_are_exact() -> None:
-    """Trap 12."""
+    """Float16 sums end at 65,504."""
 
     class Wide(nn.Module):
         def __init__(self) -> None:

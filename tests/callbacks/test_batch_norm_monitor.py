@@ -127,7 +127,7 @@ def test_channels_last_images_give_the_same_gap() -> None:
 
 
 def test_a_hundred_thousand_half_precision_values_are_summed_in_float32() -> None:
-    """Trap 12: float16 sums end at 65,504."""
+    """Float16 sums end at 65,504."""
     x = torch.ones(100_000, 1, dtype=torch.float16)
     x[::2] = 3
     gap = running_gap(x, torch.zeros(1), torch.ones(1), 0.0)
@@ -208,7 +208,7 @@ def test_accumulated_batches_are_averaged() -> None:
 
 
 def test_epochs_have_means_and_steps_stand_on_the_losses_axis() -> None:
-    """Trap 13."""
+    """`trainer.global_step` is another axis than that of `self.log`."""
     each = Each(monitor := BatchNormMonitor(2))
     run = trainer(monitor, each, limit_train_batches=5, max_epochs=2)
     run.fit(Module(normalised()), loader(40))
@@ -219,7 +219,7 @@ def test_epochs_have_means_and_steps_stand_on_the_losses_axis() -> None:
 
 
 def test_sanity_and_validation_passes_do_not_count() -> None:
-    """Trap 8."""
+    """They run before and within the first epoch."""
     each = Each(monitor := BatchNormMonitor())
     run = trainer(monitor, each, num_sanity_val_steps=2, val_check_interval=1)
     run.fit(Module(normalised()), loader(), loader(64))
@@ -249,7 +249,7 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointings_repetitions_do_not_count(reentrant: bool) -> None:
-    """Trap 10. The repetition moves the running statistics once more, so only the first step is the plain loop's."""
+    """The repetition moves the running statistics once more, so only the first step is the plain loop's."""
     each = Each(monitor := BatchNormMonitor())
     trainer(monitor, each).fit(Module(Checkpointed(normalised(), reentrant)), loader())
     wanted = {tag.replace("_net.", "_net.block."): value for tag, value in plain_run(normalised(), steps=1)[0].items()}
@@ -259,7 +259,7 @@ def test_checkpointings_repetitions_do_not_count(reentrant: bool) -> None:
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_compiled_net_records_the_same_under_clean_names(every: int) -> None:
-    """Trap 7."""
+    """Names must not show `_orig_mod`, nor may what hooks do be frozen at compilation."""
     torch._dynamo.reset()
     each = Each(monitor := BatchNormMonitor(every))
     compiled = torch.compile(normalised(), backend="eager")
@@ -270,7 +270,7 @@ def test_a_compiled_net_records_the_same_under_clean_names(every: int) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_after_an_exception_no_hook_is_left_and_a_second_fit_counts_once(error: type[BaseException]) -> None:
-    """Trap 11."""
+    """Lightning then calls `on_exception`, and no hook that ends a run in the usual way."""
 
     class Broken(Module):
         armed = True
@@ -350,7 +350,7 @@ def test_an_error_in_the_diagnostic_warns_once_and_changes_no_weight(monkeypatch
 
 
 def test_a_resumed_run_goes_on_with_the_same_names_and_steps(tmp_path: Any) -> None:
-    """Trap 26: the checkpoint loads with weights_only."""
+    """The checkpoint loads with `weights_only=True`."""
     options: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 3}
     whole = trainer(BatchNormMonitor(2, smoothness_every_n_steps=3), **options)
     whole.fit(Module(normalised()), loader())

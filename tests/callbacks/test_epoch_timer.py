@@ -59,7 +59,7 @@ def times(train: float, val: float, samples: int) -> dict[str, float]:
 
 
 def test_an_epochs_times_are_exact(clock: Clock) -> None:
-    """Trap 19: validation runs within the training epoch."""
+    """Validation runs within the training epoch."""
     timer = EpochTimer()
     run = trainer(timer, max_epochs=2)
     run.fit(Timed(clock), loader(20), loader(16))
@@ -120,7 +120,7 @@ def test_real_sleep_in_validation_shows_in_validation_only() -> None:
 )
 @pytest.mark.parametrize("timed", [True, False])
 def test_an_epoch_resumed_in_its_middle(clock: Clock, tmp_path: Path, timed: bool) -> None:
-    """Trap 21: such an epoch has no `on_train_epoch_start`. Without the time before the checkpoint it is partial."""
+    """Such an epoch has no `on_train_epoch_start`. Without the time before the checkpoint it is partial."""
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     first = [EpochTimer()] if timed else []
     trainer(*first, keep, enable_checkpointing=True).fit(Timed(clock), loader(24))
@@ -153,7 +153,7 @@ def test_switched_off_it_logs_nothing(clock: Clock) -> None:
 
 
 def test_ranks_give_the_slowest_ones_times_and_all_ones_samples() -> None:
-    """Trap 20."""
+    """Ranks wait for the slowest, and each counts its own samples."""
     ranks = [(10.0, 2.0, 8.0, 100.0), (11.0, 1.0, 10.0, 50.0)]
     assert epoch_times(ranks) == {
         "time/train_s": 10.0,

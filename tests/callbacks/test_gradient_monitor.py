@@ -80,7 +80,7 @@ def test_every_step_equals_the_plain_loop() -> None:
 
 
 def test_clipping_and_accumulation_leave_the_full_windows_unclipped_gradient() -> None:
-    """Trap 1."""
+    """The gradient of one batch of several, or a clipped one, is not the step's."""
     monitor = GradientMonitor()
     each = Each(monitor)
     run = trainer(monitor, each, gradient_clip_val=0.05, accumulate_grad_batches=2)
@@ -114,7 +114,7 @@ def mixed_precision_run(
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_fused_optimizers_gradients_are_unscaled(optimizer: Any) -> None:
-    """Trap 2: a fused optimizer unscales within its step."""
+    """A fused optimizer unscales within its step."""
     fused, unfused = (mixed_precision_run(optimizer, 1024.0, each)[1] for each in (True, False))
     monitor = GradientMonitor()
     single = Each(monitor)
@@ -129,7 +129,7 @@ def test_fused_optimizers_gradients_are_unscaled(optimizer: Any) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_overflows_of_the_loss_scaler_are_counted_and_left_out_of_the_means(fused: bool) -> None:
-    """Trap 3."""
+    """The scaler skips these steps."""
     run, records = mixed_precision_run(torch.optim.SGD, 2.0**40, fused)
     assert len(records) == 3
     epoch = memory(run).rows[-1][1]
@@ -182,7 +182,7 @@ class Partial(nn.Module):
 
 
 def test_no_tags_for_frozen_and_unused_layers_biases_and_norms() -> None:
-    """Trap 5."""
+    """They have no gradient, or none that is a weight matrix's."""
     monitor = GradientMonitor()
     net = Partial()
     net.fc = nn.Linear(4, 3)
@@ -250,7 +250,7 @@ class Gan(pl.LightningModule):
 
 
 def test_two_optimizers_record_each_layer_once_per_step_on_the_losses_axis() -> None:
-    """Trap 6; trainer.global_step counts each optimizer apart."""
+    """`trainer.global_step` counts each optimizer apart."""
     model = Gan()
     run = trainer(GradientMonitor())
     run.fit(model, loader())
@@ -312,7 +312,7 @@ def test_the_interval_is_the_trainers_unless_given(own: int | None, trainers: in
 
 
 def test_the_step_axis_is_that_of_the_logged_losses() -> None:
-    """Trap 13."""
+    """`trainer.global_step` is another axis than that of `self.log`."""
     run = trainer(GradientMonitor(), accumulate_grad_batches=2, max_epochs=2)
     model = Module(mlp())
     run.fit(model, loader(batch_size=4), loader(8))
@@ -380,7 +380,7 @@ def test_sparse_embedding_gradients_are_recorded() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_after_an_exception_nothing_hangs_on_the_model_and_a_second_fit_records_all(error: type[BaseException]) -> None:
-    """Trap 11."""
+    """Lightning then calls `on_exception`, and no hook that ends a run in the usual way."""
 
     class Broken(Module):
         armed = True

@@ -73,7 +73,7 @@ def test_packed_events_read_back_like_add_scalars(tmp_path: Path) -> None:
 
 
 def test_tensorboards_steps_agree_with_the_losses(tmp_path: Path) -> None:
-    """Trap 13."""
+    """Epoch values stand at the epoch's last step, where `self.log` puts the validation loss."""
     logger = TensorBoardLogger(tmp_path, name="", version="")
     callbacks = all_three()
     trainer(*callbacks, logger=logger, max_epochs=3, accumulate_grad_batches=2).fit(
@@ -124,7 +124,7 @@ def test_a_subclass_with_its_own_log_metrics_is_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["none", "tensorboard", "csv", "both", "fast_dev_run"])
 def test_every_kind_of_logger_works(variant: str, tmp_path: Path) -> None:
-    """Trap 15."""
+    """None, one, two, and one that `fast_dev_run` replaces."""
     tensorboard, table = TensorBoardLogger(tmp_path, "tb", 0), CSVLogger(tmp_path, "csv", 0)
     options: dict[str, Any] = {
         "none": {"logger": False},
@@ -149,7 +149,7 @@ def test_every_kind_of_logger_works(variant: str, tmp_path: Path) -> None:
 
 
 def test_every_tag_is_there_from_the_first_record_on(tmp_path: Path) -> None:
-    """Trap 18: a new column makes CSVLogger rewrite its file."""
+    """A new column makes CSVLogger rewrite its file."""
     table = CSVLogger(tmp_path, "csv", 0, flush_logs_every_n_steps=1)
     trainer(*all_three(), logger=[table, MemoryLogger()], max_epochs=3).fit(Module(mlp()), loader())
     filled = [
@@ -184,7 +184,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("depth", [2, 12])
 def test_records_of_gradients_are_one_copy_to_the_host(depth: int, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 14: one for all records that are published together, here three or two."""
+    """One for all records that are published together, here three or two."""
     copies = as_on_an_accelerator(monkeypatch)
     monitor = GradientMonitor(every)
     counts = count_reads(monitor, ["on_before_optimizer_step", "on_train_batch_end"], monkeypatch)
@@ -199,7 +199,7 @@ def test_records_of_gradients_are_one_copy_to_the_host(depth: int, every: int, m
 def test_records_of_activations_are_one_copy_to_the_host(
     depth: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 14: nothing is read before all layers' sums of all records at hand lie in one vector."""
+    """Nothing is read before all layers' sums of all records at hand lie in one vector."""
     copies, reads = as_on_an_accelerator(monkeypatch), Reads()
 
     class Watched(Module):
@@ -297,7 +297,7 @@ def fit_with_checkpoints(folder: Path, epochs: int, resume: Path | None = None, 
 
 
 def test_checkpoints_load_with_weights_only(tmp_path: Path) -> None:
-    """Trap 26."""
+    """Lightning loads them so, and refuses anything but primitives and tensors then."""
     fit_with_checkpoints(tmp_path, 1)
     saved = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
     for name in ("GradientMonitor", "ActivationMonitor"):

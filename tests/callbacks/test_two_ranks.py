@@ -17,7 +17,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 
 
 def test_gradients_are_bitwise_equal_on_both_ranks_and_those_of_one_process(ranks: Ranks) -> None:
-    """Trap 4."""
+    """Gradients are read after the ranks have averaged them."""
     first, second = (rank["statistics"]["gradients"] for rank in ranks)
     assert same(first, second)
     each = Each(monitor := GradientMonitor())
@@ -46,7 +46,7 @@ def test_activations_are_those_of_the_global_batch(ranks: Ranks) -> None:
 
 
 def test_sleep_on_one_rank_shows_on_the_other(ranks: Ranks) -> None:
-    """Trap 20."""
+    """Ranks wait for the slowest, which each of them must tell."""
     first, second = (rank["statistics"]["time"] for rank in ranks)
     assert same(first, second)
     assert first["time/train_s"] >= 0.6  # 6 batches of 0.1 s

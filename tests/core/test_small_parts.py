@@ -140,7 +140,7 @@ def test_nothing_is_seen_through_a_shut_gate() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_of_a_watched_net_record_nothing(duplicate: Any) -> None:
-    """Trap 11."""
+    """An EMA's deepcopy, a pickled module: hooks are copied with the modules."""
     net = Crossed()
     order, _ = watched(net)
     order.gate.open = True

@@ -86,6 +86,19 @@ def test_dead_bias_names_its_layer(tmp_path: Path) -> None:
     assert names["no_gradient"] == "net.fc1"
 
 
+def test_the_first_layer_is_named_though_it_is_too_large_to_be_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small layers are computed together, and before the others."""
+    monkeypatch.setattr("bnlab_callbacks.recorders.gradients.can_pack", lambda tensor: tensor.shape != (20, 6))
+    module = Net(net(nn.Linear(20, 20), nn.ReLU()))
+    nn.init.constant_(module.net.more0.bias, -50.0)  # type: ignore[union-attr, arg-type]
+    diagnosis = fit(tmp_path, module, diagnosis=TrainingDiagnosis(folder=str(tmp_path)))
+    assert found(diagnosis)["no_gradient"] == "net.fc1"
+    layers = json.loads((tmp_path / "diagnosis.json").read_text())["layers"]
+    assert [layer for layer in layers if "act" not in layer] == ["net.fc1", "net.more0", "net.out", "net.more1"]
+
+
 class Branches(Net):
     """Beside `net`: a layer that is never used, one whose output is detached, one without optimizer, one frozen."""
 

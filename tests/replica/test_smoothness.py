@@ -368,7 +368,7 @@ def test_other_precisions(precision: Any) -> None:
 
 
 def test_gradients_are_free_of_the_loss_scale() -> None:
-    """Trap 2."""
+    """A loss scaler multiplies the loss, and with it every gradient."""
     trainer(plain := smooth_monitor(), max_steps=1).fit(Module(mlp()), loader())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     run = trainer(monitor := smooth_monitor(), max_steps=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])

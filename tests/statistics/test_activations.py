@@ -192,7 +192,7 @@ def test_equal_outputs_have_no_spread(value: float) -> None:
 
 
 def test_more_than_65504_half_precision_outputs_are_counted_exactly() -> None:
-    """Trap 12: the sum of 70,000 float16 ones is infinite in float16."""
+    """The sum of 70,000 float16 ones is infinite in float16."""
     output = torch.ones(1, 70_000, dtype=torch.float16)
     output[:, :17_501] = 0
     sums = sums_of(output, nn.ReLU())

@@ -145,7 +145,7 @@ def test_the_loss_scale_is_divided_out_but_of_no_count() -> None:
 
 
 def test_signed_means_cancel_where_mean_magnitudes_do_not() -> None:
-    """Trap 5."""
+    """The mean of signs hides what the mean of magnitudes shows."""
     actual = computed(torch.tensor([[1.0, -1.0]]))
     assert (actual["grad_mean"], actual["grad_mean_abs"]) == (0.0, 1.0)
 
@@ -165,7 +165,7 @@ def test_complex_gradients_count_as_their_two_real_parts() -> None:
 
 
 def test_the_gradient_itself_is_not_touched() -> None:
-    """Trap 4: bucket views must not change."""
+    """It may be a view of a bucket that ranks reduce."""
     grad = torch.randn(7, 9)
     before = grad.clone()
     computed(grad)

@@ -89,7 +89,7 @@ def test_moves_equal_numpy(dtype: torch.dtype) -> None:
 
 
 def test_the_gradient_itself_is_not_touched() -> None:
-    """Trap 4: bucket views must not change."""
+    """It may be a view of a bucket that ranks reduce."""
     grad = torch.randn(7, 9)
     before = grad.clone()
     packed_sums(grad)

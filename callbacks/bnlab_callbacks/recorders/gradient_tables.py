@@ -55,8 +55,11 @@ class GradientTables(Tables):
         parts = list(zip(*steps, strict=True))
         if not parts:
             return Table((), torch.zeros(len(steps), 0, dtype=torch.float64))
-        places = [place for place, weight in enumerate(_weights(parts)) if self.wants(weight.layer)]
-        weights = [_weights(parts)[place] for place in places]
+        depths = {layer: depth for depth, layer in enumerate(self.numbered)}
+        found = _weights(parts)
+        places = [place for place, weight in enumerate(found) if self.wants(weight.layer)]
+        places.sort(key=lambda place: depths[found[place].layer])  # small layers come together, packed
+        weights = [found[place] for place in places]
         names = [self.numbered[weight.layer] for weight in weights]
         numel = torch.tensor([weight.numel for weight in weights], dtype=torch.float64)
         sums = torch.cat([_sums(same) for same in parts], 1)[:, places]
@@ -73,7 +76,6 @@ class GradientTables(Tables):
         columns = list(statistics.values())
         if sum(map(self.wants, self.numbered)) > 1:
             rms = sums.new_full((len(steps), len(self.numbered)), math.nan)
-            depths = {layer: depth for depth, layer in enumerate(self.numbered)}
             rms[:, [depths[weight.layer] for weight in weights]] = statistics["grad_rms"]
             tags.append("grad_depth_slope")
             columns.append(depth_slope(rms)[:, None])
