@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
+from bnlab.files.durable_files import write_durably
 from bnlab.reports.claims.claim import Conclusion
 from bnlab.reports.claims.judging import judge_all
 from bnlab.reports.figures.plans import GRADIENT, FigurePlan, plan_figures
