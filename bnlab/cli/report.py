@@ -16,7 +16,7 @@ from bnlab.errors import InputError
 from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
 from bnlab.reports.pages.conclusions import conclusions_text
 from bnlab.reports.pages.overview import overview
-from bnlab.reports.report import check_runs, default_folder, main_tables
+from bnlab.reports.report import check_runs, main_tables
 
 _EPILOG = """\
 Reads result.json of bnlab study and run.yaml of bnlab fit. Runs that are broken, failed or unfinished are named and
@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> None:
     check_runs(collection)
     report = None
     if formats:
-        output = Path(given.output) if given.output else default_folder(given.folders)
+        output = Path(given.output) if given.output else Path(given.folders[0], "report")
         with _progress() as progress:
             report = write_report(collection, output, formats, given.quantity, progress=progress)
     _print(collection, report, given.thesis)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown
+from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown, write_report
 from bnlab.reports.claims.batch_sizes import sign_of
 from bnlab.reports.claims.claim import Claim, Evidence, Finding, at_least, higher
 from bnlab.reports.claims.gradients import early_size, larger, spread
 from bnlab.reports.claims.judging import conclude
 from bnlab.reports.claims.training import epochs_to, fewer, sooner
 from bnlab.reports.estimates.intervals import Estimate
-from bnlab.reports.pages.conclusions import conclusions_markdown, conclusions_table, conclusions_text
+from bnlab.reports.pages.conclusions import conclusions_table, conclusions_text
 from bnlab.reports.reading.curves import LayerTable, read_curves
 from tests.reports.study_files import Values, collected, curve_rows, write_fit_run, write_pair, write_run
 
@@ -409,4 +409,5 @@ def test_conclusions_as_text_tables_and_lists(tmp_path: Path) -> None:
     (row,) = [row for row in rows if row["conclusion"] == LR]
     assert (row["verdict"], row["dataset"], row["verdict_on_dataset"]) == ("supported", "MNIST", "supported")
     assert "| **supported** | Batch norm allows learning rate 0.1" in to_markdown(conclusions_table(found))
-    assert f"- **supported**: {LR} *Thesis 8.1.2; 7.1.2" in conclusions_markdown(collection, found)
+    page = write_report(collection, tmp_path / "report", ["md"]).folder / "report.md"
+    assert f"- **supported**: {LR} *Thesis 8.1.2; 7.1.2" in page.read_text(encoding="utf-8")
