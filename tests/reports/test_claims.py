@@ -379,14 +379,14 @@ def test_a_judge_is_asked_once_for_each_dataset_that_has_runs(tmp_path: Path) ->
     write_run(tmp_path, experiment="mlp_elu", dataset="svhn")
     asked = []
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        asked.append((architecture, dataset))
-        (run,) = evidence.runs(architecture, "relu", dataset, False)
+    def judge(evidence: Evidence) -> Finding | None:
+        asked.append((evidence.architecture, evidence.dataset))
+        (run,) = evidence.runs("relu", False)
         assert evidence.curves(run).by_epoch("val_acc") == ([1], [0.5])
-        return Finding(dataset, "supported", "", (run,))
+        return evidence.finding("supported", "", [run])
 
     claim = Claim("mlp", "A.", "q", "8.1", ("relu",), judge)
-    found = conclude(claim, Evidence(collected(tmp_path), lambda run: read_curves(run.folder)))
+    found = conclude(claim, collected(tmp_path), lambda run: read_curves(run.folder))
     assert asked == [("mlp", "mnist"), ("mlp", "digits")]
     assert (found.verdict, len(found.runs)) == ("supported", 2)
 
