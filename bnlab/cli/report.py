@@ -87,7 +87,7 @@ def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
         tables = report.tables if report else main_tables(collection)
         parts += [to_text(table) for table in tables if table.name.endswith(("accuracy_mlp", "accuracy_cnn"))]
     counts = report.overview if report else overview(collection, conclusions)
-    parts.append("".join(f"{sentence}\n" for sentence in counts.sentences()))
+    parts.append("".join(f"{sentence}\n" for sentence in counts.sentences))
     parts.append("".join(f"left out  {path}: {reason}\n" for path, reason in collection.left_out_lines))
     parts.append("".join(f"note      {note}\n" for note in report.notes) if report else "")
     parts.append(_places(report) if report else "")

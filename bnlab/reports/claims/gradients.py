@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import numpy as np
 
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, decide, higher
-from bnlab.reports.estimates.intervals import difference, mean
+from bnlab.reports.estimates.intervals import difference
 from bnlab.reports.reading.curves import LayerTable
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis.experiments import norm_words
@@ -30,7 +31,7 @@ def steadier_gradients(experiment: str) -> Judge:
         if spreads is None:
             return None
         text = "; ".join(
-            f"{norm_words(flag)} {mean(values):.2f} (n = {len(values)})"
+            f"{norm_words(flag)} {fmean(values):.2f} (n = {len(values)})"
             for flag, values in zip((False, True), spreads, strict=True)
         )
         verdict = larger(spreads[1], spreads[0], _STEADIER)
@@ -47,7 +48,7 @@ def spread(table: LayerTable, last_step: float) -> float | None:
         positive = values[np.isfinite(values) & (values > 0)]
         if len(positive) > 2:
             found.append(float(np.std(np.log10(positive), ddof=1)))
-    return mean(found) if found else None
+    return fmean(found) if found else None
 
 
 def larger_gradients(smaller: str, larger_one: str) -> Judge:
@@ -62,7 +63,7 @@ def larger_gradients(smaller: str, larger_one: str) -> Judge:
         if sizes is None:
             return None
         text = ", ".join(
-            f"{evidence.architecture}_{name} {mean(side):.2g} (n = {len(side)})"
+            f"{evidence.architecture}_{name} {fmean(side):.2g} (n = {len(side)})"
             for name, side in zip((smaller, larger_one), sizes, strict=True)
         )
         text = f"mean gradients of the hidden layers early in training, with batch norm: {text}"
@@ -87,7 +88,7 @@ def larger(small: Sequence[float], large: Sequence[float], factor: float) -> Ver
     """Whether `large` is larger: by Welch's interval of the logarithms with several seeds, else by a factor."""
     if min(len(small), len(large)) > 1 and min(*small, *large) > 0:
         return higher(difference([math.log(value) for value in small], [math.log(value) for value in large]))
-    before, after = mean(small), mean(large)
+    before, after = fmean(small), fmean(large)
     return decide(before < after >= factor * before, after < before >= factor * after)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, decide, higher
-from bnlab.reports.estimates.intervals import difference, mean
+from bnlab.reports.estimates.intervals import difference
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import norm_words, thesis_dataset
@@ -96,7 +97,7 @@ def converges_sooner(slow: Side, fast: Side) -> Judge:
         series = [[values for values in side if values] for side in series]
         if not all(series):
             return None
-        target = REACHED * min(mean([max(values) for values in side]) for side in series)
+        target = REACHED * min(fmean([max(values) for values in side]) for side in series)
         epochs = [[epochs_to(values, target) for values in side] for side in series]
         nets = [net.name(evidence.architecture) for net in (slow, fast)]
         words = [_epoch_words(net, found) for net, found in zip(nets, epochs, strict=True)]
@@ -128,7 +129,7 @@ def fewer(many: Sequence[float], few: Sequence[float]) -> Verdict:
     """Whether `few` are fewer epochs than `many`, by the rule of `converges_sooner`."""
     if min(len(many), len(few)) > 1:
         return higher(difference(few, many))
-    before, after = mean(many), mean(few)
+    before, after = fmean(many), fmean(few)
     if abs(before - after) < _FEWER_EPOCHS or min(before, after) > _SHARE * max(before, after):
         return "cannot tell"
     return decide(after < before, True)

@@ -89,7 +89,7 @@ class Page:
             "made": datetime.now(timezone.utc).date().isoformat(),
             "version": __version__,
             "source": SOURCE,
-            "overview": self.overview.sentences(),
+            "overview": self.overview.sentences,
             "warnings": shared_changes_note(self.collection),
             "tally": [(verdict, number) for verdict, number in self.overview.verdicts.items() if number],
             "conclusions": [(one, run_names(self.collection, one)) for one in self.conclusions if one.findings],
