@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.errors import InputError
-from bnlab.yaml_file import YamlError, read_yaml
+from bnlab.files.yaml_file import YamlError, read_yaml
 
 _CONFIG = ("--config", "-c")
 

@@ -24,8 +24,8 @@ from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, 
 from bnlab.cli.run_folder import experiment_name, make_next_version, variant_name
 from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
-from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
+from bnlab.files.durable_files import write_durably
 from bnlab.resuming.checkpoint_file import set_aside
 from bnlab.resuming.exact_resume import ExactResume
 from bnlab.resuming.run_checkpoint import RunCheckpoint

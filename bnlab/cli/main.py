@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 from bnlab import __version__
 from bnlab.cli.launched_ranks import end_with_launcher
@@ -41,7 +42,10 @@ options:
   -h, --help  this text
   --version   the version
 """
-COMMANDS = ("fit", "validate", "test", "predict", "preflight", "study", "report", "diagnose")
+COMMANDS = {  # and the modules that run them
+    **dict.fromkeys(("fit", "validate", "test", "predict"), "bnlab.cli.commands"),
+    **{name: f"bnlab.cli.{name}" for name in ("preflight", "study", "report", "diagnose")},
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -68,9 +72,9 @@ def _run(words: list[str]) -> None:
 
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    run = _command(words[0])
+    module = import_module(COMMANDS[words[0]])  # only now, since most need seconds to load
     try:
-        run(words)
+        module.run(words)
     except ArgumentError as error:
         _fail(f"{error} See bnlab {words[0]} --help.")
     except MisconfigurationException as error:
@@ -80,29 +84,6 @@ def _run(words: list[str]) -> None:
         if cause is None:
             raise
         _fail(str(cause))
-
-
-def _command(name: str) -> Callable[[list[str]], object]:
-    """The function that runs a command; imported only now, since most need seconds to load."""
-    if name == "study":
-        from bnlab.cli import study
-
-        return study.run
-    if name == "report":
-        from bnlab.cli import report
-
-        return report.run
-    if name == "preflight":
-        from bnlab.cli import preflight
-
-        return preflight.run
-    if name == "diagnose":
-        from bnlab.cli import diagnose
-
-        return diagnose.run
-    from bnlab.cli import commands
-
-    return commands.run
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

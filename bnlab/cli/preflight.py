@@ -17,8 +17,8 @@ from bnlab.cli.advice import advice_for
 from bnlab.cli.checks import check_batch_norm, check_weights
 from bnlab.cli.resume import add_flags
 from bnlab.data import ImageDataModule
-from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
+from bnlab.files.durable_files import write_durably
 from bnlab_callbacks import Preflight, preflight
 
 

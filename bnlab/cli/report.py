@@ -16,7 +16,7 @@ from bnlab.errors import InputError
 from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
 from bnlab.reports.pages.conclusions import conclusions_text
 from bnlab.reports.pages.overview import overview
-from bnlab.reports.report import check_runs, default_folder, main_tables
+from bnlab.reports.report import check_runs, main_tables
 
 _EPILOG = """\
 Reads result.json of bnlab study and run.yaml of bnlab fit. Runs that are broken, failed or unfinished are named and
@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> None:
     check_runs(collection)
     report = None
     if formats:
-        output = Path(given.output) if given.output else default_folder(given.folders)
+        output = Path(given.output) if given.output else Path(given.folders[0], "report")
         with _progress() as progress:
             report = write_report(collection, output, formats, given.quantity, progress=progress)
     _print(collection, report, given.thesis)
@@ -87,7 +87,7 @@ def _print(collection: Collection, report: Report | None, thesis: bool) -> None:
         tables = report.tables if report else main_tables(collection)
         parts += [to_text(table) for table in tables if table.name.endswith(("accuracy_mlp", "accuracy_cnn"))]
     counts = report.overview if report else overview(collection, conclusions)
-    parts.append("".join(f"{sentence}\n" for sentence in counts.sentences()))
+    parts.append("".join(f"{sentence}\n" for sentence in counts.sentences))
     parts.append("".join(f"left out  {path}: {reason}\n" for path, reason in collection.left_out_lines))
     parts.append("".join(f"note      {note}\n" for note in report.notes) if report else "")
     parts.append(_places(report) if report else "")

@@ -13,10 +13,10 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from bnlab.errors import InputError
+from bnlab.files.run_lock import RunLock, is_locked
+from bnlab.files.yaml_file import mapping_or_empty, read_yaml
 from bnlab.resuming.checkpoint_file import GoodCheckpoint, find_checkpoint
-from bnlab.run_lock import RunLock, is_locked
 from bnlab.training.run_record import describe
-from bnlab.yaml_file import mapping_or_empty, read_yaml
 
 _VERSION = re.compile(r"version_(\d+)")
 ENDED = ("finished", "early", "diverged")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnlab.errors import InputError
-from bnlab.yaml_file import mapping_or_empty
+from bnlab.files.yaml_file import mapping_or_empty
 
 
 def experiment_name(configs: Sequence[Path], fallback: str) -> str:

@@ -12,10 +12,10 @@ import yaml
 
 from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
+from bnlab.files.yaml_file import read_yaml
 from bnlab.studies.grid import Grid, check
 from bnlab.studies.grid_inputs import NAMED_DATASETS, dataset, find_configs
 from bnlab.studies.study_folder import BATCH_NORM
-from bnlab.yaml_file import read_yaml
 
 ENGINES = ("local", "ray")
 _GRID = {

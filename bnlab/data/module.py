@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -76,9 +77,10 @@ class ImageDataModule(LightningDataModule):
             raise InputError(f"batch_size is {batch_size}: it must be 1 or more. Try --data.batch_size 64.")
         if num_workers < 0:
             raise InputError(f"num_workers is {num_workers}: it must be 0 or more. Try --data.num_workers 0.")
-        if standardize not in get_args(Standardize):
-            choices = ", ".join(get_args(Standardize))
-            raise InputError(f"unknown standardisation {standardize!r}: choose --data.standardize from {choices}.")
+        if standardize not in (choices := get_args(Standardize)):
+            raise InputError(
+                f"unknown standardisation {standardize!r}: choose --data.standardize from {', '.join(choices)}."
+            )
         self.dataset: str = dataset
         self.root = Path(root).expanduser()
         self.batch_size = batch_size
@@ -87,24 +89,23 @@ class ImageDataModule(LightningDataModule):
         self.standardize: str = standardize
         self.download = download
         self.num_workers = num_workers
-        self._description: tuple[int, int, tuple[int, int]] | None = None
         self._parts: Parts | None = None
         self._statistics_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
     def num_classes(self) -> int:
         """Number of classes; known before `setup`, like the next two."""
-        return self._describe()[0]
+        return self._description[0]
 
     @property
     def in_channels(self) -> int:
         """Number of channels, C."""
-        return self._describe()[1]
+        return self._description[1]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width (H, W) of the images that the model gets, padding included."""
-        return self._describe()[2]
+        return self._description[2]
 
     @property
     def mean(self) -> Tensor:
@@ -179,10 +180,9 @@ class ImageDataModule(LightningDataModule):
             standardized = self.trainer.precision_plugin.convert_input(standardized)
         return standardized, labels
 
-    def _describe(self) -> tuple[int, int, tuple[int, int]]:
-        if self._description is None:
-            self._description = describe(self.dataset, self.root)
-        return self._description
+    @cached_property
+    def _description(self) -> tuple[int, int, tuple[int, int]]:
+        return describe(self.dataset, self.root)
 
     def _loaded(self) -> Parts:
         if self._parts is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WANTED = "arrays `images` (uint8, NxHxW or NxHxWxC) and `labels` (integers, N)"
-
-
-@dataclass(frozen=True)
-class ArrayHeader:
-    """Shape and type of a stored array, known without reading its values."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 def read_npz(root: Path) -> ImageSet:
@@ -72,19 +63,18 @@ def _check_same_size(train: Path, test: Path) -> tuple[int, int, int]:
 def _check_headers(path: Path) -> tuple[int, int, int]:
     """Return (C, H, W) of a file whose two arrays have the right types and shapes."""
     images, labels = _read_header(path, "images"), _read_header(path, "labels")
-    for name, header in (("images", images), ("labels", labels)):
-        if header.dtype.hasobject:
+    for name, (_, dtype) in (("images", images), ("labels", labels)):
+        if dtype.hasobject:
             raise InputError(
                 f"{path}: `{name}` is an array of Python objects, which bnlab never unpickles. "
                 f"Save {WANTED}; images of several sizes must first be brought to one."
             )
-    if images.dtype != np.uint8:
-        raise InputError(
-            f"{path}: `images` is {images.dtype}, not uint8. Save grey or colour values 0 to 255 as uint8."
-        )
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{path}: `labels` is {labels.dtype}, not an integer type. Save class numbers from 0.")
-    return _check_shapes(path, images.shape, labels.shape)
+    (image_shape, image_type), (label_shape, label_type) = images, labels
+    if image_type != np.uint8:
+        raise InputError(f"{path}: `images` is {image_type}, not uint8. Save grey or colour values 0 to 255 as uint8.")
+    if label_type.kind not in "iu":
+        raise InputError(f"{path}: `labels` is {label_type}, not an integer type. Save class numbers from 0.")
+    return _check_shapes(path, image_shape, label_shape)
 
 
 def _check_shapes(path: Path, images: tuple[int, ...], labels: tuple[int, ...]) -> tuple[int, int, int]:
@@ -119,12 +109,13 @@ def _read_labels(path: Path) -> Tensor:
         return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False).astype(np.int64))
 
 
-def _read_header(path: Path, name: str) -> ArrayHeader:
+def _read_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of a stored array; its values are not read."""
     with _member(path, name) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    return ArrayHeader(shape, dtype)
+    return shape, dtype
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +20,14 @@ __all__ = ["DATASETS", "DOWNLOADABLE", "DatasetName", "check_dataset_name", "des
 DatasetName = Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "npz"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 
+_READERS: dict[str, Callable[[Path], ImageSet]] = {
+    "digits": lambda _: read_digits(),
+    "mnist": read_mnist,
+    "svhn": read_svhn,
+    "cifar10": partial(read_cifar, "cifar10"),
+    "cifar100": partial(read_cifar, "cifar100"),
+    "npz": read_npz,
+}
 _CLASSES_AND_CHANNELS = {"digits": (10, 1), "mnist": (10, 1), "svhn": (10, 3), "cifar10": (10, 3), "cifar100": (100, 3)}
 
 
@@ -54,21 +64,9 @@ def load(dataset: str, root: str | Path) -> ImageSet:
     folder = Path(root).expanduser()
     check_present(dataset, folder)
     try:
-        return _read(dataset, folder)
+        return _READERS[dataset](folder)
     except OSError as error:
         raise InputError(
             f"{dataset}: {error.filename or folder} cannot be read ({error.strerror or error}). Mend that, or set "
             "--data.root to another folder; --data.dataset digits needs no files."
         ) from error
-
-
-def _read(dataset: str, folder: Path) -> ImageSet:
-    if dataset == "digits":
-        return read_digits()
-    if dataset == "mnist":
-        return read_mnist(folder)
-    if dataset == "svhn":
-        return read_svhn(folder)
-    if dataset == "npz":
-        return read_npz(folder)
-    return read_cifar(dataset, folder)

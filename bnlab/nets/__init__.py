@@ -2,10 +2,8 @@
 
 from bnlab.nets.activations import ACTIVATIONS, ActivationName, InitFamily, init_family, make_activation
 from bnlab.nets.blocks import NormPosition
-from bnlab.nets.cnn import build_cnn
 from bnlab.nets.factory import Architecture, build_net
 from bnlab.nets.initialization import InitScheme, initialize
-from bnlab.nets.mlp import build_mlp
 
 __all__ = [
     "ACTIVATIONS",
@@ -14,8 +12,6 @@ __all__ = [
     "InitFamily",
     "InitScheme",
     "NormPosition",
-    "build_cnn",
-    "build_mlp",
     "build_net",
     "init_family",
     "initialize",

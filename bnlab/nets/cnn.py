@@ -6,24 +6,14 @@ from functools import partial
 from torch import nn
 
 from bnlab.errors import InputError
-from bnlab.nets.activations import ActivationName
-from bnlab.nets.blocks import HiddenStyle, NamedLayers, NormPosition
+from bnlab.nets.blocks import HiddenStyle, NamedLayers
 
 _FILTERS = (64, 128, 256, 512, 512)
 _HIDDEN_UNITS = 512
 _SHRINK = 2 ** len(_FILTERS)  # each group's pooling halves the image, so 32 pixels become one
 
 
-def build_cnn(
-    in_channels: int,
-    image_size: tuple[int, int],
-    num_classes: int,
-    *,
-    activation: ActivationName,
-    batch_norm: bool,
-    norm_position: NormPosition,
-    dropout: float,
-) -> nn.Sequential:
+def build_cnn(in_channels: int, image_size: tuple[int, int], num_classes: int, style: HiddenStyle) -> nn.Sequential:
     """Return the net (N, in_channels, H, W) → logits (N, num_classes); `image_size` is (H, W).
 
     Children, for g = 1 to 5: `conv<g>_1`, `norm<g>_1`, `act<g>_1`, `drop<g>`, `conv<g>_2`, `norm<g>_2`, `act<g>_2`,
@@ -32,17 +22,20 @@ def build_cnn(
     Images of 32×32 reach `fc1` as 512 numbers, larger ones as 512·(H//32)·(W//32). The softmax is part of the loss.
     Weights are torch's own until `initialize` is called.
 
-    An image below 32 pixels on a side, an unknown activation or norm_position, or a dropout outside [0, 1) raises
-    InputError.
+    An image below 32 pixels on a side raises InputError.
     """
-    style = HiddenStyle(activation, batch_norm, norm_position, dropout)
-    _check_size(image_size)
+    height, width = image_size
+    if min(image_size) < _SHRINK:
+        raise InputError(
+            f"The cnn cannot take images of {height}x{width} pixels: it halves them {len(_FILTERS)} times, so each "
+            f"side must be {_SHRINK} or more. Enlarge or pad the images to {_SHRINK}x{_SHRINK}, or use the mlp "
+            f"(architecture: mlp)."
+        )
     layers: NamedLayers = []
     channels = in_channels
     for group, filters in enumerate(_FILTERS, start=1):
         layers += _group(group, channels, filters, style)
         channels = filters
-    height, width = image_size
     features = channels * (height // _SHRINK) * (width // _SHRINK)
     layers += _classifier(features, num_classes, style)
     return nn.Sequential(OrderedDict(layers))
@@ -74,13 +67,3 @@ def _classifier(features: int, num_classes: int, style: HiddenStyle) -> NamedLay
     layers += style.dropout_layer("drop_fc")  # section 7.2.4: before the softmax layer only
     layers.append(("logits", nn.Linear(inputs, num_classes)))
     return layers
-
-
-def _check_size(image_size: tuple[int, int]) -> None:
-    height, width = image_size
-    if min(height, width) < _SHRINK:
-        raise InputError(
-            f"The cnn cannot take images of {height}x{width} pixels: it halves them {len(_FILTERS)} times, so each "
-            f"side must be {_SHRINK} or more. Enlarge or pad the images to {_SHRINK}x{_SHRINK}, or use the mlp "
-            f"(architecture: mlp)."
-        )

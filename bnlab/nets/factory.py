@@ -6,7 +6,7 @@ from torch import nn
 
 from bnlab.nets.activations import ActivationName
 from bnlab.nets.arguments import require_at_least, require_choice
-from bnlab.nets.blocks import NormPosition
+from bnlab.nets.blocks import HiddenStyle, NormPosition
 from bnlab.nets.cnn import build_cnn
 from bnlab.nets.mlp import build_mlp
 
@@ -37,12 +37,4 @@ def build_net(
     require_at_least("in_channels", in_channels, 1)
     require_at_least("the least side of image_size", min(image_size), 1)
     build = build_mlp if architecture == "mlp" else build_cnn
-    return build(
-        in_channels,
-        image_size,
-        num_classes,
-        activation=activation,
-        batch_norm=batch_norm,
-        norm_position=norm_position,
-        dropout=dropout,
-    )
+    return build(in_channels, image_size, num_classes, HiddenStyle(activation, batch_norm, norm_position, dropout))

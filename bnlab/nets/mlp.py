@@ -5,23 +5,13 @@ from functools import partial
 
 from torch import nn
 
-from bnlab.nets.activations import ActivationName
-from bnlab.nets.blocks import HiddenStyle, NamedLayers, NormPosition
+from bnlab.nets.blocks import HiddenStyle, NamedLayers
 
 _HIDDEN_LAYERS = 3
 _HIDDEN_UNITS = 100
 
 
-def build_mlp(
-    in_channels: int,
-    image_size: tuple[int, int],
-    num_classes: int,
-    *,
-    activation: ActivationName,
-    batch_norm: bool,
-    norm_position: NormPosition,
-    dropout: float,
-) -> nn.Sequential:
+def build_mlp(in_channels: int, image_size: tuple[int, int], num_classes: int, style: HiddenStyle) -> nn.Sequential:
     """Return the net (N, in_channels, H, W) → logits (N, num_classes); `image_size` is (H, W).
 
     Children: `flatten`, then for i = 1, 2, 3 `fc<i>` (100 units), `norm<i>` and `act<i>` in the order that
@@ -31,10 +21,7 @@ def build_mlp(
 
     Where units are dropped the thesis does not say. Its accuracies are those of dropout between the hidden layers, as
     it stands between the convolutions of the CNN (section 6.2.2); with one more before the softmax they are missed.
-
-    An unknown activation or norm_position, or a dropout outside [0, 1), raises InputError.
     """
-    style = HiddenStyle(activation, batch_norm, norm_position, dropout)
     height, width = image_size
     inputs = in_channels * height * width
     layers: NamedLayers = [("flatten", nn.Flatten())]

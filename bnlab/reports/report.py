@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
+from bnlab.files.durable_files import write_durably
 from bnlab.reports.claims.claim import Conclusion
 from bnlab.reports.claims.judging import judge_all
 from bnlab.reports.figures.plans import GRADIENT, FigurePlan, plan_figures
 from bnlab.reports.figures.style import png, svg
 from bnlab.reports.pages.conclusions import conclusions_table
-from bnlab.reports.pages.content import Content, DrawnFigure
-from bnlab.reports.pages.html import html_page
-from bnlab.reports.pages.markdown import markdown_page
 from bnlab.reports.pages.overview import Overview, overview
+from bnlab.reports.pages.page import Addresses, DrawnFigure, Page
 from bnlab.reports.reading.collection import Collection
 from bnlab.reports.reading.curves import CurvesOf, read_curves
 from bnlab.reports.reading.run_files import clean
@@ -80,7 +77,9 @@ def write_report(
     Raises:
         InputError: there are no runs, or the folder cannot be written.
     """
-    wanted = _checked(formats)
+    wanted = frozenset(formats)
+    if unknown := sorted(wanted - set(FORMATS)):
+        raise InputError(f"unknown format {', '.join(map(clean, unknown))}; there are {', '.join(FORMATS)}.")
     check_runs(collection)
     curves = cache(lambda run: read_curves(run.folder, dict.fromkeys([GRADIENT, quantity])))
     try:
@@ -94,98 +93,70 @@ def write_report(
         ) from error
 
 
-def _checked(formats: Iterable[str]) -> frozenset[str]:
-    wanted = frozenset(formats)
-    unknown = sorted(wanted - set(FORMATS))
-    if unknown:
-        raise InputError(f"unknown format {', '.join(map(clean, unknown))}; there are {', '.join(FORMATS)}.")
-    return wanted
-
-
 def check_runs(collection: Collection) -> None:
     """Raise InputError if there are no runs to report on, with the reason as far as it is known."""
     if collection.runs:
         return
-    text = (
-        f"no run that ended lies below {clean(collection.root)}: runs have a result.json (bnlab study) or a run.yaml "
-    )
-    text += "(bnlab fit)."
+    where = f"no run that ended lies below {clean(collection.root)}"
+    text = f"{where}: runs have a result.json (bnlab study) or a run.yaml (bnlab fit)."
     if collection.left_out:
         first = collection.left_out[0]
         text += f" {len(collection.left_out)} left out, the first {clean(first.folder)}: {clean(first.reason)}."
     raise InputError(text)
 
 
+@dataclass
 class _Writer:
     """A report in the making, and the files written so far."""
 
-    def __init__(
-        self,
-        collection: Collection,
-        folder: Path,
-        formats: frozenset[str],
-        curves: CurvesOf,
-        progress: Callable[[str], None],
-    ) -> None:
-        self._collection = collection
-        self._folder = folder
-        self._formats = formats
-        self._curves = curves
-        self._progress = progress
-        self._files: list[Path] = []
+    collection: Collection
+    folder: Path
+    formats: frozenset[str]
+    curves: CurvesOf
+    progress: Callable[[str], None]
+    files: list[Path] = field(default_factory=list)
 
     def write(self, quantity: str, title: str) -> Report:
         """Write the tables, then the figures, and last the pages that link to them."""
-        collection = self._collection
+        collection = self.collection
         tables = main_tables(collection)
-        self._progress("judging the thesis's conclusions")
-        conclusions = judge_all(collection, curves=self._curves)
-        runs = runs_table(collection, {run: address(run.folder, self._folder) for run in collection.runs})
+        self.progress("judging the thesis's conclusions")
+        conclusions = judge_all(collection, curves=self.curves)
+        runs = runs_table(collection, {run: address(run.folder, self.folder) for run in collection.runs})
         listed = [*tables, runs, conclusions_table(conclusions)]
-        table_files = {table.name: self._write_table(table) for table in listed}
-        figures = self._figures(quantity) if self._formats - {"md", "csv"} else []
-        content = Content(
+        page = Page(
             title=title,
-            made=datetime.now(timezone.utc).date().isoformat(),
             collection=collection,
             overview=overview(collection, conclusions),
             conclusions=conclusions,
             tables=tables,
             runs=runs,
-            figures=figures,
-            table_files=table_files,
-            problems=self._problems() if "html" in self._formats else (),
+            table_files={table.name: self._write_table(table) for table in listed},
+            figures=self._figures(quantity) if self.formats - {"md", "csv"} else [],
+            problems=self._problems() if "html" in self.formats else (),
         )
-        if "md" in self._formats:
-            self._put(self._folder / "report.md", markdown_page(content))
-        if "html" in self._formats:
-            self._put(self._folder / "report.html", html_page(content))
+        self._put("report", {kind: page.render(kind) for kind in ("md", "html") if kind in self.formats})
         notes: tuple[str, ...] = ()
-        if figures and not any(figure.plan.name.startswith("difference_") for figure in figures):
+        if page.figures and not any(figure.plan.name.startswith("difference_") for figure in page.figures):
             notes = (
                 f"no heatmap of batch norm against vanilla: no pair of runs has recorded {clean(quantity)} of layers",
             )
-        return Report(self._folder, content.overview, tuple(tables), tuple(conclusions), tuple(self._files), notes)
+        return Report(self.folder, page.overview, tuple(tables), tuple(conclusions), tuple(self.files), notes)
 
     def _problems(self) -> list[tuple[str, str]]:
-        found = [(self._collection.path(run), self._curves(run).problem) for run in self._collection.runs]
+        found = [(self.collection.path(run), self.curves(run).problem) for run in self.collection.runs]
         return [(path, problem) for path, problem in found if problem]
 
-    def _write_table(self, table: Table) -> list[tuple[str, str]]:
-        """Names and addresses of its files."""
-        written = []
-        for kind, render in (("csv", to_csv), ("md", to_markdown)):
-            if kind in self._formats:
-                path = self._folder / "tables" / f"{table.name}.{kind}"
-                self._put(path, render(table))
-                written.append((kind.upper(), address(path, self._folder)))
-        return written
+    def _write_table(self, table: Table) -> Addresses:
+        renders = {"csv": to_csv, "md": to_markdown}
+        contents = {kind: render(table) for kind, render in renders.items() if kind in self.formats}
+        return self._put(f"tables/{table.name}", contents)
 
     def _figures(self, quantity: str) -> list[DrawnFigure]:
-        plans = plan_figures(self._collection, self._curves, quantity)
+        plans = plan_figures(self.collection, self.curves, quantity)
         drawn = []
         for number, plan in enumerate(plans, 1):
-            self._progress(f"figure {number} of {len(plans)}")
+            self.progress(f"figure {number} of {len(plans)}")
             figure = self._draw(plan)
             if figure is not None:
                 drawn.append(figure)
@@ -195,31 +166,25 @@ class _Writer:
         figure = plan.draw()
         if figure is None:
             return None
-        pictures = {kind: save(figure) for kind, save in _SAVE.items() if kind in self._formats}
-        files = []
-        for kind, content in pictures.items():
-            path = self._folder / "figures" / f"{plan.name}.{kind}"
-            self._put(path, content)
-            files.append((kind.upper(), address(path, self._folder)))
+        pictures = {kind: save(figure) for kind, save in _SAVE.items() if kind in self.formats}
         shown = b""
-        if "html" in self._formats:
+        if "html" in self.formats:
             shown = pictures.get("svg") or svg(figure)
             if len(shown) > _LARGEST_SVG:
                 shown = min(shown, pictures.get("png") or png(figure), key=len)
         width, height = (round(96 * inches) for inches in figure.get_size_inches())
-        return DrawnFigure(plan, shown, (width, height), tuple(files))
+        return DrawnFigure(plan, shown, (width, height), self._put(f"figures/{plan.name}", pictures))
 
-    def _put(self, path: Path, content: bytes | str) -> None:
-        write_durably(path, content)
-        self._files.append(path)
+    def _put(self, stem: str, contents: Mapping[str, bytes | str]) -> Addresses:
+        """Write a file of each kind; names and addresses of the files."""
+        paths = {kind: self.folder / f"{stem}.{kind}" for kind in contents}
+        for kind, path in paths.items():
+            write_durably(path, contents[kind])
+            self.files.append(path)
+        return [(kind.upper(), address(path, self.folder)) for kind, path in paths.items()]
 
 
 def address(target: Path, folder: Path) -> str:
     """A link from a page in `folder`: relative, quoted, and never taken for another scheme."""
     relative = os.path.relpath(target, folder)
     return "./" + quote(os.fsencode(relative))
-
-
-def default_folder(folders: Sequence[str | Path]) -> Path:
-    """The folder of the report on some folders: `report` in the first."""
-    return Path(folders[0]) / "report"

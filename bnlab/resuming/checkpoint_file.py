@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
-from bnlab.durable_files import replace_durably
+from bnlab.files.durable_files import replace_durably
 
 PREVIOUS = "previous.ckpt"
 

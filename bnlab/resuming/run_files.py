@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from bnlab.durable_files import sync
+from bnlab.files.durable_files import sync
 from bnlab_callbacks import RecordFile
 
 _EVENTS = "events.out.tfevents.*"

@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bnlab.durable_files import write_durably
-from bnlab.yaml_file import mapping_or_empty
+from bnlab.files.durable_files import write_durably
+from bnlab.files.yaml_file import mapping_or_empty
 from bnlab_callbacks import last_record, read_records
 
 SCHEMA = 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from bnlab.run_lock import is_locked, locked
+from bnlab.files.run_lock import is_locked, locked
 from bnlab.studies.grid import Run
 from bnlab.studies.results import epochs_begun, of_failed_run, read_result, write_result
 from bnlab.studies.worker import TAKEN, Ended, make_task

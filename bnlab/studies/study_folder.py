@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
+from bnlab.files.durable_files import write_durably
+from bnlab.files.yaml_file import mapping_or_empty
 from bnlab.studies.grid import COSMETIC, Grid, Run
 from bnlab.studies.grid_inputs import dataset_text
-from bnlab.yaml_file import mapping_or_empty
 
 FILE = "study.yaml"
 BATCH_NORM = {"off": (False,), "on": (True,), "both": (False, True)}

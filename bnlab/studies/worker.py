@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bnlab.run_lock import locked
+from bnlab.files.run_lock import locked
 from bnlab.studies.grid import Run
 from bnlab.studies.results import FILE, of_ended_run, read_result, write_result
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bnlab.data import IGNORED
-from bnlab.durable_files import replace_durably
+from bnlab.files.durable_files import replace_durably
 from bnlab_callbacks import gather_ranks
 
 

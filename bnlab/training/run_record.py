@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bnlab.durable_files import write_durably
+from bnlab.files.durable_files import write_durably
 from bnlab.training.divergence import DivergenceStop
 from bnlab.training.provenance import git_state, hardware, versions
 

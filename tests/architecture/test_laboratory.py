@@ -16,7 +16,7 @@ LABORATORY = PROJECT / "bnlab"
 # from the ground up: a room may import what stands before it
 FLOORS = (
     {"errors"},
-    {"yaml_file", "durable_files", "run_lock"},
+    {"files"},
     {"data"},
     {"nets"},
     {"training"},
@@ -47,6 +47,11 @@ def test_no_import_runs_upwards() -> None:
     found = arrows(LABORATORY)
     assert ("cli", "training") in found
     assert upward(found, FLOORS) == []
+
+
+def test_the_house_stays_small() -> None:
+    assert len(rooms(LABORATORY)) <= 10
+    assert len(arrows(LABORATORY)) <= 24
 
 
 def test_the_laboratory_imports_public_names_of_the_callbacks_only() -> None:

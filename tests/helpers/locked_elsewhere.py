@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bnlab.run_lock import is_locked
+from bnlab.files.run_lock import is_locked
 
 PROJECT = Path(__file__).parents[2]
 HOLD = (
-    "import sys, time; from pathlib import Path; from bnlab.run_lock import locked\n"
+    "import sys, time; from pathlib import Path; from bnlab.files.run_lock import locked\n"
     "with locked(Path(sys.argv[1])) as held:\n"
     "    print(held, flush=True); time.sleep(60)"
 )

@@ -11,7 +11,10 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.errors import InputError
-from bnlab.nets import ACTIVATIONS, ActivationName, build_cnn, build_mlp, build_net, initialize, make_activation
+from bnlab.nets import ACTIVATIONS, ActivationName, build_net, initialize, make_activation
+from bnlab.nets.blocks import HiddenStyle
+from bnlab.nets.cnn import build_cnn
+from bnlab.nets.mlp import build_mlp
 
 MNIST = (1, (32, 32), 10)
 CIFAR10 = (3, (32, 32), 10)
@@ -216,8 +219,8 @@ def test_every_parameter_of_a_real_cnn_gets_a_gradient() -> None:
 def test_each_builder_builds_what_build_net_dispatches_to() -> None:
     options: dict[str, Any] = {"activation": "tanh", "batch_norm": True, "norm_position": "after", "dropout": 0.1}
     with torch.device("meta"):
-        assert repr(build_mlp(*CIFAR10, **options)) == repr(build_net("mlp", *CIFAR10, **options))
-        assert repr(build_cnn(*CIFAR10, **options)) == repr(build_net("cnn", *CIFAR10, **options))
+        assert repr(build_mlp(*CIFAR10, HiddenStyle(**options))) == repr(build_net("mlp", *CIFAR10, **options))
+        assert repr(build_cnn(*CIFAR10, HiddenStyle(**options))) == repr(build_net("cnn", *CIFAR10, **options))
 
 
 def test_the_literal_of_activations_equals_the_table() -> None:

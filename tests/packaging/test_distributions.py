@@ -135,7 +135,7 @@ def test_source_archives_hold_what_a_checkout_holds(distributions: dict[str, Bui
 @pytest.mark.slow
 def test_the_laboratorys_wheel_holds_the_thesiss_numbers_and_the_templates(distributions: dict[str, Built]) -> None:
     files = {"thesis/test_accuracy.csv", "thesis/epoch_seconds.csv", "thesis/mean_overhead.csv", "thesis/SOURCE.md"}
-    files |= {"pages/templates/report.html.jinja", "pages/templates/report.css"}
+    files |= {f"pages/templates/report.{kind}" for kind in ("html.jinja", "md.jinja", "css")}
     assert {f"bnlab/reports/{name}" for name in files} <= distributions["bnlab"].files.keys()
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown
+from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown, write_report
 from bnlab.reports.claims.batch_sizes import sign_of
 from bnlab.reports.claims.claim import Claim, Evidence, Finding, at_least, higher
 from bnlab.reports.claims.gradients import early_size, larger, spread
 from bnlab.reports.claims.judging import conclude
 from bnlab.reports.claims.training import epochs_to, fewer, sooner
 from bnlab.reports.estimates.intervals import Estimate
-from bnlab.reports.pages.conclusions import conclusions_markdown, conclusions_table, conclusions_text
+from bnlab.reports.pages.conclusions import conclusions_table, conclusions_text
 from bnlab.reports.reading.curves import LayerTable, read_curves
 from tests.reports.study_files import Values, collected, curve_rows, write_fit_run, write_pair, write_run
 
@@ -379,14 +379,14 @@ def test_a_judge_is_asked_once_for_each_dataset_that_has_runs(tmp_path: Path) ->
     write_run(tmp_path, experiment="mlp_elu", dataset="svhn")
     asked = []
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        asked.append((architecture, dataset))
-        (run,) = evidence.runs(architecture, "relu", dataset, False)
+    def judge(evidence: Evidence) -> Finding | None:
+        asked.append((evidence.architecture, evidence.dataset))
+        (run,) = evidence.runs("relu", False)
         assert evidence.curves(run).by_epoch("val_acc") == ([1], [0.5])
-        return Finding(dataset, "supported", "", (run,))
+        return evidence.finding("supported", "", [run])
 
     claim = Claim("mlp", "A.", "q", "8.1", ("relu",), judge)
-    found = conclude(claim, Evidence(collected(tmp_path), lambda run: read_curves(run.folder)))
+    found = conclude(claim, collected(tmp_path), lambda run: read_curves(run.folder))
     assert asked == [("mlp", "mnist"), ("mlp", "digits")]
     assert (found.verdict, len(found.runs)) == ("supported", 2)
 
@@ -409,4 +409,5 @@ def test_conclusions_as_text_tables_and_lists(tmp_path: Path) -> None:
     (row,) = [row for row in rows if row["conclusion"] == LR]
     assert (row["verdict"], row["dataset"], row["verdict_on_dataset"]) == ("supported", "MNIST", "supported")
     assert "| **supported** | Batch norm allows learning rate 0.1" in to_markdown(conclusions_table(found))
-    assert f"- **supported**: {LR} *Thesis 8.1.2; 7.1.2" in conclusions_markdown(collection, found)
+    page = write_report(collection, tmp_path / "report", ["md"]).folder / "report.md"
+    assert f"- **supported**: {LR} *Thesis 8.1.2; 7.1.2" in page.read_text(encoding="utf-8")

@@ -244,9 +244,11 @@ def test_comparisons_of_batch_norm_alone_and_of_both(tmp_path: Path) -> None:
 
 
 def test_the_axis_of_a_comparison_starts_below_its_lines() -> None:
-    assert axis_start([0.97, 0.93]) == 80
-    assert axis_start([0.02]) == 0
-    assert axis_start([math.nan]) == 0
+    assert axis_start([[97.0], [50.0, 93.0, 99.0, 99.0]]) == 80  # after a quarter of the epochs
+    assert axis_start([[97.0], [50.0, 93.0, 99.0]]) == 40
+    assert axis_start([[97.0], [93.0]]) == 80
+    assert axis_start([[2.0]]) == 0
+    assert axis_start([[math.nan]]) == 0
 
 
 def test_accuracy_by_batch_size(tmp_path: Path) -> None:

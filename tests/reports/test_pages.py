@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from bnlab.durable_files import write_durably
 from bnlab.errors import InputError
+from bnlab.files.durable_files import write_durably
 from bnlab.reports import CLAIMS, Report, collect, write_report
 from bnlab.reports.figures.plans import plan_figures
 from bnlab.reports.report import address

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.durable_files import replace_durably
+from bnlab.files.durable_files import replace_durably
 from bnlab.resuming import checkpoint_file
 from bnlab.resuming.checkpoint_file import RUN_STATE, DurableCheckpointIO, find_checkpoint, set_aside
 

@@ -9,7 +9,7 @@ import pytest
 
 from bnlab.cli.resume import lock_run
 from bnlab.errors import InputError
-from bnlab.run_lock import FILE, RunLock, is_locked, locked
+from bnlab.files.run_lock import FILE, RunLock, is_locked, locked
 from tests.helpers.locked_elsewhere import locked_elsewhere
 
 

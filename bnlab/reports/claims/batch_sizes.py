@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bnlab.reports.claims.accuracies import gain_words, tested
-from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, all_of, higher
+from bnlab.reports.claims.accuracies import gain_of, gain_words, tested
+from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, all_of, decide, higher
 from bnlab.reports.estimates.intervals import Estimate, slope
-from bnlab.reports.estimates.pairs import accuracy_gain, compare_times
+from bnlab.reports.estimates.pairs import compare_times
 from bnlab.reports.reading.collection import baseline
 from bnlab.reports.reading.run import Run
-from bnlab.reports.thesis.experiments import dataset_title, norm_words
+from bnlab.reports.thesis.experiments import norm_words
 
 
 def sign_of(trend: Estimate | None, rising: bool) -> Verdict:
@@ -21,7 +21,7 @@ def sign_of(trend: Estimate | None, rising: bool) -> Verdict:
     """
     if trend is None or trend.low <= 0 <= trend.high:
         return "cannot tell"
-    return "supported" if (trend.value > 0) == rising else "contradicted"
+    return decide((trend.value > 0) == rising, True)
 
 
 def accuracy_trend(sides: Sequence[bool], rising: bool) -> Judge:
@@ -33,13 +33,13 @@ def accuracy_trend(sides: Sequence[bool], rising: bool) -> Judge:
         rising: whether the claim is that accuracy grows with the batch size.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+    def judge(evidence: Evidence) -> Finding | None:
         texts, verdicts, used = [], [], []
         for flag in sides:
             runs = [
                 run
-                for size in evidence.collection.baseline_sizes(architecture)
-                for run in tested(evidence.runs(architecture, "relu", dataset, flag, size))
+                for size in evidence.collection.baseline_sizes(evidence.architecture)
+                for run in tested(evidence.runs("relu", flag, size))
             ]
             if len({run.batch_size for run in runs}) < 2:
                 return None
@@ -47,7 +47,7 @@ def accuracy_trend(sides: Sequence[bool], rising: bool) -> Judge:
             verdicts.append(sign_of(trend, rising))
             texts.append(f"{norm_words(flag)}: {_trend_words(trend)} of {_points(runs)}")
             used += runs
-        return Finding(dataset_title(dataset), all_of(verdicts), "; ".join(texts), tuple(used))
+        return evidence.finding(all_of(verdicts), "; ".join(texts), used)
 
     return judge
 
@@ -70,24 +70,18 @@ def better_at_sizes(below: float = math.inf) -> Judge:
     the interval at one. Two sizes are needed.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
+    def judge(evidence: Evidence) -> Finding | None:
         texts, verdicts, used = [], [], []
-        for size in evidence.collection.baseline_sizes(architecture):
-            sides = [tested(side) for side in evidence.sides(architecture, "relu", dataset, size)]
-            gain = accuracy_gain(*sides)
-            if gain is None or size >= below:
-                continue
-            verdicts.append(higher(gain))
-            texts.append(f"batch {size}: {gain_words(gain)}")
-            used += sides[0] + sides[1]
+        for size in evidence.collection.baseline_sizes(evidence.architecture):
+            gain, runs = gain_of(evidence, "relu", size)
+            if gain is not None and size < below:
+                verdicts.append(higher(gain))
+                texts.append(f"batch {size}: {gain_words(gain)}")
+                used += runs
         if len(verdicts) < 2:
             return None
-        verdict: Verdict = "cannot tell"
-        if "contradicted" in verdicts:
-            verdict = "contradicted"
-        elif verdicts.count("supported") > len(verdicts) / 2:
-            verdict = "supported"
-        return Finding(dataset_title(dataset), verdict, "; ".join(texts), tuple(used))
+        worse, mostly_better = "contradicted" in verdicts, verdicts.count("supported") > len(verdicts) / 2
+        return evidence.finding(decide(mostly_better and not worse, worse), "; ".join(texts), used)
 
     return judge
 
@@ -98,18 +92,16 @@ def overhead_trend(rising: bool) -> Judge:
     A size is one point, the mean over its runs, so a slope needs three sizes.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        collection = evidence.collection
-        pairs = [
-            compare_times(collection, architecture, size, dataset) for size in collection.baseline_sizes(architecture)
-        ]
+    def judge(evidence: Evidence) -> Finding | None:
+        collection, net, dataset = evidence.collection, evidence.architecture, evidence.dataset
+        pairs = [compare_times(collection, net, size, dataset) for size in collection.baseline_sizes(net)]
         overheads = {pair.batch_size: pair.overhead for pair in pairs if pair.overhead is not None}
         if len(overheads) < 2:
             return None
         trend = slope([math.log2(size) for size in overheads], list(overheads.values()))
-        runs = collection.runs_of((baseline(architecture, size) for size in overheads), [dataset])
+        runs = collection.runs_of((baseline(net, size) for size in overheads), [dataset])
         shares = ", ".join(f"{size}: {overhead:.0f} %" for size, overhead in overheads.items())
         text = f"{_trend_words(trend, 'percentage points')} overhead by batch size: {shares}"
-        return Finding(dataset_title(dataset), sign_of(trend, rising), text, tuple(runs))
+        return evidence.finding(sign_of(trend, rising), text, runs)
 
     return judge

@@ -23,7 +23,8 @@ def _both(
     )
 
 
-_ACTIVATIONS = (
+CLAIMS = (
+    # activations
     Claim(
         "cnn",
         "The sigmoid CNN trains only with batch norm.",
@@ -63,9 +64,7 @@ _ACTIVATIONS = (
         ("elu",),
         compare_sides(Side("elu", _V), Side("elu", _B), at_least),
     ),
-)
-
-_LEARNING_RATE = (
+    # learning rate
     *_both(
         "Batch norm allows learning rate 0.1 where the vanilla {net} does not train.",
         "batch normalization enables significantly higher learning rates without the risk of divergence",
@@ -122,9 +121,7 @@ _LEARNING_RATE = (
             ),
         )
     ),
-)
-
-_INITIALIZATION = (
+    # initialization
     *(
         Claim(
             architecture,
@@ -165,9 +162,7 @@ _INITIALIZATION = (
         ("init_high", "init_low"),
         converges_sooner(Side("init_high", _B), Side("init_low", _B)),
     ),
-)
-
-_REGULARIZATION = (
+    # regularization
     *_both(
         "Batch norm keeps the {net}'s gradients steadier over training.",
         "the magnitude of the gradients remains stable throughout the whole training process",
@@ -203,9 +198,7 @@ _REGULARIZATION = (
         for architecture, where in (("mlp", "7.1.4, figure 7.13"), ("cnn", "7.2.4, figure 7.35"))
         for flag, words in ((_V, "vanilla"), (_B, "with batch norm"))
     ),
-)
-
-_BATCH_SIZE = (
+    # batch size
     Claim(
         "mlp",
         "With batch norm, smaller batches make the MLP more accurate.",
@@ -251,9 +244,7 @@ _BATCH_SIZE = (
         accuracy_trend((_V, _B), rising=False),
         BATCH_SIZES,
     ),
-)
-
-_WALL_TIME = (
+    # wall time
     Claim(
         "mlp",
         "In the MLP, batch norm's overhead grows with the batch size.",
@@ -296,9 +287,7 @@ _WALL_TIME = (
         ("relu",),
         converges_sooner(Side("relu", _V), Side("relu", _B)),
     ),
-)
-
-_REMARKS = (
+    # remarks
     *_both(
         "In most experiments batch norm makes the {net} more accurate.",
         "In most experiments, models using batch normalization outperformed their vanilla counterparts",
@@ -314,14 +303,4 @@ _REMARKS = (
         tuple(EXPERIMENTS),
         dropout_is_best,
     ),
-)
-
-CLAIMS = (
-    *_ACTIVATIONS,
-    *_LEARNING_RATE,
-    *_INITIALIZATION,
-    *_REGULARIZATION,
-    *_BATCH_SIZE,
-    *_WALL_TIME,
-    *_REMARKS,
 )

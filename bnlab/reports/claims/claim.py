@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from bnlab.reports.estimates.intervals import Estimate
 from bnlab.reports.reading.collection import Collection, Line
 from bnlab.reports.reading.curves import CurvesOf
 from bnlab.reports.reading.run import Run
-from bnlab.reports.thesis.experiments import BATCH_SIZE, norm_words
+from bnlab.reports.thesis.experiments import BATCH_SIZE, dataset_title, norm_words
 
 MATCH = 0.5  # points below another accuracy that still match it
 
@@ -29,37 +29,28 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The runs that claims are judged by: those of the thesis's experiments without a change of their own."""
+    """One net's runs on one dataset: those of the thesis's experiments without a change of their own."""
 
+    architecture: str
+    dataset: str
     collection: Collection
     curves: CurvesOf
 
-    def runs(
-        self, architecture: str, experiment: str, dataset: str, batch_norm: bool, batch_size: int = BATCH_SIZE
-    ) -> list[Run]:
+    def runs(self, experiment: str, batch_norm: bool, batch_size: int = BATCH_SIZE) -> list[Run]:
         """The runs of a cell, one for each seed."""
-        line = Line(architecture, f"{architecture}_{experiment}", (), batch_size)
-        return self.collection.cell(line, dataset, batch_norm)
+        return self.sides(experiment, batch_size)[batch_norm]
 
-    def sides(
-        self, architecture: str, experiment: str, dataset: str, batch_size: int = BATCH_SIZE
-    ) -> tuple[list[Run], list[Run]]:
-        """The runs of both nets: vanilla, batch norm."""
-        line = Line(architecture, f"{architecture}_{experiment}", (), batch_size)
-        return self.collection.sides(line, dataset)
+    def sides(self, experiment: str, batch_size: int = BATCH_SIZE) -> tuple[list[Run], list[Run]]:
+        """The runs with and without batch norm: vanilla first."""
+        line = Line(self.architecture, f"{self.architecture}_{experiment}", (), batch_size)
+        return self.collection.sides(line, self.dataset)
 
-    def datasets(self, architecture: str, experiments: Sequence[str]) -> list[str]:
-        """Datasets that one of the experiments has runs on, with any batch size."""
-        names = {f"{architecture}_{experiment}" for experiment in experiments}
-        lines = [
-            line
-            for line in self.collection.lines
-            if line.architecture == architecture and line.experiment in names and not line.changes
-        ]
-        return self.collection.datasets(lines)
+    def finding(self, verdict: Verdict, numbers: str, runs: Iterable[Run]) -> Finding:
+        """A finding on this dataset."""
+        return Finding(dataset_title(self.dataset), verdict, numbers, tuple(dict.fromkeys(runs)))
 
 
-Judge = Callable[[Evidence, str, str], Finding | None]  # of evidence, architecture, dataset; None if runs are missing
+Judge = Callable[[Evidence], Finding | None]  # None if runs are missing
 
 
 class Side(NamedTuple):
@@ -68,13 +59,14 @@ class Side(NamedTuple):
     experiment: str
     batch_norm: bool
 
-    def runs(self, evidence: Evidence, architecture: str, dataset: str) -> list[Run]:
-        """Its runs, one for each seed."""
-        return evidence.runs(architecture, self.experiment, dataset, self.batch_norm)
-
     def name(self, architecture: str) -> str:
         """`mlp_relu batch norm`."""
         return f"{architecture}_{self.experiment} {norm_words(self.batch_norm)}"
+
+
+def decide(supported: bool, contradicted: bool) -> Verdict:
+    """The verdict of two conditions, the first of which counts."""
+    return "supported" if supported else "contradicted" if contradicted else "cannot tell"
 
 
 def higher(gain: Estimate) -> Verdict:
@@ -84,19 +76,13 @@ def higher(gain: Estimate) -> Verdict:
 
 def at_least(gain: Estimate, margin: float = MATCH) -> Verdict:
     """Supported if the whole interval lies above −margin (points), contradicted if below; cannot tell without one."""
-    if gain.half_width is None:
-        return "cannot tell"
-    if gain.low > -margin:
-        return "supported"
-    return "contradicted" if gain.high < -margin else "cannot tell"
+    return "cannot tell" if gain.half_width is None else decide(gain.low > -margin, gain.high < -margin)
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Contradicted if one of them is, supported if each is."""
     found = set(verdicts)
-    if "contradicted" in found:
-        return "contradicted"
-    return "supported" if found == {"supported"} else "cannot tell"
+    return decide(found == {"supported"}, "contradicted" in found)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import numpy as np
 
-from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, higher
-from bnlab.reports.estimates.intervals import difference, mean
+from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, decide, higher
+from bnlab.reports.estimates.intervals import difference
 from bnlab.reports.reading.curves import LayerTable
 from bnlab.reports.reading.run import Run
-from bnlab.reports.thesis.experiments import dataset_title, norm_words
+from bnlab.reports.thesis.experiments import norm_words
 
 _STEADIER, _LARGER = 1.25, 2.0  # the smallest factors that count with one seed
 _GRADIENT = "grad_mean_abs"
@@ -24,22 +25,17 @@ def steadier_gradients(experiment: str) -> Judge:
     Supported if batch norm's is smaller: with several seeds by Welch's interval, with one by a factor of 1.25 or more.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        sides = evidence.sides(architecture, experiment, dataset)
-        tables = [_tables(evidence, side) for side in sides]
-        if not all(tables):
-            return None
-        last = min(float(table.steps[-1]) for side in tables for table in side)
-        spreads = [[value for table in side if (value := spread(table, last)) is not None] for side in tables]
-        if not all(spreads):
+    def judge(evidence: Evidence) -> Finding | None:
+        sides = evidence.sides(experiment)
+        spreads = _measured(evidence, sides, spread)
+        if spreads is None:
             return None
         text = "; ".join(
-            f"{norm_words(flag)} {mean(values):.2f} (n = {len(values)})"
+            f"{norm_words(flag)} {fmean(values):.2f} (n = {len(values)})"
             for flag, values in zip((False, True), spreads, strict=True)
         )
         verdict = larger(spreads[1], spreads[0], _STEADIER)
-        text = f"standard deviation of log10 of the gradients: {text}"
-        return Finding(dataset_title(dataset), verdict, text, (*sides[0], *sides[1]))
+        return evidence.finding(verdict, f"standard deviation of log10 of the gradients: {text}", sides[0] + sides[1])
 
     return judge
 
@@ -52,7 +48,7 @@ def spread(table: LayerTable, last_step: float) -> float | None:
         positive = values[np.isfinite(values) & (values > 0)]
         if len(positive) > 2:
             found.append(float(np.std(np.log10(positive), ddof=1)))
-    return mean(found) if found else None
+    return fmean(found) if found else None
 
 
 def larger_gradients(smaller: str, larger_one: str) -> Judge:
@@ -61,21 +57,17 @@ def larger_gradients(smaller: str, larger_one: str) -> Judge:
     Supported if those of `larger_one` are larger: with several seeds by Welch's interval, with one by a factor of 2.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        sides = [evidence.runs(architecture, name, dataset, True) for name in (smaller, larger_one)]
-        tables = [_tables(evidence, side) for side in sides]
-        if not all(tables):
-            return None
-        last = min(float(table.steps[-1]) for side in tables for table in side)
-        sizes = [[value for table in side if (value := early_size(table, last)) is not None] for side in tables]
-        if not all(sizes):
+    def judge(evidence: Evidence) -> Finding | None:
+        sides = [evidence.runs(name, True) for name in (smaller, larger_one)]
+        sizes = _measured(evidence, sides, early_size)
+        if sizes is None:
             return None
         text = ", ".join(
-            f"{architecture}_{name} {mean(side):.2g} (n = {len(side)})"
+            f"{evidence.architecture}_{name} {fmean(side):.2g} (n = {len(side)})"
             for name, side in zip((smaller, larger_one), sizes, strict=True)
         )
         text = f"mean gradients of the hidden layers early in training, with batch norm: {text}"
-        return Finding(dataset_title(dataset), larger(sizes[0], sizes[1], _LARGER), text, (*sides[0], *sides[1]))
+        return evidence.finding(larger(sizes[0], sizes[1], _LARGER), text, sides[0] + sides[1])
 
     return judge
 
@@ -96,11 +88,18 @@ def larger(small: Sequence[float], large: Sequence[float], factor: float) -> Ver
     """Whether `large` is larger: by Welch's interval of the logarithms with several seeds, else by a factor."""
     if min(len(small), len(large)) > 1 and min(*small, *large) > 0:
         return higher(difference([math.log(value) for value in small], [math.log(value) for value in large]))
-    before, after = mean(small), mean(large)
-    if after >= factor * before and after > before:
-        return "supported"
-    return "contradicted" if before >= factor * after and before > after else "cannot tell"
+    before, after = fmean(small), fmean(large)
+    return decide(before < after >= factor * before, after < before >= factor * after)
 
 
-def _tables(evidence: Evidence, runs: Sequence[Run]) -> list[LayerTable]:
-    return [table for run in runs if (table := evidence.curves(run).table(_GRADIENT)) is not None]
+def _measured(
+    evidence: Evidence, sides: Sequence[Sequence[Run]], measure: Callable[[LayerTable, float], float | None]
+) -> list[list[float]] | None:
+    """A measure of each run's gradients up to the last step that all reached; None if a side has no run with it."""
+    found = [[evidence.curves(run).table(_GRADIENT) for run in side] for side in sides]
+    tables = [[table for table in side if table is not None] for side in found]
+    if not all(tables):
+        return None
+    last = min(float(table.steps[-1]) for side in tables for table in side)
+    values = [[value for table in side if (value := measure(table, last)) is not None] for side in tables]
+    return values if all(values) else None

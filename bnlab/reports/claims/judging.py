@@ -22,21 +22,23 @@ def judge_all(
         claims: those to judge.
         curves: the function that gives a run's curves; they are read without one.
     """
-    evidence = Evidence(collection, curves or cache(lambda run: read_curves(run.folder)))
-    return [conclude(claim, evidence) for claim in claims]
+    curves = curves or cache(lambda run: read_curves(run.folder))
+    return [conclude(claim, collection, curves) for claim in claims]
 
 
-def conclude(claim: Claim, evidence: Evidence) -> Conclusion:
+def conclude(claim: Claim, collection: Collection, curves: CurvesOf) -> Conclusion:
     """Judge a claim on every dataset that has runs for it.
 
     Supported or contradicted if at least one dataset says so and none the opposite; datasets that cannot tell do not
     count.
     """
-    datasets = evidence.datasets(claim.architecture, claim.experiments)
-    found = [claim.judge(evidence, claim.architecture, dataset) for dataset in datasets]
+    net = claim.architecture
+    names = {f"{net}_{experiment}" for experiment in claim.experiments}
+    lines = (line for line in collection.lines if line.architecture == net and not line.changes)
+    datasets = collection.datasets(line for line in lines if line.experiment in names)
+    found = [claim.judge(Evidence(net, dataset, collection, curves)) for dataset in datasets]
     findings = tuple(finding for finding in found if finding is not None)
-    verdicts = {finding.verdict for finding in findings}
-    decided = verdicts - {"cannot tell"}
+    decided = {finding.verdict for finding in findings} - {"cannot tell"}
     if len(decided) == 1:
         return Conclusion(claim, decided.pop(), findings, "")
     if decided:

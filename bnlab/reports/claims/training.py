@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, higher
-from bnlab.reports.estimates.intervals import difference, mean
+from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, decide, higher
+from bnlab.reports.estimates.intervals import difference
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
-from bnlab.reports.thesis.experiments import dataset_title, norm_words, thesis_dataset
+from bnlab.reports.thesis.experiments import norm_words, thesis_dataset
 
 # share of the largest class in the test set: the accuracy of a net that always gives the same answer
 CHANCE = {"mnist": 0.1135, "svhn": 0.1959, "cifar10": 0.1, "cifar100": 0.01, "digits": 0.1017}
@@ -39,26 +40,23 @@ def trains_only_with_batch_norm(experiment: str) -> Judge:
     Contradicted if every vanilla run has, or no batch-normalised one; cannot tell if seeds disagree.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        sides = evidence.sides(architecture, experiment, dataset)
+    def judge(evidence: Evidence) -> Finding | None:
+        sides = evidence.sides(experiment)
         if not all(sides):
             return None
-        known = [[learned(run) for run in side] for side in sides]
-        verdict: Verdict = "cannot tell"
-        if not any(None in side for side in known):
-            if not any(known[0]) and all(known[1]):
-                verdict = "supported"
-            elif all(known[0]) or not any(known[1]):
-                verdict = "contradicted"
-        level = _chance(dataset)
-        parts = [_training_words(experiment, architecture, dataset, side) for side in sides]
+        vanilla, batch_norm = ([learned(run) for run in side] for side in sides)
+        known = None not in vanilla + batch_norm
+        only = known and not any(vanilla) and all(batch_norm)
+        verdict = decide(only, known and (all(vanilla) or not any(batch_norm)))
+        level = _chance(evidence.dataset)
+        parts = [_training_words(experiment, evidence, side) for side in sides]
         parts.append("chance unknown" if level is None else f"chance {100 * level:.2f}")
-        return Finding(dataset_title(dataset), verdict, "; ".join(parts), tuple(sides[0] + sides[1]))
+        return evidence.finding(verdict, "; ".join(parts), sides[0] + sides[1])
 
     return judge
 
 
-def _training_words(experiment: str, architecture: str, dataset: str, runs: Sequence[Run]) -> str:
+def _training_words(experiment: str, evidence: Evidence, runs: Sequence[Run]) -> str:
     """`vanilla: 0 of 3 learned, 2 diverged, 9.80–11.35 (thesis 11.4)`."""
     flag = runs[0].batch_norm
     text = f"{norm_words(flag)}: {sum(learned(run) is True for run in runs)} of {len(runs)} learned"
@@ -72,7 +70,7 @@ def _training_words(experiment: str, architecture: str, dataset: str, runs: Sequ
         kind = "test accuracy" if tested else "validation accuracy"
         span = f"{reached[0]:.2f}" if len(reached) == 1 else f"{reached[0]:.2f} to {reached[-1]:.2f}"
         text += f", {kind} {span}"
-    thesis = numbers.accuracy(architecture, experiment, thesis_dataset(dataset), flag)
+    thesis = numbers.accuracy(evidence.architecture, experiment, thesis_dataset(evidence.dataset), flag)
     return text if thesis is None else f"{text} (thesis {thesis:.1f})"
 
 
@@ -93,18 +91,19 @@ def converges_sooner(slow: Side, fast: Side) -> Judge:
     the other's epochs, and at least three epochs less.
     """
 
-    def judge(evidence: Evidence, architecture: str, dataset: str) -> Finding | None:
-        sides = [net.runs(evidence, architecture, dataset) for net in (slow, fast)]
+    def judge(evidence: Evidence) -> Finding | None:
+        sides = [evidence.runs(*net) for net in (slow, fast)]
         series = [[evidence.curves(run).by_epoch("val_acc")[1] for run in side] for side in sides]
         series = [[values for values in side if values] for side in series]
         if not all(series):
             return None
-        target = REACHED * min(mean([max(values) for values in side]) for side in series)
+        target = REACHED * min(fmean([max(values) for values in side]) for side in series)
         epochs = [[epochs_to(values, target) for values in side] for side in series]
-        words = [_epoch_words(net.name(architecture), found) for net, found in zip((slow, fast), epochs, strict=True)]
+        nets = [net.name(evidence.architecture) for net in (slow, fast)]
+        words = [_epoch_words(net, found) for net, found in zip(nets, epochs, strict=True)]
         text = f"epochs to {100 * target:.2f} % validation accuracy: {', '.join(words)}"
         trained = [[len(values) for values in side] for side in series]
-        return Finding(dataset_title(dataset), sooner(epochs, trained), text, tuple(sides[0] + sides[1]))
+        return evidence.finding(sooner(epochs, trained), text, sides[0] + sides[1])
 
     return judge
 
@@ -130,10 +129,10 @@ def fewer(many: Sequence[float], few: Sequence[float]) -> Verdict:
     """Whether `few` are fewer epochs than `many`, by the rule of `converges_sooner`."""
     if min(len(many), len(few)) > 1:
         return higher(difference(few, many))
-    before, after = mean(many), mean(few)
+    before, after = fmean(many), fmean(few)
     if abs(before - after) < _FEWER_EPOCHS or min(before, after) > _SHARE * max(before, after):
         return "cannot tell"
-    return "supported" if after < before else "contradicted"
+    return decide(after < before, True)
 
 
 def _epoch_words(net: str, epochs: Sequence[int | None]) -> str:

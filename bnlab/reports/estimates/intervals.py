@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, linear_regression, variance
 from typing import Literal
 
 CONFIDENCE = 0.95
@@ -43,23 +44,12 @@ def t_quantile(degrees: float) -> float:
     return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
 
 
-def mean(values: Sequence[float]) -> float:
-    """Mean of one value or more."""
-    return math.fsum(values) / len(values)
-
-
-def variance(values: Sequence[float]) -> float:
-    """Variance of a sample of two values or more (n − 1)."""
-    centre = mean(values)
-    return math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
-
-
 def mean_estimate(values: Sequence[float]) -> Estimate:
     """Mean ± t · s / √n of two values or more; one value has no interval."""
     n = len(values)
     if n == 1:
         return Estimate(float(values[0]), None, 1, "none")
-    return Estimate(mean(values), t_quantile(n - 1) * math.sqrt(variance(values) / n), n)
+    return Estimate(fmean(values), t_quantile(n - 1) * math.sqrt(variance(values) / n), n)
 
 
 def difference(first: Sequence[float], second: Sequence[float], test_images: tuple[int, int] | None = None) -> Estimate:
@@ -69,7 +59,7 @@ def difference(first: Sequence[float], second: Sequence[float], test_images: tup
     interval is then that of the finite test sets, √(p(1−p)/N) each, taken as independent. The true interval is no
     narrower: a smaller difference is noise whatever the seeds.
     """
-    value = mean(second) - mean(first)
+    value = fmean(second) - fmean(first)
     n = min(len(first), len(second))
     if n >= 2:
         shares = [variance(values) / len(values) for values in (first, second)]
@@ -80,7 +70,7 @@ def difference(first: Sequence[float], second: Sequence[float], test_images: tup
         return Estimate(value, t_quantile(degrees) * math.sqrt(sum(shares)), n)
     if test_images is None or min(test_images) < 1:
         return Estimate(value, None, n, "none")
-    shares = [mean(first), mean(second)]
+    shares = [fmean(first), fmean(second)]
     noise = sum(max(share * (1 - share), 0.0) / images for share, images in zip(shares, test_images, strict=True))
     return Estimate(value, t_quantile(math.inf) * math.sqrt(noise), n, "test images")
 
@@ -93,9 +83,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     n = len(x)
     if n < 3 or len(set(x)) < 2:
         return None
-    x_mean, y_mean = mean(x), mean(y)
-    spread = math.fsum((a - x_mean) ** 2 for a in x)
-    value = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / spread
-    residuals = [b - y_mean - value * (a - x_mean) for a, b in zip(x, y, strict=True)]
-    error = math.sqrt(math.fsum(r * r for r in residuals) / (n - 2) / spread)
-    return Estimate(value, t_quantile(n - 2) * error, n)
+    line = linear_regression(x, y)
+    rest = math.fsum((b - line.intercept - line.slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    error = math.sqrt(rest / (n - 2) / (variance(x) * (n - 1)))
+    return Estimate(line.slope, t_quantile(n - 2) * error, n)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
-from bnlab.reports.estimates.intervals import Estimate, difference, mean, mean_estimate
+from bnlab.reports.estimates.intervals import Estimate, difference, mean_estimate
 from bnlab.reports.reading.collection import Collection, Line, baseline
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
@@ -122,4 +123,4 @@ def _seconds(runs: Sequence[Run]) -> Estimate | None:
 def mean_overhead(pairs: Sequence[TimePair]) -> float | None:
     """Mean over datasets of batch norm's overhead in percent; None if no dataset has both times."""
     known = [pair.overhead for pair in pairs if pair.overhead is not None]
-    return mean(known) if known else None
+    return fmean(known) if known else None

@@ -14,6 +14,8 @@ from bnlab.reports.reading.curves import LayerTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Points = tuple[Sequence[float], Sequence[float]]  # x and y
+
 _COLUMNS = 80  # more cannot be told apart
 
 
@@ -26,7 +28,7 @@ class Band(NamedTuple):
     high: NDArray[np.float64]
 
 
-def band(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
+def band(series: Sequence[Points]) -> Band:
     """Mean, lowest and highest over runs, at each x that one of them has.
 
     A run that stopped before the others keeps its last value, as its net does: else the mean would jump there. Values

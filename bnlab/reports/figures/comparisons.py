@@ -6,8 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bnlab.reports.estimates.pairs import Accuracy
-from bnlab.reports.figures.averages import band
-from bnlab.reports.figures.style import DASHES, OTHERS, axis_start, colour, legend_below, line_handle, panels
+from bnlab.reports.figures.style import (
+    DASHES,
+    OTHERS,
+    axis_start,
+    colour,
+    count_epochs,
+    draw_band,
+    legend_below,
+    line_handle,
+    panels,
+)
 from bnlab.reports.reading.curves import CurvesOf
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis.experiments import BATCH_SIZE, dataset_title, norm_words
@@ -44,21 +53,16 @@ def comparison_series(experiments: Mapping[str, Sequence[Sequence[Run]]], with_v
 
 def comparison_figure(title: str, lines: Mapping[str, Sequence[Series]], curves: CurvesOf) -> Figure:
     """A panel for each dataset: validation accuracy by epoch, mean over seeds, band from the lowest to the highest."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = panels([dataset_title(dataset) for dataset in lines], title)
     for each, series in zip(axes, lines.values(), strict=True):
-        each.set(xlabel="epoch", ylabel="validation accuracy, %")
-        each.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        lowest = []
+        each.set_ylabel("validation accuracy, %")
+        count_epochs(each)
+        means = []
         for one in series:
-            found = band([curves(run).by_epoch("val_acc") for run in one.runs])
-            lowest += found.mean[len(found.mean) // 4 : len(found.mean) // 4 + 1].tolist()
-            each.plot(found.x, 100 * found.mean, color=one.colour, linestyle=one.dash, linewidth=1.5)
-            if len(one.runs) > 1:
-                each.fill_between(found.x, 100 * found.low, 100 * found.high, color=one.colour, alpha=0.15, linewidth=0)
+            points = [curves(run).by_epoch("val_acc", scale=100) for run in one.runs]
+            means.append(draw_band(each, points, one.colour, linestyle=one.dash, linewidth=1.5).mean.tolist())
         each.set_xlim(left=0)
-        each.set_ylim(axis_start(lowest), 100)
+        each.set_ylim(axis_start(means), 100)
     every = {one.name: one for series in lines.values() for one in series}
     legend_below(figure, [line_handle(name, color=one.colour, linestyle=one.dash) for name, one in every.items()])
     return figure

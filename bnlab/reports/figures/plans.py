@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bnlab.reports.estimates.pairs import accuracy
-from bnlab.reports.figures.comparisons import Series, batch_size_figure, comparison_figure, comparison_series
+from bnlab.reports.figures.comparisons import batch_size_figure, comparison_figure, comparison_series
 from bnlab.reports.figures.layers import difference_figure, layers_figure
 from bnlab.reports.figures.training import training_figure, wall_time_figure
 from bnlab.reports.reading.collection import Collection, Line, RunsByDataset, baseline
@@ -22,7 +22,6 @@ from bnlab.reports.thesis.figures import (
     CURVES,
     GRADIENTS,
     LARGE_BATCH,
-    Comparison,
     Figures,
     beside,
 )
@@ -163,22 +162,16 @@ def _comparisons(collection: Collection, architecture: str, curves: CurvesOf) ->
             if len({one.dash for one in series}) > 1:
                 panels[dataset] = series
         if panels:
-            yield _comparison_plan(comparison, panels, curves)
-
-
-def _comparison_plan(comparison: Comparison, panels: dict[str, list[Series]], curves: CurvesOf) -> FigurePlan:
-    title = (
-        f"Validation accuracy comparison for {comparison.architecture.upper()} with {comparison.words}"
-        f"{beside(comparison.figure)}"
-    )
-    nets = "Vanilla blue, batch norm green" if comparison.with_vanilla else "Batch norm alone, as in the thesis"
-    return FigurePlan(
-        f"comparison_{comparison.architecture}_{comparison.name}",
-        f"Comparisons, {comparison.architecture.upper()}",
-        title,
-        f"{nets}. Mean over seeds, band from the lowest to the highest; the axis need not start at 0.",
-        partial(comparison_figure, title, panels, curves),
-    )
+            net = architecture.upper()
+            title = f"Validation accuracy comparison for {net} with {comparison.words}{beside(comparison.figure)}"
+            nets = "Vanilla blue, batch norm green" if comparison.with_vanilla else "Batch norm alone, as in the thesis"
+            yield FigurePlan(
+                f"comparison_{architecture}_{comparison.name}",
+                f"Comparisons, {net}",
+                title,
+                f"{nets}. Mean over seeds, band from the lowest to the highest; the axis need not start at 0.",
+                partial(comparison_figure, title, panels, curves),
+            )
 
 
 def _subject(line: Line) -> str:

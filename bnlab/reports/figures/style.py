@@ -11,8 +11,10 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from bnlab.reports.figures.averages import Band, Points, band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +56,10 @@ def panels(titles: Sequence[str], title: str, share: bool = False) -> tuple[Figu
     rows = -(-len(titles) // columns)
     width, height = columns * _PANEL[0], rows * _PANEL[1] + _TITLE + _BOTTOM
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(literal(_broken(title, int(width * 12.5))), fontsize=10.5, color=TEXT, x=0.01, ha="left")
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharex="row" if share else False, sharey="row" if share else False
-    )
+    heading = "\n".join(textwrap.wrap(title, int(width * 12.5)))
+    figure.suptitle(literal(heading), fontsize=10.5, color=TEXT, x=0.01, ha="left")
+    sharing: Any = "row" if share else False
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharing, sharey=sharing)
     axes = list(grid.flat)
     for spare in axes[len(titles) :]:
         spare.remove()
@@ -67,16 +69,34 @@ def panels(titles: Sequence[str], title: str, share: bool = False) -> tuple[Figu
     return figure, axes[: len(titles)]
 
 
-def axis_start(shares: Sequence[float]) -> float:
-    """The start of an axis of accuracies in percent: a multiple of ten, at least five points below the lowest share.
+def axis_start(lines: Iterable[Sequence[float]]) -> float:
+    """The start of an axis of accuracies in percent, so that later differences of the lines can be seen.
 
-    With the shares that lines reach after a quarter of their epochs, their later differences can be seen.
+    A multiple of ten, at least five points below the lowest value that a line has after a quarter of its epochs.
 
-    >>> axis_start([0.97, 0.93]), axis_start([0.1]), axis_start([])
+    >>> axis_start([[20.0, 97.0, 98.0, 98.0], [93.0]]), axis_start([[10.0]]), axis_start([[]])
     (80.0, 0.0, 0.0)
     """
-    known = [100 * share for share in shares if math.isfinite(share)]
+    known = [line[len(line) // 4] for line in lines if len(line)]
+    known = [value for value in known if math.isfinite(value)]
     return max(0.0, 10.0 * math.floor((min(known) - 5) / 10)) if known else 0.0
+
+
+def draw_band(axes: Axes, series: Sequence[Points], paint: str, **style: Any) -> Band:
+    """Draw the mean of several runs' points, with a band from the lowest to the highest."""
+    found = band(series)
+    axes.plot(found.x, found.mean, color=paint, **style)
+    if len(series) > 1:
+        axes.fill_between(found.x, found.low, found.high, color=paint, alpha=0.15, linewidth=0)
+    return found
+
+
+def count_epochs(axes: Axes) -> None:
+    """Whole epochs on the x axis, also where there is only one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _tidy(axes: Axes) -> None:
@@ -139,12 +159,9 @@ def png(figure: Figure) -> bytes:
 
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for the same figure."""
-    return _ATTRIBUTE.sub(_shortened, _save(figure, "svg", {"Date": None, "Creator": None}))
-
-
-def _shortened(attribute: re.Match[bytes]) -> bytes:
-    """Two decimals: a hundredth of a point cannot be seen. Text stands in no attribute."""
-    return _LONG_NUMBER.sub(rb"\1", attribute[0])
+    content = _save(figure, "svg", {"Date": None, "Creator": None})
+    # two decimals: a hundredth of a point cannot be seen; text stands in no attribute
+    return _ATTRIBUTE.sub(lambda attribute: _LONG_NUMBER.sub(rb"\1", attribute[0]), content)
 
 
 def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
@@ -155,7 +172,3 @@ def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn for it
         figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata, facecolor="white")
     return file.getvalue()
-
-
-def _broken(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, max(width, 20)))

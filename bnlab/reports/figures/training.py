@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnlab.reports.estimates.pairs import accuracy
-from bnlab.reports.figures.averages import Band, band
-from bnlab.reports.figures.style import TEXT, axis_start, colour, legend_below, line_handle, panels, subtitle
+from bnlab.reports.figures.averages import Points
+from bnlab.reports.figures.style import (
+    TEXT,
+    axis_start,
+    colour,
+    count_epochs,
+    draw_band,
+    legend_below,
+    line_handle,
+    panels,
+    subtitle,
+)
 from bnlab.reports.reading.collection import RunsByDataset
 from bnlab.reports.reading.curves import Curves, CurvesOf
 from bnlab.reports.reading.run import Run
@@ -28,19 +38,23 @@ def training_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figure
     """
     figure, axes = panels([dataset_title(dataset) for dataset in runs], title)
     for each, sides in zip(axes, runs.values(), strict=True):
-        each.set(xlabel="epoch", ylabel="validation accuracy, %")
+        each.set_ylabel("validation accuracy, %")
         each.set_ylim(0, 100)
         loss_axes = _loss_axes(each)
         highest = []
         for side in sides:
-            _draw(each, [_percent(curves(run).by_epoch("val_acc")) for run in side], side)
-            highest.append(_draw(loss_axes, [curves(run).by_epoch("train_loss") for run in side], side, True))
+            _draw(each, [curves(run).by_epoch("val_acc", scale=100) for run in side], side, linewidth=1.6)
+            losses = [curves(run).by_epoch("train_loss") for run in side]
+            highest.append(_draw(loss_axes, losses, side, linestyle=_LOSS_DASHES, linewidth=1.1))
         top = loss_scale(highest)
         loss_axes.set_ylim(0, 1.05 * top)
-        _from_first_epoch(each)
+        count_epochs(each)
+        each.set_xlim(0, max(each.get_xlim()[1], 2))
         exploding = [side[0].batch_norm for side, value in zip(sides, highest, strict=True) if value > top]
         subtitle(each, _outcomes(sides) + "".join(f"; loss of {norm_words(flag)} off the scale" for flag in exploding))
-    legend_below(figure, [*_net_handles(runs), *_kind_handles()])
+    accuracies = line_handle("validation accuracy", color=TEXT)
+    losses_handle = line_handle("training loss", color=TEXT, linestyle=_LOSS_DASHES, linewidth=1.1)
+    legend_below(figure, [*_net_handles(runs), accuracies, losses_handle])
     return figure
 
 
@@ -61,16 +75,14 @@ def wall_time_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figur
     figure, axes = panels([dataset_title(dataset) for dataset in runs], title)
     for each, sides in zip(axes, runs.values(), strict=True):
         each.set(xlabel="seconds of training and validation", ylabel="validation accuracy, %")
-        reached = []
-        for side in sides:
-            for run in side:
-                seconds, values = accuracy_over_time(curves(run))
-                reached += [value / 100 for value in values[len(values) // 4 : len(values) // 4 + 1]]
-                each.plot(
-                    seconds, values, color=colour(run.batch_norm), linewidth=1.3, marker=_marker(values), markersize=4
-                )
+        lines = []
+        for run in (run for side in sides for run in side):
+            seconds, values = accuracy_over_time(curves(run))
+            paint = colour(run.batch_norm)
+            each.plot(seconds, values, color=paint, linewidth=1.3, marker=_marker(values), markersize=4)
+            lines.append(values)
         each.set_xlim(left=0)
-        each.set_ylim(axis_start(reached), 100)
+        each.set_ylim(axis_start(lines), 100)
     legend_below(figure, _net_handles(runs))
     return figure
 
@@ -84,31 +96,13 @@ def accuracy_over_time(curves: Curves) -> tuple[list[float], list[float]]:
     return [passed[epoch] for epoch in epochs], [100 * values[epoch] for epoch in epochs]
 
 
-def _draw(
-    axes: Axes, series: Sequence[tuple[Sequence[float], Sequence[float]]], runs: Sequence[Run], dashed: bool = False
-) -> float:
+def _draw(axes: Axes, series: Sequence[Points], runs: Sequence[Run], **style: Any) -> float:
     """Draw the mean and the band of one net's runs; the highest value drawn, 0 for none."""
-    found = band(series)
-    if not len(found.x):
+    longest = max((x for x, _ in series), key=len, default=())
+    if not longest:
         return 0.0
-    paint = colour(runs[0].batch_norm)
-    axes.plot(
-        found.x,
-        found.mean,
-        color=paint,
-        linestyle=_LOSS_DASHES if dashed else "solid",
-        linewidth=1.1 if dashed else 1.6,
-        marker=_marker(found.mean),
-        markersize=4,
-    )
-    if len(series) > 1:
-        axes.fill_between(found.x, found.low, found.high, color=paint, alpha=0.15, linewidth=0)
-    return _highest(found)
-
-
-def _highest(found: Band) -> float:
-    finite = found.high[found.high == found.high]
-    return float(finite.max()) if len(finite) else 0.0
+    found = draw_band(axes, series, colour(runs[0].batch_norm), marker=_marker(longest), markersize=4, **style)
+    return max((float(value) for value in found.high if value == value), default=0.0)
 
 
 def _marker(values: Sized) -> str:
@@ -123,13 +117,6 @@ def _loss_axes(axes: Axes) -> Axes:
     for side in right.spines.values():
         side.set_visible(False)
     return right
-
-
-def _from_first_epoch(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(0, max(axes.get_xlim()[1], 2))
 
 
 def _outcomes(sides: Sequence[Sequence[Run]]) -> str:
@@ -149,17 +136,6 @@ def _outcomes(sides: Sequence[Sequence[Run]]) -> str:
     return "test: " + "; ".join(parts) if parts else ""
 
 
-def _percent(points: tuple[Sequence[float], Sequence[float]]) -> tuple[Sequence[float], Sequence[float]]:
-    return points[0], [100 * value for value in points[1]]
-
-
 def _net_handles(runs: RunsByDataset) -> list[object]:
     known = {run.batch_norm for sides in runs.values() for side in sides for run in side}
     return [line_handle(norm_words(flag), color=colour(flag)) for flag in sorted(known)]
-
-
-def _kind_handles() -> list[object]:
-    return [
-        line_handle("validation accuracy", color=TEXT),
-        line_handle("training loss", color=TEXT, linestyle=_LOSS_DASHES, linewidth=1.1),
-    ]

@@ -1,4 +1,4 @@
-"""The thesis's conclusions with our verdicts, for a terminal, Markdown and CSV."""
+"""The thesis's conclusions with our verdicts, for a terminal and CSV."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bnlab.reports.claims.claim import Conclusion, Finding
 from bnlab.reports.reading.collection import Collection
-from bnlab.reports.tables.table import Cell, Table, Tone, escape
+from bnlab.reports.tables.table import Cell, Table, Tone
 
 _TONES: dict[str, Tone] = {"supported": "supported", "contradicted": "contradicted", "cannot tell": "unknown"}
 _VERDICT = len("contradicted")
@@ -108,23 +108,3 @@ def _row(one: Conclusion) -> tuple[Cell, ...]:
         Cell(one.claim.where),
         Cell(told),
     )
-
-
-def conclusions_markdown(collection: Collection, conclusions: Sequence[Conclusion]) -> str:
-    """A list: conclusions with runs in full, the others with the experiments that they need."""
-    lines = ["## The thesis's conclusions", ""]
-    for one in conclusions:
-        if not one.findings:
-            continue
-        lines.append(f"- **{one.verdict}**: {escape(one.claim.statement)} *Thesis {escape(one.claim.where)}.*")
-        lines += [
-            f"  - {escape(finding.scope)}, {finding.verdict}: {escape(finding.numbers)}" for finding in one.findings
-        ]
-        lines.append(
-            f"  - Runs: {escape(run_names(collection, one))}" + (f". {escape(one.reason)}" if one.reason else "")
-        )
-    missing = [one for one in conclusions if not one.findings]
-    if missing:
-        lines += ["", f"{len(missing)} more cannot be told, since runs are missing:", ""]
-        lines += [f"- {escape(one.claim.statement)} Needs {escape(needed(one))}." for one in missing]
-    return "\n".join(lines) + "\n"

@@ -44,10 +44,10 @@ class Curves:
     layers: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     problem: str = ""
 
-    def by_epoch(self, quantity: str) -> tuple[list[int], list[float]]:
-        """The recorded epochs, counted from 1, and their values."""
+    def by_epoch(self, quantity: str, scale: float = 1) -> tuple[list[int], list[float]]:
+        """The recorded epochs, counted from 1, and `scale` times their values."""
         known = sorted(self.scalars.get(quantity, {}).items())
-        return [epoch + 1 for epoch, _ in known], [value for _, value in known]
+        return [epoch + 1 for epoch, _ in known], [scale * value for _, value in known]
 
     def table(self, quantity: str) -> LayerTable | None:
         """A quantity over layers (in order of execution) and steps; None if it was not recorded."""

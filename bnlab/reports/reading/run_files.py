@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bnlab.files.yaml_file import YamlError, parse_yaml
 from bnlab.reports.thesis.experiments import BATCH_SIZE, departures, thesis_experiment
-from bnlab.yaml_file import YamlError, parse_yaml
 
 SCHEMA = 1  # of result.json
 
