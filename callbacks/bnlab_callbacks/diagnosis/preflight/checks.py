@@ -13,15 +13,13 @@ from typing import Any, Literal
 from bnlab_callbacks.diagnosis.findings import Advice, Advise, advised
 from bnlab_callbacks.diagnosis.preflight.curvature import Curvature, Limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import LayerFlow
+from bnlab_callbacks.diagnosis.rules.advice import ADVICE
 from bnlab_callbacks.diagnosis.rules.thresholds import (
-    BETTER_INIT,
     COLLAPSED,
     FEW_SAMPLES,
     FEW_VALUES,
     INITIAL_LOSS,
-    RANDOM_WEIGHTS,
     SPREAD,
-    STANDARDISE,
     VANISHED,
     standardised,
 )
@@ -129,20 +127,17 @@ def inputs(m: Measured) -> list[Check]:
     mean, std, top = (m.inputs[name] for name in ("input_mean", "input_std", "input_absmax"))
     text = f"inputs: mean {mean:.3g}, standard deviation {std:.3g}, largest magnitude {top:.3g}"
     severity: Severity = "ok" if standardised(mean, std) else "warning"
-    return [_check("inputs_not_standardised", severity, None, std, 1.0, text, STANDARDISE)]
+    return [_check("inputs_not_standardised", severity, None, std, 1.0, text, "standardise")]
 
 
 def batch_norm(m: Measured) -> list[Check]:
     """Evaluation mode in a net that trains; fewer than 8 values a channel (an error of 1/√n) or 4 samples; one."""
     checks = []
-    larger = Advice("larger_batch_or_other_norm", "a larger batch, or group or layer norm")
+    larger = "larger_batch_or_other_norm"
     if m.norms_in_eval:
         text = f"{len(m.norms_in_eval)} batch-norm layers with trainable scales are in evaluation mode"
-        advice = Advice(
-            "train_mode_or_freeze",
-            "call train() on the module, or set requires_grad=False on their parameters, if that is meant",
-        )
-        checks.append(_check("batch_norm_eval_mode", "warning", m.norms_in_eval[0], None, None, text, advice))
+        layer = m.norms_in_eval[0]
+        checks.append(_check("batch_norm_eval_mode", "warning", layer, None, None, text, "train_mode_or_freeze"))
     few = {
         layer: values for layer, values in m.norm_values.items() if values < FEW_VALUES and layer not in m.norms_in_eval
     }
@@ -160,9 +155,7 @@ def batch_norm(m: Measured) -> list[Check]:
         checks.append(_check("batch_norm_small_batch", "ok", None, float(values), FEW_VALUES, text))
     if m.failure and "more than 1 value per channel" in m.failure:
         text = "batch norm cannot train on one value a channel"
-        checks.append(
-            _check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, Advice("larger_batch", "a larger batch"))
-        )
+        checks.append(_check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, "larger_batch"))
     return checks
 
 
@@ -177,25 +170,22 @@ def finite(m: Measured) -> list[Check]:
     if where is None:
         return []
     text = f"NaN or infinity in the first batch: {where}"
-    advice = Advice("check_inputs_or_better_init", f"look at the inputs; {BETTER_INIT.text}")
-    return [_check("non_finite", "failing", bad, None, None, text, advice)]
+    return [_check("non_finite", "failing", bad, None, None, text, "check_inputs_or_better_init")]
 
 
 def gradients(m: Measured) -> list[Check]:
     """Whether the loss reaches the parameters, and an optimizer holds them."""
     checks = []
     if m.failure and "more than 1 value per channel" not in m.failure:
-        advice = Advice("return_the_loss", "return the loss with its graph")
-        checks.append(_check("no_gradient", "failing", None, None, None, m.failure, advice))
+        checks.append(_check("no_gradient", "failing", None, None, None, m.failure, "return_the_loss"))
     if m.unused and not m.failure:
         text = f"{len(m.unused)} trainable parameters have no gradient: unused, or cut off from the loss"
-        advice = Advice("use_or_freeze", "use or freeze them")
-        checks.append(_check("no_gradient", "warning", m.unused[0], float(len(m.unused)), 0.0, text, advice))
+        count = float(len(m.unused))
+        checks.append(_check("no_gradient", "warning", m.unused[0], count, 0.0, text, "use_or_freeze"))
     if m.not_optimized:
         text = f"{len(m.not_optimized)} trainable parameters are in no optimizer"
-        advice = Advice("configure_optimizers", "give them to the optimizer in configure_optimizers")
         count = float(len(m.not_optimized))
-        checks.append(_check("not_updated", "warning", m.not_optimized[0], count, 0.0, text, advice))
+        checks.append(_check("not_updated", "warning", m.not_optimized[0], count, 0.0, text, "configure_optimizers"))
     if m.frozen:
         text = f"{len(m.frozen)} frozen layers: {', '.join(m.frozen[:3])}{', …' if len(m.frozen) > 3 else ''}"
         checks.append(_check("not_updated", "note", m.frozen[0], float(len(m.frozen)), 0.0, text))
@@ -212,14 +202,14 @@ def weights(m: Measured) -> list[Check]:
     stuck = [layer for layer, moves in m.zero.items() if not moves]
     if stuck:
         text = "all weights are 0, and so is their gradient: they will stay so"
-        checks.append(_check("poor_initialisation", "failing", stuck[0], 0.0, None, text, BETTER_INIT))
+        checks.append(_check("poor_initialisation", "failing", stuck[0], 0.0, None, text, "better_init"))
     elif m.zero:
         text = "all weights are 0, with a gradient: well for an output or the end of a residual branch"
         checks.append(_check("poor_initialisation", "note", next(iter(m.zero)), 0.0, None, text))
     if m.constant:
         layer, value = next(iter(m.constant.items()))
         text = f"all weights are {value:.3g}: its units stay equal to one another"
-        checks.append(_check("poor_initialisation", "failing", layer, value, None, text, RANDOM_WEIGHTS))
+        checks.append(_check("poor_initialisation", "failing", layer, value, None, text, "random_weights"))
     return checks
 
 
@@ -238,8 +228,7 @@ def dead(m: Measured) -> list[Check]:
     if m.samples < _SMALL_BATCH:  # a few samples do not tell a dead unit from a rare one
         grave = "note"
     severity: Severity = grave if share > _DEAD else "note" if share > _DEAD_NOTE else "ok"
-    advice = Advice("zero_biases_or_leaky_activation", "biases of 0; leaky ReLU or ELU instead of ReLU")
-    return [_check("dead_units", severity, worst.layer, share, _DEAD, text, advice)]
+    return [_check("dead_units", severity, worst.layer, share, _DEAD, text, "zero_biases_or_leaky_activation")]
 
 
 def scale(m: Measured) -> list[Check]:
@@ -262,7 +251,7 @@ def scale(m: Measured) -> list[Check]:
     good = _SCALE[0] <= worst <= _SCALE[1]
     return [
         _check(
-            "poor_initialisation", "ok" if good else "warning", None if good else layer, worst, 1.0, text, BETTER_INIT
+            "poor_initialisation", "ok" if good else "warning", None if good else layer, worst, 1.0, text, "better_init"
         )
     ]
 
@@ -279,7 +268,7 @@ def collapsed(m: Measured) -> list[Check]:
     if m.output_std >= COLLAPSED:
         return [_check("collapsed_output", "ok", None, m.output_std, COLLAPSED, text)]
     severity: Severity = "failing" if _smallest(m)[1] < VANISHED and not m.zero else "note"
-    return [_check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, BETTER_INIT)]
+    return [_check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, "better_init")]
 
 
 def vanishing(m: Measured) -> list[Check]:
@@ -296,7 +285,7 @@ def vanishing(m: Measured) -> list[Check]:
     name = "vanishing_with_depth" if spread > SPREAD else "vanishing"
     if smallest >= VANISHED:
         return [_check(name, "ok", None, smallest, VANISHED, text)]
-    return [_check(name, "failing", layer, smallest, VANISHED, text, BETTER_INIT)]
+    return [_check(name, "failing", layer, smallest, VANISHED, text, "better_init")]
 
 
 def first_loss(m: Measured) -> list[Check]:
@@ -314,8 +303,7 @@ def first_loss(m: Measured) -> list[Check]:
     severity: Severity = (
         "failing" if ratio > INITIAL_LOSS else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
     )
-    advice = Advice("smaller_last_layer_or_better_init", f"smaller weights in the last layer; {BETTER_INIT.text}")
-    return [_check("exploding", severity, None, m.loss, m.chance_loss, text, advice)]
+    return [_check("exploding", severity, None, m.loss, m.chance_loss, text, "smaller_last_layer_or_better_init")]
 
 
 def learning_rate(m: Measured) -> list[Check]:
@@ -338,8 +326,8 @@ def learning_rate(m: Measured) -> list[Check]:
     text = f"lr {m.lr:g} is {ratio:.2g} times the stable {m.limit.lr:.2g} ({m.limit.formula}); {at}"
     hopeless = ratio >= _LR and not m.norm_values
     severity: Severity = "warning" if hopeless else "note" if ratio > 1 else "ok"
-    advice = Advice("stable_learning_rate", f"a learning rate of {m.limit.lr:.1g}, or a warm-up")
-    return [_check("learning_rate_too_high", severity, None, m.lr, m.limit.lr, text, advice)]
+    name, advice = "learning_rate_too_high", "stable_learning_rate"
+    return [_check(name, severity, None, m.lr, m.limit.lr, text, advice, lr=m.limit.lr)]
 
 
 def _smallest(m: Measured) -> tuple[str | None, float]:
@@ -357,8 +345,10 @@ def _check(
     value: float | None,
     expected: float | None,
     text: str,
-    advice: Advice | None = None,
+    advice: str = "",
+    **numbers: float,
 ) -> Check:
-    if advice is None or severity == "ok":
+    """With the advice of that key, and with these numbers in its text; an `ok` check needs none."""
+    if not advice or severity == "ok":
         return Check(name, severity, layer, value, expected, text)
-    return Check(name, severity, layer, value, expected, text, advice.text, advice.key)
+    return Check(name, severity, layer, value, expected, text, ADVICE[advice].format(**numbers), advice)
