@@ -229,12 +229,8 @@ def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None)
 
 def unit_maximum(output: Tensor, unit_dim: int) -> Tensor:
     """Largest output of each unit over all samples and positions: (N, C, H, W) → (C,) for unit_dim=1."""
-    unit_dim %= output.ndim
-    if output.ndim > 2 and unit_dim == 1:
-        output = output.flatten(2).amax(2)  # positions first: they lie side by side in memory
-    elif output.ndim > 2:
-        output = output.movedim(unit_dim, -1).flatten(0, -2)
-    return output.amax(0) if output.ndim > 1 else output
+    others = [dim for dim in range(output.ndim) if dim != unit_dim % output.ndim]
+    return output.amax(others) if others else output
 
 
 class Moments(NamedTuple):

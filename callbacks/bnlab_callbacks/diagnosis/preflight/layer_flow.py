@@ -16,6 +16,7 @@ from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.diagnosis.preflight.theory import fan_scales, gaussian_moments
 from bnlab_callbacks.recorders.activations import find_activations, is_dense_float, units_of
 from bnlab_callbacks.statistics.activations import ACTIVATIONS, is_rectifier
+from bnlab_callbacks.statistics.batch_norm import values_a_channel
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 # pass a signal on, more or less: what lies behind them still belongs to the layer before
@@ -70,7 +71,7 @@ class FlowHooks:
             if isinstance(module, nn.Linear | _ConvNd):
                 self._see_layer(name, module, output)
             elif isinstance(module, _BatchNorm):
-                values = output.numel() // max(output.shape[1], 1) if output.ndim > 1 else output.shape[0]
+                values = values_a_channel(output)
                 self.norm_values[name] = min(values, self.norm_values.get(name, values))
             if source is None or source[1] is not self.rows[-1]:
                 return
