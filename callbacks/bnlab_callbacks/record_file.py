@@ -226,11 +226,7 @@ def _turn_into_parquet(path: Path) -> None:
         rows = chain.from_iterable(read_records(file) for file in (target, path) if file.exists())
         with pyarrow.parquet.ParquetWriter(new, schema) as writer:
             while some := list(islice(rows, _ROWS_OF_PARQUET)):
-                columns = [
-                    pyarrow.array(column, field.type)
-                    for column, field in zip(zip(*some, strict=True), schema, strict=True)
-                ]
-                writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+                writer.write_batch(pyarrow.RecordBatch.from_pylist([row._asdict() for row in some], schema))
 
     replace_file(target, write)
     path.unlink()

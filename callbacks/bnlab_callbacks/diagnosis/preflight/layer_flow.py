@@ -69,7 +69,10 @@ class FlowHooks:
                 return
             source = self._behind.get(id(args[0])) if args else None
             if isinstance(module, nn.Linear | _ConvNd):
-                self._see_layer(name, module, output)
+                self.rows.append(LayerFlow(name))
+                self._modules.append((module, None))
+                self.output = output.detach()
+                self._take(self.rows[-1], output)
             elif isinstance(module, _BatchNorm):
                 values = values_a_channel(output)
                 self.norm_values[name] = min(values, self.norm_values.get(name, values))
@@ -84,13 +87,6 @@ class FlowHooks:
                 self._behind[id(output)] = (output, source[1])
 
         return hook
-
-    def _see_layer(self, name: str, module: nn.Module, output: Tensor) -> None:
-        row = LayerFlow(name)
-        self.rows.append(row)
-        self._modules.append((module, None))
-        self.output = output.detach()
-        self._take(row, output)
 
     def _take(self, row: LayerFlow, z: Tensor) -> None:
         """Measure z, and its gradient when it comes."""
