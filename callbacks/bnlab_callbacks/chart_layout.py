@@ -57,7 +57,7 @@ class ChartLayout(RunOutput):
     def begin(self, trainer: Trainer) -> None:
         """Look for TensorBoard."""
         self._tags, self._written = set(), {}
-        if not any(True for _ in tensorboard_writers(trainer)):
+        if not list(tensorboard_writers(trainer)):
             self.give_up("no logger of this run writes for TensorBoard.")
 
     def take(self, trainer: Trainer, record: Record) -> None:

@@ -103,9 +103,7 @@ class LayerHeatmap(RunOutput):
             if layer and quantity in self.quantities:
                 wanted[quantity][layer] = shown_value(quantity, value)
         for quantity, values in wanted.items():
-            if quantity not in self._grids:
-                self._grids[quantity] = Grid(self.max_columns)
-            self._grids[quantity].add(record.step, values)
+            self._grids.setdefault(quantity, Grid(self.max_columns)).add(record.step, values)
         if wanted:
             self._undrawn |= wanted.keys()
             self._step = record.step
@@ -113,12 +111,9 @@ class LayerHeatmap(RunOutput):
     def epoch_ended(self, trainer: Trainer, step: int, epoch: int) -> None:
         """Draw, if the last drawing was long enough ago."""
         if perf_counter() - self._drawn_at >= _SHARE * self._drawing_s:
-            self._draw_if_active(trainer)
+            self._draw(trainer)
 
     @keeps_training
-    def _draw_if_active(self, trainer: Trainer) -> None:
-        self._draw(trainer)
-
     def _draw(self, trainer: Trainer) -> None:
         """Draw every quantity that has new values."""
         start = perf_counter()
@@ -147,11 +142,9 @@ class LayerHeatmap(RunOutput):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._grids = {}
-        for quantity, state in state_dict["grids"].items():
-            if quantity in self.quantities:
-                self._grids[quantity] = Grid(self.max_columns)
-                self._grids[quantity].load_state_dict(state)
+        self._grids = {name: Grid(self.max_columns) for name in state_dict["grids"] if name in self.quantities}
+        for quantity, grid in self._grids.items():
+            grid.load_state_dict(state_dict["grids"][quantity])
         self._undrawn = set(self._grids)  # the pictures may be older than the checkpoint, or newer
         self._step = state_dict.get("step", 0)
 

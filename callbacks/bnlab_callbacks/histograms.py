@@ -50,10 +50,10 @@ class GradientHistograms(RunOutput):
     def begin(self, trainer: Trainer) -> None:
         """Look for TensorBoard."""
         sharding = sharding_strategy(trainer)
-        if sharding or not any(True for _ in tensorboard_writers(trainer)):
-            self.give_up(
-                f"{sharding} keeps only a part of each layer on a rank." if sharding else "no TensorBoard logger."
-            )
+        if sharding:
+            self.give_up(f"{sharding} keeps only a part of each layer on a rank.")
+        elif not list(tensorboard_writers(trainer)):
+            self.give_up("no TensorBoard logger.")
 
     @keeps_training
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,7 +74,8 @@ class GradientHistograms(RunOutput):
         """Write the histograms of this optimizer's layers, if they are due."""
         if self._order is not None:
             self._numbered = number(self._order.sort([(weight.layer, weight.module) for weight in self._weights]))
-            self._stop_watching()
+            self._order.remove()
+            self._order = None
         if not self._due:
             return
         due = self._due & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -91,17 +92,14 @@ class GradientHistograms(RunOutput):
             for writer, prefix in tensorboard_writers(trainer):
                 writer.add_histogram(f"{prefix}grad/{self._numbered[weight.layer]}", values, logged_step(trainer))
 
-    def _stop_watching(self) -> None:
-        if self._order is not None:
-            self._order.remove()
-            self._order = None
-
     def close(self) -> None:
         """Leave no hooks behind."""
         super().close()
-        self._stop_watching()
+        if self._order is not None:
+            self._order.remove()
+            self._order = None
+        self._weights = []
 
     def finish(self, trainer: Trainer) -> None:
         """Leave no hooks behind."""
-        self._stop_watching()
-        self._weights = []
+        self.close()

@@ -111,7 +111,7 @@ class RecordFile(RunOutput):
         if parquet.is_file():
             rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
             data = csv_text(chain([Row._fields], rows)).encode()
-            replace_file(path, lambda new: _write_bytes(new, data))
+            replace_file(path, lambda new: new.write_bytes(data))
             parquet.unlink()
         return path
 
@@ -171,7 +171,7 @@ class RecordFile(RunOutput):
         ledgers = [monitor.ledger for monitor in publisher_of(trainer).monitors if hasattr(monitor, "ledger")]
         if ledgers:
             data = csv_text([DeadUnit._fields, *chain.from_iterable(ledgers)]).encode()
-            replace_file(self._path.with_name("dead_units.csv"), lambda path: _write_bytes(path, data))
+            replace_file(self._path.with_name("dead_units.csv"), lambda path: path.write_bytes(data))
 
     def finish(self, trainer: Trainer) -> None:
         """Write what is left; turn the table into Parquet."""
@@ -188,10 +188,6 @@ class RecordFile(RunOutput):
         """Go on where the checkpoint stopped."""
         self._know(state_dict["tags"])
         self._of_validation = set(state_dict["of_validation"])
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def _append(path: Path, lines: str) -> None:
@@ -230,11 +226,7 @@ def _turn_into_parquet(path: Path) -> None:
         rows = chain.from_iterable(read_records(file) for file in (target, path) if file.exists())
         with pyarrow.parquet.ParquetWriter(new, schema) as writer:
             while some := list(islice(rows, _ROWS_OF_PARQUET)):
-                columns = [
-                    pyarrow.array(column, field.type)
-                    for column, field in zip(zip(*some, strict=True), schema, strict=True)
-                ]
-                writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+                writer.write_batch(pyarrow.RecordBatch.from_pylist([row._asdict() for row in some], schema))
 
     replace_file(target, write)
     path.unlink()

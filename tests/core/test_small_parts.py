@@ -145,7 +145,7 @@ def test_copies_of_a_watched_net_record_nothing(duplicate: Any) -> None:
     order, _ = watched(net)
     order.gate.open = True
     duplicate(net)(torch.randn(3, 2, 4))
-    assert order._seen.names == []
+    assert order.names == []
 
 
 def at(step: int, epoch: int = 0) -> Moment:

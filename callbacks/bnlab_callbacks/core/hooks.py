@@ -137,33 +137,23 @@ class ModuleHooks:
         self._handles.clear()
 
 
-class _Seen(Listener):
-    """The modules that ran, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-
 class _OrderHook(ModuleHook):
     """Notes that its module runs."""
 
     only_in_training = False
-    into: _Seen
+    into: ForwardOrder
 
     def record(self, module: nn.Module, *given: Any) -> None:
         self.into.names.append(self.layer)
 
 
-class ForwardOrder:
+class ForwardOrder(Listener):
     """Hooks on `modules`, given with their names, that see in which order these run while the gate is open."""
 
     def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
-        self._seen = _Seen()
-        self.gate = self._seen.gate
-        self._handles: list[RemovableHandle] = [
-            module.register_forward_pre_hook(_OrderHook(name, self._seen)) for name, module in modules
-        ]
+        super().__init__()
+        self.names: list[str] = []  # of the modules that ran
+        self._handles = [module.register_forward_pre_hook(_OrderHook(name, self)) for name, module in modules]
 
     def remove(self) -> None:
         """Take the hooks off; harmless when repeated."""
@@ -178,17 +168,13 @@ class ForwardOrder:
         A module that was not called itself (attention's `out_proj`, used by its parent) runs with its nearest ancestor
         that was; one without such an ancestor comes last.
         """
-        first: dict[str, int] = {}
-        for name in self._seen.names:
-            first.setdefault(name, len(first))
-        return [layer for layer, _ in sorted(layers, key=lambda pair: _position(pair[1], first))]
+        first = {name: place for place, name in enumerate(dict.fromkeys(self.names))}
 
+        def position(module: str) -> int:
+            if module in first:
+                return first[module]
+            parent = module.rpartition(".")[0]
+            # not the root: that it runs first tells nothing about a child that never ran
+            return position(parent) if parent else len(first)
 
-def _position(module: str, first: dict[str, int]) -> int:
-    if module not in first:
-        # not the root: that it runs first tells nothing about a child that never ran
-        while module and module not in first:
-            module = module.rpartition(".")[0]
-        if not module:
-            return len(first)
-    return first[module]
+        return [layer for layer, _ in sorted(layers, key=lambda pair: position(pair[1]))]

@@ -47,6 +47,12 @@ def split_tag(tag: str) -> tuple[str, str]:
     return (parts[1], parts[2]) if parts else (tag, "")
 
 
+def place_of(layer: str) -> tuple[int, str]:
+    """What `<NN>_<layer>` are sorted by: the number, since more than a hundred layers have more digits."""
+    digits = layer.partition("_")[0]
+    return (int(digits) if digits.isdecimal() else 0, layer)
+
+
 def layer_filter(pattern: str | None) -> re.Pattern[str]:
     """Compile the `layers` argument of a callback; None lets every layer through.
 

@@ -26,7 +26,7 @@ class RandomState:
             cuda = torch.cuda.device_count() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
             devices = [torch.device("cuda", index) for index in range(cuda)]
         used = {device for device in devices if device.type not in ("cpu", "meta")}
-        self._devices = {device: _generators(device).get_rng_state(*_which(device)) for device in used}
+        self._devices = {device: torch.get_device_module(device).get_rng_state(*_which(device)) for device in used}
 
     def restore(self) -> None:
         """Put every generator back; devices that are not there any more are left out."""
@@ -37,8 +37,9 @@ class RandomState:
             numpy.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
         for device, state in self._devices.items():
-            if (device.index or 0) < _generators(device).device_count():
-                _generators(device).set_rng_state(state, *_which(device))
+            backend = torch.get_device_module(device)
+            if (device.index or 0) < backend.device_count():
+                backend.set_rng_state(state, *_which(device))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers, as a checkpoint can hold them; CUDA's devices by their index."""
@@ -73,10 +74,6 @@ class RandomState:
         if torch.cuda.is_available():
             one._devices = {torch.device("cuda", index): cuda for index, cuda in enumerate(state["cuda"])}
         return one
-
-
-def _generators(device: torch.device) -> Any:
-    return torch.get_device_module(device)
 
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:

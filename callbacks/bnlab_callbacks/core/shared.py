@@ -20,11 +20,9 @@ class Joinable(Protocol):
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None: ...
 
-    def join(self, reader: Any) -> None:
-        """Record for one more reader."""
+    def join(self, reader: Any) -> None: ...
 
-    def leave(self, reader: Any) -> None:
-        """Record no more for a reader; without readers, leave nothing on the model."""
+    def leave(self, reader: Any) -> None: ...
 
 
 R = TypeVar("R", bound=Joinable)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def to_dict(
         "findings": [finding.to_dict() for finding in findings],
         "not_checked": dict(not_checked),
         "step": None if last is None else last.step,
-        "layers": {} if last is None else {k: _json_row(row) for k, row in _layers(last).items()},
+        "layers": {} if last is None else _layers(last),
     }
 
 
@@ -65,7 +65,8 @@ def read(file: Path) -> dict[str, Any]:
 def lines(content: dict[str, Any]) -> list[str]:
     """The table and the verdict, for a screen."""
     out = [f"diagnosis after {content['steps']} steps: {content['verdict']}"]
-    out += [f"  {_finding_line(Finding.from_dict(values))}" for values in content["findings"]]
+    found = map(Finding.from_dict, content["findings"])
+    out += [f"  {one.line}" + (f" (over since step {one.ended})" if one.ended is not None else "") for one in found]
     reasons = {rule: reason for rule, reason in content["not_checked"].items() if reason != NOTHING_OF_THE_KIND}
     for reason in dict.fromkeys(reasons.values()):
         rules = ", ".join(rule.replace("_", " ") for rule, why in reasons.items() if why == reason)
@@ -74,28 +75,14 @@ def lines(content: dict[str, Any]) -> list[str]:
     return out
 
 
-def _finding_line(finding: Finding) -> str:
-    return finding.line if finding.ended is None else f"{finding.line} (over since step {finding.ended})"
-
-
-def _layers(last: Observation) -> dict[str, dict[str, float]]:
-    quantities: Iterable[tuple[str, Mapping[str, float]]] = (
-        (_COLUMNS[0], last.relative_gradients()),
-        (_COLUMNS[1], {layer: 10**value for layer, value in last.of("update_ratio").items() if value < 300}),
-        (_COLUMNS[2], last.of("act_mean")),
-        (_COLUMNS[3], last.of("act_std")),
-        (_COLUMNS[4], last.of("sat_frac")),
-        (_COLUMNS[5], last.of("dead_frac")),
-    )
-    rows: dict[str, dict[str, float]] = {}
-    for column, values in quantities:
+def _layers(last: Observation) -> dict[str, dict[str, float | str]]:
+    moves = {layer: 10**value for layer, value in last.of("update_ratio").items() if value < 300}
+    outputs = (last.of(quantity) for quantity in ("act_mean", "act_std", "sat_frac", "dead_frac"))
+    rows: dict[str, dict[str, float | str]] = {}
+    for column, values in zip(_COLUMNS, (last.relative_gradients(), moves, *outputs), strict=True):
         for layer, value in values.items():
-            rows.setdefault(layer, {})[column] = value
+            rows.setdefault(layer, {})[column] = value if math.isfinite(value) else str(value)
     return rows
-
-
-def _json_row(row: Mapping[str, float]) -> dict[str, float | str]:
-    return {column: value if math.isfinite(value) else str(value) for column, value in row.items()}
 
 
 def _table(layers: Mapping[str, Mapping[str, float | str]], step: int | None) -> list[str]:

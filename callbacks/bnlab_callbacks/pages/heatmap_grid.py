@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab_callbacks.core.naming import place_of
+
 _CELL = 3  # sum and number of the finite values, number of −inf
 
 
@@ -29,9 +31,8 @@ class Grid:
         self.width = 1
         self._rows: dict[str, int] = {}
         self._first: dict[int, int] = {}  # first step in each column
-        self._cells: dict[
-            int, array[float]
-        ] = {}  # by column: _CELL numbers for each row; rows may be missing at the end
+        # by column: _CELL numbers for each row; rows may be missing at the end
+        self._cells: dict[int, array[float]] = {}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Add a step's values by layer; those that are neither finite nor −inf only take up their place."""
@@ -69,7 +70,7 @@ class Grid:
             float64 values (layers, columns): the mean of the finite values; −inf where there is none but some −inf;
             else NaN. The first step in each column. The layers, by their numbers `NN`.
         """
-        layers = sorted(self._rows, key=_number)
+        layers = sorted(self._rows, key=place_of)
         cells = self._stacked()[:, [self._rows[layer] for layer in layers]]
         total, finite, lowest = cells.unbind(-1)
         none = torch.where(lowest > 0, -math.inf, math.nan)
@@ -87,14 +88,8 @@ class Grid:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and a tensor."""
         columns = sorted(self._cells)
-        first = [self._first[column] for column in columns]
-        return {
-            "width": self.width,
-            "rows": list(self._rows),
-            "columns": columns,
-            "first": first,
-            "cells": self._stacked(),
-        }
+        first, rows = [self._first[column] for column in columns], list(self._rows)
+        return {"width": self.width, "rows": rows, "columns": columns, "first": first, "cells": self._stacked()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
@@ -111,8 +106,3 @@ class Grid:
 def _sum(one: array[float], other: array[float]) -> array[float]:
     short, long = sorted((one, other), key=len)
     return array("d", [a + b for a, b in zip(short, long, strict=False)]) + long[len(short) :]
-
-
-def _number(layer: str) -> tuple[int, str]:
-    digits = layer.partition("_")[0]
-    return (int(digits) if digits.isdecimal() else 0, layer)

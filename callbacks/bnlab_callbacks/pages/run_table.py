@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnlab_callbacks.core.naming import place_of
 from bnlab_callbacks.core.record_table import Row, read_records, tables_in
 from bnlab_callbacks.diagnosis.summary import FILE, lines, read
 
@@ -164,7 +165,7 @@ def _tables(ends: Mapping[str, Mapping[str, _Ends]]) -> list[str]:
         if texts and set(texts.values()) == {"0"}:
             zeros.append(quantity)
         elif texts:
-            alike.setdefault(tuple(sorted(texts, key=_place)), []).append(quantity)
+            alike.setdefault(tuple(sorted(texts, key=place_of)), []).append(quantity)
     for layers, quantities in alike.items():
         shown = layers[:_LAYERS]
         columns = [[quantity, *(ends[quantity][layer].text(2) for layer in shown)] for quantity in quantities]
@@ -194,8 +195,3 @@ def _blocks(names: Sequence[str], columns: Sequence[Sequence[str]]) -> Iterator[
             block = list(first)
         block = [f"{line}  {cell.rjust(width)}" for line, cell in zip(block, column, strict=True)]
     yield from block
-
-
-def _place(layer: str) -> tuple[int, str]:
-    digits = layer.partition("_")[0]
-    return (int(digits) if digits.isdecimal() else 0, layer)

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab_callbacks.core.device import widest
-from bnlab_callbacks.core.weights import Weight
+from bnlab_callbacks.core.weights import Weight, real
 from bnlab_callbacks.replica.step_replica import Evaluation, StepReplica
 
 
@@ -49,7 +49,6 @@ def covariate_shift(
         weights: the weights W_i whose gradients are compared; those without a gradient are left out.
     """
     names = {id(parameter): name for name, parameter in step.weights.items()}
-    held = {module: _names_of(step.module.get_submodule(module), names) for module in modules}
     watched: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights:
         watched[weight.module].append(weight)
@@ -63,16 +62,11 @@ def covariate_shift(
             name = names[id(weight.parameter)]
             if name in start.grads and name in here.grads:
                 found[weight.layer] = shift(start.grads[name], here.grads[name])
-        mixed |= {name: updated[name] for name in held[module]}
+        held = [names[id(parameter)] for parameter in step.module.get_submodule(module).parameters(recurse=False)]
+        mixed |= {name: updated[name] for name in held}
     return found
-
-
-def _names_of(module: nn.Module, names: Mapping[int, str]) -> list[str]:
-    return [names[id(parameter)] for parameter in module.parameters(recurse=False)]
 
 
 def _numbers(gradient: Tensor) -> Tensor:
     """All numbers in one dimension, in the widest dtype: squares of gradients of 1e-34 are 0 in float32."""
-    if gradient.is_complex():
-        gradient = torch.view_as_real(gradient)
-    return gradient.detach().reshape(-1).to(widest(gradient.device))
+    return real(gradient.detach()).reshape(-1).to(widest(gradient.device))

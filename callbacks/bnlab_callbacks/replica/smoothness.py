@@ -18,18 +18,17 @@ from bnlab_callbacks.core.naming import layer_filter, number
 from bnlab_callbacks.core.rank_means import Gathered, RankMeans, average
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Table
-from bnlab_callbacks.core.weights import find_weights
+from bnlab_callbacks.core.weights import find_weights, real
+from bnlab_callbacks.recorders.tables import Tables
 from bnlab_callbacks.replica.covariate_shift import covariate_shift
 from bnlab_callbacks.replica.step_replica import Evaluation, StepReplica, untouched
 
-# step lengths η, in learning rates: about the steps that the optimizer makes
+# step lengths η, in learning rates, one evaluation each: about the steps that the optimizer makes
 STEP_LENGTHS = (0.5, 1.0, 2.0, 4.0)
 
 
-def along_gradient(
-    step: StepReplica, start: Evaluation, lr: float, lengths: Sequence[float] = STEP_LENGTHS
-) -> dict[str, Tensor]:
-    """How loss and gradient change on the way W − ηg, g = ∇L(W) over all parameters, η in `lengths` × `lr`.
+def along_gradient(step: StepReplica, start: Evaluation, lr: float) -> dict[str, Tensor]:
+    """How loss and gradient change on the way W − ηg, g = ∇L(W) over all parameters, η in `STEP_LENGTHS` × `lr`.
 
     - `loss_min`, `loss_max`, `loss_range`: of L(W − ηg), and their difference
     - `gradient_predictiveness`: largest ‖∇L(W) − ∇L(W − ηg)‖₂
@@ -39,14 +38,13 @@ def along_gradient(
         step: the step, at W.
         start: loss and gradient at W.
         lr: learning rate.
-        lengths: η / `lr`; one evaluation each.
 
     Returns:
         0-dimensional tensors.
     """
     size = norm(start.grads)
     losses, changes, betas = [], [], []
-    for length in lengths:
+    for length in STEP_LENGTHS:
         eta = length * lr
         with torch.no_grad():
             moved = {name: step.weights[name] - eta * gradient for name, gradient in start.grads.items()}
@@ -67,7 +65,7 @@ def along_gradient(
 
 def norm(tensors: Mapping[str, Tensor]) -> Tensor:
     """2-norm of all elements of all tensors, 0-dimensional, in the widest dtype."""
-    norms = [torch.linalg.vector_norm(_real(x), dtype=widest(x.device)) for x in tensors.values()]
+    norms = [torch.linalg.vector_norm(real(x), dtype=widest(x.device)) for x in tensors.values()]
     together: Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device) for one in norms]))
     return together
 
@@ -76,10 +74,6 @@ def _differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor
     """Differences; a parameter that has no gradient in one of them has gradient 0 there (and the sign is open)."""
     both = a.keys() & b.keys()
     return {name: a[name] - b[name] if name in both else one for name, one in (a | b).items()}
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
 
 
 class SmoothnessProbe:
@@ -146,7 +140,7 @@ class SmoothnessProbe:
         """Loss and gradient at W^t, and in which order the modules that hold parameters run."""
         twin = step.twin({})
         weights = [(weight.layer, weight.module) for weight in find_weights(twin)]
-        holders = [name for name, module in twin.named_modules() if _holds_parameters(module)]
+        holders = [name for name, module in twin.named_modules() if [*module.parameters(recurse=False)]]
         watching = {module for _, module in weights}
         # the numbers come from the weights' modules alone, and so are GradientMonitor's
         layers, order = (
@@ -163,21 +157,8 @@ class SmoothnessProbe:
         return start, order.sort([(name, name) for name in holders])
 
 
-def _holds_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None
-
-
-class SmoothnessTables:
-    """Turns what a probe left into tables.
-
-    Attributes:
-        failed: whether measuring failed on some rank.
-        different: whether ranks had different layers in a step, which is then left out.
-    """
-
-    def __init__(self) -> None:
-        self.failed = False
-        self.different = False
+class SmoothnessTables(Tables):
+    """Turns what a probe left into tables."""
 
     def read(self, steps: Sequence[Gathered]) -> list[Table]:
         """Tables of recorded steps, whose tensors are on the host."""
@@ -185,7 +166,6 @@ class SmoothnessTables:
         tables = []
         for step in steps:
             averaged = average(step, list(islice(numbers, len(step.values))))
-            self.failed |= averaged.agreement == "failed"
-            self.different |= averaged.agreement == "different"
+            self.note(averaged.agreement)
             tables.append(Table.of(averaged.values))
         return tables

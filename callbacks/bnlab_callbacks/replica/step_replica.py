@@ -66,19 +66,14 @@ class StepReplica:
     def __init__(self, step: RepeatableStep, module: nn.Module, batch: Any) -> None:
         self._step = step
         self._random = RandomState(devices_of(module))
-        self._module = self._copy(module)
-        _check_copy(module, self._module)
+        self.module = self._copy(module)  # which evaluations start from: to be looked at, not to be run
+        _check_copy(module, self.module)
         self._batch = copy.deepcopy(batch)
-        self.weights: dict[str, nn.Parameter] = dict(self._module.named_parameters())
-
-    @property
-    def module(self) -> Any:
-        """The copy that evaluations start from: to be looked at, not to be run."""
-        return self._module
+        self.weights: dict[str, nn.Parameter] = dict(self.module.named_parameters())
 
     def twin(self, weights: Mapping[str, Tensor]) -> Any:
         """A fresh copy of the module with some parameters replaced, for `run`."""
-        twin = self._copy(self._module)
+        twin = self._copy(self.module)
         with torch.no_grad():
             for name, parameter in twin.named_parameters():
                 if name in weights:

@@ -33,8 +33,6 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 )
 # elements up to which one pass in float64 is faster than several over pieces (CPU)
 _SMALL = 1 << 14
-# largest magnitudes with which float32 holds the squares of deviations that it can hold at all, 1e-8 as large
-_ORDINARY = 1e-8, 1e15
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)  # ReLU6 is also a Hardtanh
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
@@ -117,19 +115,13 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     else:
         absmax = unit_max.amax().to(wide)
     mean, scale = values.mean(dtype=wide), absmax.clamp_min(torch.finfo(wide).tiny)
-    # on a CPU asking costs nothing, and scaling a pass over everything
-    ordinary = values.device.type == "cpu" and _ORDINARY[0] < absmax.item() < _ORDINARY[1]
-    if ordinary:
-        scale = torch.ones_like(scale)
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
     squares, rests, low, high, nonzero = [], [], [], [], []
     for own in pieces(values):
         piece = own.to(wide)
         # half precision would round the bounds: right only where the function's own clipping rounded them alike
         compared = own if bounds.clipped else piece
-        centred = torch.sub(piece, mean, out=scratch.values(piece))
-        if not ordinary:
-            centred.div_(scale)
+        centred = torch.sub(piece, mean, out=scratch.values(piece)).div_(scale)
         squares.append(torch.dot(centred, centred))
         rests.append(centred.sum())
         if bounds.low is not None:
@@ -229,12 +221,8 @@ def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None)
 
 def unit_maximum(output: Tensor, unit_dim: int) -> Tensor:
     """Largest output of each unit over all samples and positions: (N, C, H, W) → (C,) for unit_dim=1."""
-    unit_dim %= output.ndim
-    if output.ndim > 2 and unit_dim == 1:
-        output = output.flatten(2).amax(2)  # positions first: they lie side by side in memory
-    elif output.ndim > 2:
-        output = output.movedim(unit_dim, -1).flatten(0, -2)
-    return output.amax(0) if output.ndim > 1 else output
+    others = [dim for dim in range(output.ndim) if dim != unit_dim % output.ndim]
+    return output.amax(others) if others else output
 
 
 class Moments(NamedTuple):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab_callbacks.core.weights import real
 from bnlab_callbacks.statistics.chunks import Scratch, flat, pieces, total, total_count, wide_dtype
 
 # mean squares that float32 holds with elements of any size around the mean: no square that matters is 0 or infinite
@@ -32,9 +33,7 @@ def stored_values(grad: Tensor) -> Tensor:
     """The numbers that a gradient stores, flat: a sparse one's values, a complex one's parts; nothing else changed."""
     if grad.is_sparse:
         grad = grad.coalesce().values()
-    if grad.is_complex():
-        grad = torch.view_as_real(grad)
-    return flat(grad.detach())
+    return flat(real(grad.detach()))
 
 
 def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
@@ -50,7 +49,7 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     absolute, signed, zeros, finite = [], [], [], []
     wide = wide_dtype(values)
     for piece in pieces(values):
-        piece = piece if piece.dtype == wide else piece.to(wide)
+        piece = piece.to(wide)
         magnitude = torch.abs(piece, out=scratch.values(piece))
         absolute.append(magnitude.sum())
         signed.append(piece.sum())
@@ -61,8 +60,7 @@ def gradient_sums(values: Tensor, scratch: Scratch) -> GradientSums:
     scale = (magnitude_sum / values.numel()).clamp_min(torch.finfo(wide).tiny)
     squares = []
     for piece in pieces(values):
-        piece = piece if piece.dtype == wide else piece.to(wide)
-        scaled = torch.div(piece, scale, out=scratch.values(piece))
+        scaled = torch.div(piece.to(wide), scale, out=scratch.values(piece))
         squares.append(torch.dot(scaled, scaled))
     norm = scale * total(squares).sqrt()
     return GradientSums(magnitude_sum, total(signed), norm, total_count(zeros), total_count(finite))

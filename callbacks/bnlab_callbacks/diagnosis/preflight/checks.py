@@ -7,21 +7,20 @@ measured are those of the thesis's 36 nets (MLP and CNN, with and without batch 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from bnlab_callbacks.diagnosis.findings import Advice, Advise, advised
 from bnlab_callbacks.diagnosis.preflight.curvature import Curvature, Limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import LayerFlow
+from bnlab_callbacks.diagnosis.rules.advice import ADVICE
 from bnlab_callbacks.diagnosis.rules.thresholds import (
-    BETTER_INIT,
     COLLAPSED,
     FEW_SAMPLES,
     FEW_VALUES,
     INITIAL_LOSS,
-    RANDOM_WEIGHTS,
     SPREAD,
-    STANDARDISE,
     VANISHED,
     standardised,
 )
@@ -104,69 +103,44 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def all_checks(m: Measured) -> list[Check]:
-    """Every check, in the order in which they are read."""
-    steps = (
-        inputs,
-        batch_norm,
-        finite,
-        gradients,
-        weights,
-        dead,
-        scale,
-        collapsed,
-        vanishing,
-        first_loss,
-        learning_rate,
-    )
-    return [check for step in steps for check in step(m)]
-
-
-def inputs(m: Measured) -> list[Check]:
+def inputs(m: Measured) -> Iterator[Check]:
     """Standard deviation within 0.05 … 20, mean within five of them: the limits of the rule of the same name."""
     if "input_std" not in m.inputs:
-        return []
+        return
     mean, std, top = (m.inputs[name] for name in ("input_mean", "input_std", "input_absmax"))
     text = f"inputs: mean {mean:.3g}, standard deviation {std:.3g}, largest magnitude {top:.3g}"
     severity: Severity = "ok" if standardised(mean, std) else "warning"
-    return [_check("inputs_not_standardised", severity, None, std, 1.0, text, STANDARDISE)]
+    yield _check("inputs_not_standardised", severity, None, std, 1.0, text, "standardise")
 
 
-def batch_norm(m: Measured) -> list[Check]:
+def batch_norm(m: Measured) -> Iterator[Check]:
     """Evaluation mode in a net that trains; fewer than 8 values a channel (an error of 1/√n) or 4 samples; one."""
-    checks = []
-    larger = Advice("larger_batch_or_other_norm", "a larger batch, or group or layer norm")
+    larger = "larger_batch_or_other_norm"
     if m.norms_in_eval:
         text = f"{len(m.norms_in_eval)} batch-norm layers with trainable scales are in evaluation mode"
-        advice = Advice(
-            "train_mode_or_freeze",
-            "call train() on the module, or set requires_grad=False on their parameters, if that is meant",
-        )
-        checks.append(_check("batch_norm_eval_mode", "warning", m.norms_in_eval[0], None, None, text, advice))
+        layer = m.norms_in_eval[0]
+        yield _check("batch_norm_eval_mode", "warning", layer, None, None, text, "train_mode_or_freeze")
     few = {
         layer: values for layer, values in m.norm_values.items() if values < FEW_VALUES and layer not in m.norms_in_eval
     }
     if few:
         layer, values = next(iter(few.items()))
         text = f"a batch gives a channel {values} values to normalise with (below {FEW_VALUES})"
-        checks.append(_check("batch_norm_small_batch", "warning", layer, float(values), FEW_VALUES, text, larger))
+        yield _check("batch_norm_small_batch", "warning", layer, values, FEW_VALUES, text, larger)
     elif m.norm_values and not m.norms_in_eval and 0 < m.samples < FEW_SAMPLES:
         text = f"a batch has {m.samples} samples for batch norm to normalise with (below {FEW_SAMPLES})"
-        layer, count = next(iter(m.norm_values)), float(m.samples)
-        checks.append(_check("batch_norm_small_batch", "warning", layer, count, FEW_SAMPLES, text, larger))
+        layer = next(iter(m.norm_values))
+        yield _check("batch_norm_small_batch", "warning", layer, m.samples, FEW_SAMPLES, text, larger)
     elif m.norm_values and not m.norms_in_eval:
         values = min(m.norm_values.values())
         text = f"batch norm: at least {values} values a channel, in training mode"
-        checks.append(_check("batch_norm_small_batch", "ok", None, float(values), FEW_VALUES, text))
+        yield _check("batch_norm_small_batch", "ok", None, values, FEW_VALUES, text)
     if m.failure and "more than 1 value per channel" in m.failure:
         text = "batch norm cannot train on one value a channel"
-        checks.append(
-            _check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, Advice("larger_batch", "a larger batch"))
-        )
-    return checks
+        yield _check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, "larger_batch")
 
 
-def finite(m: Measured) -> list[Check]:
+def finite(m: Measured) -> Iterator[Check]:
     """Tested explicitly: NaN passes every comparison."""
     bad = next((row.layer for row in m.layers if not row.finite), None)
     where = "output of the layer" if bad else None
@@ -175,62 +149,54 @@ def finite(m: Measured) -> list[Check]:
     if bad is None and m.loss is not None and not math.isfinite(m.loss):
         where = "loss"
     if where is None:
-        return []
+        return
     text = f"NaN or infinity in the first batch: {where}"
-    advice = Advice("check_inputs_or_better_init", f"look at the inputs; {BETTER_INIT.text}")
-    return [_check("non_finite", "failing", bad, None, None, text, advice)]
+    yield _check("non_finite", "failing", bad, None, None, text, "check_inputs_or_better_init")
 
 
-def gradients(m: Measured) -> list[Check]:
+def gradients(m: Measured) -> Iterator[Check]:
     """Whether the loss reaches the parameters, and an optimizer holds them."""
-    checks = []
     if m.failure and "more than 1 value per channel" not in m.failure:
-        advice = Advice("return_the_loss", "return the loss with its graph")
-        checks.append(_check("no_gradient", "failing", None, None, None, m.failure, advice))
+        yield _check("no_gradient", "failing", None, None, None, m.failure, "return_the_loss")
     if m.unused and not m.failure:
         text = f"{len(m.unused)} trainable parameters have no gradient: unused, or cut off from the loss"
-        advice = Advice("use_or_freeze", "use or freeze them")
-        checks.append(_check("no_gradient", "warning", m.unused[0], float(len(m.unused)), 0.0, text, advice))
+        yield _check("no_gradient", "warning", m.unused[0], len(m.unused), 0.0, text, "use_or_freeze")
     if m.not_optimized:
         text = f"{len(m.not_optimized)} trainable parameters are in no optimizer"
-        advice = Advice("configure_optimizers", "give them to the optimizer in configure_optimizers")
-        count = float(len(m.not_optimized))
-        checks.append(_check("not_updated", "warning", m.not_optimized[0], count, 0.0, text, advice))
+        layer, count = m.not_optimized[0], len(m.not_optimized)
+        yield _check("not_updated", "warning", layer, count, 0.0, text, "configure_optimizers")
     if m.frozen:
         text = f"{len(m.frozen)} frozen layers: {', '.join(m.frozen[:3])}{', …' if len(m.frozen) > 3 else ''}"
-        checks.append(_check("not_updated", "note", m.frozen[0], float(len(m.frozen)), 0.0, text))
-    return checks
+        yield _check("not_updated", "note", m.frozen[0], len(m.frozen), 0.0, text)
 
 
-def weights(m: Measured) -> list[Check]:
+def weights(m: Measured) -> Iterator[Check]:
     """Weights that are all equal keep a layer's units equal for ever; zeros may do if they have a gradient.
 
     An output layer or a residual branch that begins at 0 gets its gradient from what comes in, and is a known good
     choice; with two such layers in a row both gradients are 0 and stay so.
     """
-    checks = []
     stuck = [layer for layer, moves in m.zero.items() if not moves]
     if stuck:
         text = "all weights are 0, and so is their gradient: they will stay so"
-        checks.append(_check("poor_initialisation", "failing", stuck[0], 0.0, None, text, BETTER_INIT))
+        yield _check("poor_initialisation", "failing", stuck[0], 0.0, None, text, "better_init")
     elif m.zero:
         text = "all weights are 0, with a gradient: well for an output or the end of a residual branch"
-        checks.append(_check("poor_initialisation", "note", next(iter(m.zero)), 0.0, None, text))
+        yield _check("poor_initialisation", "note", next(iter(m.zero)), 0.0, None, text)
     if m.constant:
         layer, value = next(iter(m.constant.items()))
         text = f"all weights are {value:.3g}: its units stay equal to one another"
-        checks.append(_check("poor_initialisation", "failing", layer, value, None, text, RANDOM_WEIGHTS))
-    return checks
+        yield _check("poor_initialisation", "failing", layer, value, None, text, "random_weights")
 
 
-def dead(m: Measured) -> list[Check]:
+def dead(m: Measured) -> Iterator[Check]:
     """More than nine tenths of a layer's rectifiers silent in the whole batch; half is a note.
 
     A single batch silences up to a third of the units of healthy nets. All of a layer silent, no gradient passes.
     """
     rows = [row for row in m.layers if row.dead is not None and row.finite]
     if not rows or m.samples < 2:
-        return []
+        return
     worst = max(rows, key=lambda row: row.dead or 0.0)
     share = worst.dead or 0.0
     text = f"{share:.0%} of the units are silent in the whole batch"
@@ -238,11 +204,10 @@ def dead(m: Measured) -> list[Check]:
     if m.samples < _SMALL_BATCH:  # a few samples do not tell a dead unit from a rare one
         grave = "note"
     severity: Severity = grave if share > _DEAD else "note" if share > _DEAD_NOTE else "ok"
-    advice = Advice("zero_biases_or_leaky_activation", "biases of 0; leaky ReLU or ELU instead of ReLU")
-    return [_check("dead_units", severity, worst.layer, share, _DEAD, text, advice)]
+    yield _check("dead_units", severity, worst.layer, share, _DEAD, text, "zero_biases_or_leaky_activation")
 
 
-def scale(m: Measured) -> list[Check]:
+def scale(m: Measured) -> Iterator[Check]:
     """Pre-activations, without a norm, a thousandth or the hundredfold of the inputs: the right σ keeps them near 1.
 
     Measured: right ones 0.3 … 2, whatever the activation; wrong ones by 30 and more in each layer. The last layer is
@@ -251,7 +216,7 @@ def scale(m: Measured) -> list[Check]:
     """
     rows = [row for row in m.layers[:-1] if not row.normalised and row.finite]
     if not rows:
-        return []
+        return
     unit = m.inputs.get("input_std") or 1.0
     sizes = [row.z_std / unit for row in rows]
     worst = max(sizes, key=lambda size: abs(math.log(size)) if size > 0 else math.inf)
@@ -260,53 +225,50 @@ def scale(m: Measured) -> list[Check]:
     layer = (off or rows)[0].layer
     text = f"pre-activations over the inputs' scale: {min(sizes):.2g} … {max(sizes):.2g} over {len(rows)} layers"
     good = _SCALE[0] <= worst <= _SCALE[1]
-    return [
-        _check(
-            "poor_initialisation", "ok" if good else "warning", None if good else layer, worst, 1.0, text, BETTER_INIT
-        )
-    ]
+    severity: Severity = "ok" if good else "warning"
+    yield _check("poor_initialisation", severity, None if good else layer, worst, 1.0, text, "better_init")
 
 
-def collapsed(m: Measured) -> list[Check]:
+def collapsed(m: Measured) -> Iterator[Check]:
     """Outputs that differ by less than 0.001 over the batch: every sample gets the same answer.
 
     A note by itself: an output layer that begins small is a choice (batch norm with σ = 1e-4: 6e-4, and it trains).
     Failing where gradients have vanished, too.
     """
     if m.output_std is None:
-        return []
+        return
     text = f"outputs differ by {m.output_std:.2g} over the batch (standard deviation)"
-    if m.output_std >= COLLAPSED:
-        return [_check("collapsed_output", "ok", None, m.output_std, COLLAPSED, text)]
     severity: Severity = "failing" if _smallest(m)[1] < VANISHED and not m.zero else "note"
-    return [_check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, BETTER_INIT)]
+    severity = "ok" if m.output_std >= COLLAPSED else severity
+    yield _check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, "better_init")
 
 
-def vanishing(m: Measured) -> list[Check]:
+def vanishing(m: Measured) -> Iterator[Check]:
     """A weight whose gradient is less than a millionth of it, by norms; with depth where others' is 100 000 times that.
 
     Measured at step 0: failing nets below 5e-8, healthy ones above 2e-5. With depth it needs both. Behind weights that
     are all 0 and have a gradient, gradients are 0 for the first step only: nothing is said then.
     """
     if not m.ratios or m.bad_gradients or any(m.zero.values()):
-        return []
+        return
     layer, smallest = _smallest(m)
     spread = max(m.ratios.values()) / smallest if smallest > 0 else math.inf
     text = f"‖gradient‖/‖weights‖: smallest {smallest:.2g}, {spread:.2g} times less than the largest"
     name = "vanishing_with_depth" if spread > SPREAD else "vanishing"
     if smallest >= VANISHED:
-        return [_check(name, "ok", None, smallest, VANISHED, text)]
-    return [_check(name, "failing", layer, smallest, VANISHED, text, BETTER_INIT)]
+        yield _check(name, "ok", None, smallest, VANISHED, text)
+    else:
+        yield _check(name, "failing", layer, smallest, VANISHED, text, "better_init")
 
 
-def first_loss(m: Measured) -> list[Check]:
+def first_loss(m: Measured) -> Iterator[Check]:
     """Against ln C, the loss of guessing: above 50 × failing, above 40 × a warning, above 3 × a note.
 
     Measured: at most 14 × in nets that train (CNN, batch norm, σ = 1), 26 × in the CNN with dropout; failing ones from
     7000 ×. Without classes the loss has no such scale, and the check is left out.
     """
     if m.loss is None or m.chance_loss is None or not math.isfinite(m.loss):
-        return []
+        return
     ratio = m.loss / m.chance_loss
     text = f"first loss {m.loss:.3g}, {ratio:.2g} times ln C = {m.chance_loss:.3g}"
     if m.label_entropy is not None:
@@ -314,11 +276,10 @@ def first_loss(m: Measured) -> list[Check]:
     severity: Severity = (
         "failing" if ratio > INITIAL_LOSS else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
     )
-    advice = Advice("smaller_last_layer_or_better_init", f"smaller weights in the last layer; {BETTER_INIT.text}")
-    return [_check("exploding", severity, None, m.loss, m.chance_loss, text, advice)]
+    yield _check("exploding", severity, None, m.loss, m.chance_loss, text, "smaller_last_layer_or_better_init")
 
 
-def learning_rate(m: Measured) -> list[Check]:
+def learning_rate(m: Measured) -> Iterator[Check]:
     """The learning rate against the stable limit on the batch's quadratic: a note above it, a warning from 50 × on.
 
     Never failing: curvature changes within a few steps, mostly down from its value at the start, and trained nets live
@@ -328,18 +289,18 @@ def learning_rate(m: Measured) -> list[Check]:
     blind to the size of weights, curvature falls as they grow, and the CNN with sigmoids trains from above 50 ×.
     """
     if m.curvature is None or m.lr is None:
-        return []
+        return
     at = f"largest curvature {m.curvature.largest:.3g} ({m.curvature.method})"
     if m.limit is None:
-        return [
-            _check("learning_rate_too_high", "note", None, m.lr, None, f"{at}; no limit is known for {m.optimizer}")
-        ]
+        text = f"{at}; no limit is known for {m.optimizer}"
+        yield _check("learning_rate_too_high", "note", None, m.lr, None, text)
+        return
     ratio = m.lr / m.limit.lr
     text = f"lr {m.lr:g} is {ratio:.2g} times the stable {m.limit.lr:.2g} ({m.limit.formula}); {at}"
     hopeless = ratio >= _LR and not m.norm_values
     severity: Severity = "warning" if hopeless else "note" if ratio > 1 else "ok"
-    advice = Advice("stable_learning_rate", f"a learning rate of {m.limit.lr:.1g}, or a warm-up")
-    return [_check("learning_rate_too_high", severity, None, m.lr, m.limit.lr, text, advice)]
+    name, advice = "learning_rate_too_high", "stable_learning_rate"
+    yield _check(name, severity, None, m.lr, m.limit.lr, text, advice, lr=m.limit.lr)
 
 
 def _smallest(m: Measured) -> tuple[str | None, float]:
@@ -357,8 +318,20 @@ def _check(
     value: float | None,
     expected: float | None,
     text: str,
-    advice: Advice | None = None,
+    advice: str = "",
+    **numbers: float,
 ) -> Check:
-    if advice is None or severity == "ok":
+    """With the advice of that key, and with these numbers in its text; an `ok` check needs none."""
+    value = None if value is None else float(value)
+    if not advice or severity == "ok":
         return Check(name, severity, layer, value, expected, text)
-    return Check(name, severity, layer, value, expected, text, advice.text, advice.key)
+    return Check(name, severity, layer, value, expected, text, ADVICE[advice].format(**numbers), advice)
+
+
+# in the order in which they are read
+CHECKS = (inputs, batch_norm, finite, gradients, weights, dead, scale, collapsed, vanishing, first_loss, learning_rate)
+
+
+def all_checks(m: Measured) -> list[Check]:
+    """Every check."""
+    return [check for part in CHECKS for check in part(m)]

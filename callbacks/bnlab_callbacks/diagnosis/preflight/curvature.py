@@ -8,6 +8,7 @@ ball momentum μ from 2(1 + μ)/λ, with Nesterov's from 2(1 + μ)/((1 + 2μ)λ)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -119,9 +120,8 @@ def _start(gradient: list[Tensor]) -> list[Tensor]:
     return [n + scale * g if math.isfinite(scale) else n for n, g in zip(noise, gradient, strict=True)]
 
 
-def _lanczos(product: object, start: list[Tensor], steps: int) -> float:
+def _lanczos(product: Callable[[list[Tensor]], list[Tensor]], start: list[Tensor], steps: int) -> float:
     """The largest Ritz value; two vectors are kept, since lost orthogonality costs extreme values nothing."""
-    assert callable(product)
     size = _norm(start)
     now, before = [one / size for one in start], [torch.zeros_like(one) for one in start]
     diagonal: list[float] = []

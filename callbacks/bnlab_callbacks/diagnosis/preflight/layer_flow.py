@@ -16,6 +16,7 @@ from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.diagnosis.preflight.theory import fan_scales, gaussian_moments
 from bnlab_callbacks.recorders.activations import find_activations, is_dense_float, units_of
 from bnlab_callbacks.statistics.activations import ACTIVATIONS, is_rectifier
+from bnlab_callbacks.statistics.batch_norm import values_a_channel
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 # pass a signal on, more or less: what lies behind them still belongs to the layer before
@@ -68,9 +69,12 @@ class FlowHooks:
                 return
             source = self._behind.get(id(args[0])) if args else None
             if isinstance(module, nn.Linear | _ConvNd):
-                self._see_layer(name, module, output)
+                self.rows.append(LayerFlow(name))
+                self._modules.append((module, None))
+                self.output = output.detach()
+                self._take(self.rows[-1], output)
             elif isinstance(module, _BatchNorm):
-                values = output.numel() // max(output.shape[1], 1) if output.ndim > 1 else output.shape[0]
+                values = values_a_channel(output)
                 self.norm_values[name] = min(values, self.norm_values.get(name, values))
             if source is None or source[1] is not self.rows[-1]:
                 return
@@ -83,13 +87,6 @@ class FlowHooks:
                 self._behind[id(output)] = (output, source[1])
 
         return hook
-
-    def _see_layer(self, name: str, module: nn.Module, output: Tensor) -> None:
-        row = LayerFlow(name)
-        self.rows.append(row)
-        self._modules.append((module, None))
-        self.output = output.detach()
-        self._take(row, output)
 
     def _take(self, row: LayerFlow, z: Tensor) -> None:
         """Measure z, and its gradient when it comes."""

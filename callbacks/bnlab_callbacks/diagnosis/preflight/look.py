@@ -96,7 +96,7 @@ def look(
         curvature_steps: Hessian-vector products.
         advise: gives the text of an advice.
     """
-    measured = Measured(samples=_samples(batch))
+    measured = Measured(samples=next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), 0))
     random = RandomState(devices_of(module))
     try:
         with untouched(module):
@@ -140,7 +140,8 @@ def _look_at_step(
         m.layers = hooks.finish()
         return
     m.layers, m.norm_values, m.loss = hooks.finish(), hooks.norm_values, float(start.loss)
-    m.output_std = _number(output_spread(hooks.output).get("output_std"))
+    spread = output_spread(hooks.output)
+    m.output_std = float(spread["output_std"]) if spread else None
     m.chance_loss = _task(m, batch, hooks.output)
     _take_gradients(m, twin, start, order.sort([(weight.layer, weight.module) for weight in weights]))
     _look_at_optimizers(m, step, start, optimizers, curvature_steps)
@@ -207,14 +208,6 @@ def _look_at_optimizers(
         m.not_checked["learning_rate_too_high"] = str(error)
         return
     m.limit = stable_limit(first, m.curvature.largest)
-
-
-def _samples(batch: Any) -> int:
-    return next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), 0)
-
-
-def _number(value: Tensor | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _layer_lines(rows: list[LayerFlow]) -> list[str]:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 
-from bnlab_callbacks.diagnosis.findings import Advice, Severity, Verdict
+from bnlab_callbacks.diagnosis.findings import Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import (
-    BETTER_INIT,
-    COLLAPSED,
-    LOWER_LEARNING_RATE,
-    STANDARDISE,
-    standardised,
-)
+from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.thresholds import COLLAPSED, standardised
 
 _DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
 _SATURATED = 0.8
@@ -100,21 +95,12 @@ ACTIVATION_RULES = (
         "dead_units",
         dead_units,
         "warning",
-        (
-            Advice("lower_learning_rate_or_batch_norm", "a lower learning rate or batch normalization"),
-            Advice("leaky_activation", "leaky ReLU or ELU instead of ReLU"),
-        ),
+        advice("lower_learning_rate_or_batch_norm", "leaky_activation"),
         ("dead_frac",),
         3,
     ),
-    Rule("saturated", saturated, "warning", (BETTER_INIT, LOWER_LEARNING_RATE), ("sat_frac",), 20),
-    Rule("collapsed_output", collapsed_output, "failing", (BETTER_INIT,), ("output_std", "classes"), 20),
-    Rule("poor_initialisation", poor_initialisation, "warning", (BETTER_INIT,), ("act_std",)),
-    Rule(
-        "inputs_not_standardised",
-        inputs_not_standardised,
-        "warning",
-        (STANDARDISE,),
-        ("input_std",),
-    ),
+    Rule("saturated", saturated, "warning", advice("better_init", "lower_learning_rate"), ("sat_frac",), 20),
+    Rule("collapsed_output", collapsed_output, "failing", advice("better_init"), ("output_std", "classes"), 20),
+    Rule("poor_initialisation", poor_initialisation, "warning", advice("better_init"), ("act_std",)),
+    Rule("inputs_not_standardised", inputs_not_standardised, "warning", advice("standardise"), ("input_std",)),
 )

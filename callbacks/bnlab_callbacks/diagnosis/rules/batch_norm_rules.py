@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bnlab_callbacks.diagnosis.findings import Advice, Verdict
+from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import FEW_SAMPLES, FEW_VALUES, LOWER_LEARNING_RATE
+from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.thresholds import FEW_SAMPLES, FEW_VALUES
 
 _MOMENTUM = 0.9
 _DRIFT, _DRIFT_FROM = 3.0, 200
@@ -65,36 +66,20 @@ def gamma_collapsed(history: History) -> Verdict | None:
 
 
 BATCH_NORM_RULES = (
-    Rule(
-        "batch_norm_eval_mode",
-        eval_mode,
-        "warning",
-        (Advice("train_mode", "call train() on the module before training; freeze the scales too if it is meant"),),
-        patience=2,
-    ),
-    Rule(
-        "batch_norm_small_batch",
-        small_batch,
-        "warning",
-        (
-            Advice(
-                "larger_batch_or_sync",
-                "a larger batch, group or layer norm, or Trainer(sync_batchnorm=True) on several GPUs",
-            ),
-        ),
-    ),
+    Rule("batch_norm_eval_mode", eval_mode, "warning", advice("train_mode"), patience=2),
+    Rule("batch_norm_small_batch", small_batch, "warning", advice("larger_batch_or_sync")),
     Rule(
         "batch_norm_running_statistics",
         running_statistics,
         "warning",
-        (Advice("batch_norm_momentum", "momentum 0.1"), LOWER_LEARNING_RATE),
+        advice("batch_norm_momentum", "lower_learning_rate"),
         patience=2,
     ),
     Rule(
         "batch_norm_gamma_collapsed",
         gamma_collapsed,
         "warning",
-        (Advice("no_decay_of_scales", "no weight decay on the scales of norms"), LOWER_LEARNING_RATE),
+        advice("no_decay_of_scales", "lower_learning_rate"),
         ("bn_gamma_small_frac",),
         3,
     ),

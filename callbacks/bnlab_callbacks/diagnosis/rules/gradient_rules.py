@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from bnlab_callbacks.diagnosis.findings import Advice, Verdict
+from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import BETTER_INIT, SPREAD, VANISHED
+from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.thresholds import SPREAD, VANISHED
 
 _UNUSED_STEPS = 3
 _CLIPPED = 100.0
@@ -19,11 +19,7 @@ def vanishing(history: History) -> Verdict | None:
 
     Failing runs: 5e-8 at most from the first step on; healthy ones: 1.9e-4 and more after step 10.
     """
-    ratios = history.now.relative_gradients()
-    if not _vanished(history, ratios) or _spread(ratios) > SPREAD:
-        return None
-    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < VANISHED)
-    return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {VANISHED:.0e}; {_spread_text(ratios)}", layer)
+    return _vanished(history, with_depth=False)
 
 
 def vanishing_with_depth(history: History) -> Verdict | None:
@@ -31,11 +27,22 @@ def vanishing_with_depth(history: History) -> Verdict | None:
 
     A deep sigmoid net that cannot learn: 4e8; healthy nets: 870 at most.
     """
+    return _vanished(history, with_depth=True)
+
+
+def _vanished(history: History, with_depth: bool) -> Verdict | None:
     ratios = history.now.relative_gradients()
-    if not _vanished(history, ratios) or _spread(ratios) <= SPREAD:
+    layer = next((layer for layer, value in ratios.items() if 0 < value < VANISHED), None)
+    if layer is None or not history.unlearned():
         return None
-    layer, low = next((layer, value) for layer, value in ratios.items() if 0 < value < VANISHED)
-    return Verdict(f"‖gradient‖/‖weights‖ is {low:.1e}, below {VANISHED:.0e}; {_spread_text(ratios)}", layer)
+    top = max(ratios, key=lambda layer: ratios[layer])
+    positive = [value for value in ratios.values() if value > 0]
+    if (max(positive) / min(positive) > SPREAD) != with_depth:
+        return None
+    low, high = ratios[layer], ratios[top]
+    return Verdict(
+        f"‖gradient‖/‖weights‖ is {low:.1e}, below {VANISHED:.0e}; the largest, of {top}, is {high:.1e}", layer
+    )
 
 
 def no_gradient(history: History) -> Verdict | None:
@@ -92,67 +99,26 @@ def clipping_too_tight(history: History) -> Verdict | None:
     return Verdict(f"the gradient's norm is {norm:.3g}, {norm / clip:.3g} times the clip of {clip:g}")
 
 
-def _vanished(history: History, ratios: Mapping[str, float]) -> bool:
-    return any(0 < value < VANISHED for value in ratios.values()) and history.unlearned()
-
-
-def _spread(ratios: Mapping[str, float]) -> float:
-    positive = [value for value in ratios.values() if value > 0]
-    return max(positive) / min(positive)
-
-
-def _spread_text(ratios: Mapping[str, float]) -> str:
-    top = max(ratios, key=lambda layer: ratios[layer])
-    return f"the largest, of {top}, is {ratios[top]:.1e}"
-
-
 def _these(layers: list[str] | tuple[str, ...]) -> str:
     return layers[0] if len(layers) == 1 else f"{len(layers)} layers"
 
 
 GRADIENT_RULES = (
-    Rule(
-        "vanishing",
-        vanishing,
-        "failing",
-        (BETTER_INIT, Advice("larger_init", "larger initial weights")),
-        ("weight_rms",),
-        5,
-    ),
+    Rule("vanishing", vanishing, "failing", advice("better_init", "larger_init"), ("weight_rms",), 5),
     Rule(
         "vanishing_with_depth",
         vanishing_with_depth,
         "failing",
-        (
-            BETTER_INIT,
-            Advice(
-                "unsaturated_activation_or_skips",
-                "an activation that does not saturate, such as ReLU, or skip connections",
-            ),
-        ),
+        advice("better_init", "unsaturated_activation_or_skips"),
         ("weight_rms",),
         5,
     ),
-    Rule(
-        "no_gradient",
-        no_gradient,
-        "warning",
-        (
-            Advice(
-                "connect_to_the_loss",
-                "use the layer's output in the loss, and look for detach(), .data, no_grad or argmax on the way",
-            ),
-        ),
-        ("grad_rms",),
-    ),
+    Rule("no_gradient", no_gradient, "warning", advice("connect_to_the_loss"), ("grad_rms",)),
     Rule(
         "no_gradient",
         zero_gradient,
         "warning",
-        (
-            Advice("look_behind_the_layer", "look for dead units or zero weights in the layers behind it"),
-            BETTER_INIT,
-        ),
+        advice("look_behind_the_layer", "better_init"),
         ("grad_zero_frac",),
         10,
     ),
@@ -160,20 +126,10 @@ GRADIENT_RULES = (
         "not_updated",
         not_updated,
         "warning",
-        (
-            Advice("all_parameters_to_the_optimizer", "give all of self.parameters() to the optimizer"),
-            Advice("check_parameter_groups", "check the learning rates of its parameter groups"),
-        ),
+        advice("all_parameters_to_the_optimizer", "check_parameter_groups"),
         ("update_ratio",),
         20,
     ),
-    Rule("not_updated", frozen, "note", (Advice("unfreeze", "set requires_grad=True, if that is not meant"),)),
-    Rule(
-        "clipping_too_tight",
-        clipping_too_tight,
-        "warning",
-        (Advice("looser_clip", "a clip near the usual norm of the gradient, with Trainer(gradient_clip_val=…)"),),
-        ("grad_rms",),
-        20,
-    ),
+    Rule("not_updated", frozen, "note", advice("unfreeze")),
+    Rule("clipping_too_tight", clipping_too_tight, "warning", advice("looser_clip"), ("grad_rms",), 20),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import BETTER_INIT, RANDOM_WEIGHTS
+from bnlab_callbacks.diagnosis.rules.advice import advice
 
 _ALL_BUT = 2 / 3
 _GAIN, _FIRST_LOSS = 3.0, 1.2
@@ -67,7 +67,7 @@ def large_weights(history: History) -> Verdict | None:
 
 
 INITIAL_WEIGHT_RULES = (
-    Rule("poor_initialisation", constant_weights, "warning", (RANDOM_WEIGHTS,), ("grad_rms",), 3),
-    Rule("poor_initialisation", zero_weights, "warning", (RANDOM_WEIGHTS,)),
-    Rule("poor_initialisation", large_weights, "warning", (BETTER_INIT,), ("weight_rms", "classes")),
+    Rule("poor_initialisation", constant_weights, "warning", advice("random_weights"), ("grad_rms",), 3),
+    Rule("poor_initialisation", zero_weights, "warning", advice("random_weights")),
+    Rule("poor_initialisation", large_weights, "warning", advice("better_init"), ("weight_rms", "classes")),
 )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from bnlab_callbacks.diagnosis.findings import Advice, Verdict
+from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History, Observation, median_layer
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import A_TENTH_OF_THE_LEARNING_RATE, WARM_UP
+from bnlab_callbacks.diagnosis.rules.advice import advice
 
 _PEAK = 3.0
 _LARGE_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step
@@ -118,39 +118,24 @@ def largest_fall(seen: Observation, sizes: Mapping[str, int]) -> float:
     )
 
 
+_LOWER = advice("a_tenth_of_the_learning_rate", "warm_up")
+
 LEARNING_RATE_RULES = (
     Rule(
         "learning_rate_too_high",
         learning_rate_too_high,
         "warning",
-        (
-            Advice("a_third_to_a_tenth_of_the_learning_rate", "a learning rate three to ten times lower"),
-            Advice("warm_up_or_batch_norm", "a warm-up, or batch normalization"),
-        ),
+        advice("a_third_to_a_tenth_of_the_learning_rate", "warm_up_or_batch_norm"),
         ("loss", "update_ratio"),
         2,
     ),
-    Rule(
-        "learning_rate_too_high",
-        steps_too_large,
-        "warning",
-        (A_TENTH_OF_THE_LEARNING_RATE, WARM_UP),
-        ("update_ratio",),
-        20,
-    ),
-    Rule(
-        "learning_rate_too_high",
-        weights_overwritten,
-        "warning",
-        (A_TENTH_OF_THE_LEARNING_RATE, WARM_UP),
-        ("loss", "weight_rms"),
-        5,
-    ),
+    Rule("learning_rate_too_high", steps_too_large, "warning", _LOWER, ("update_ratio",), 20),
+    Rule("learning_rate_too_high", weights_overwritten, "warning", _LOWER, ("loss", "weight_rms"), 5),
     Rule(
         "learning_rate_too_low",
         learning_rate_too_low,
         "warning",
-        (Advice("higher_learning_rate", "a learning rate ten to a hundred times higher"),),
+        advice("higher_learning_rate"),
         ("loss", "update_ratio"),
         40,
     ),

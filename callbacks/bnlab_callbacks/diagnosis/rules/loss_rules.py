@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bnlab_callbacks.diagnosis.findings import Advice, Verdict
+from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.rules.thresholds import BATCH_NORM, INITIAL_LOSS
+from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.thresholds import INITIAL_LOSS
 from bnlab_callbacks.statistics.losses import not_finite
 
 _EXPLODED = 10.0  # × the loss of guessing
@@ -128,56 +129,21 @@ def _moved_before(history: History) -> str:
 
 
 LOSS_RULES = (
-    Rule(
-        "non_finite",
-        non_finite,
-        "failing",
-        (
-            Advice(
-                "lower_learning_rate_or_clip",
-                "a lower learning rate, or gradient clipping with Trainer(gradient_clip_val=1.0)",
-            ),
-            Advice("check_for_nan", "check inputs and labels of this step for NaN"),
-        ),
-    ),
+    Rule("non_finite", non_finite, "failing", advice("lower_learning_rate_or_clip", "check_for_nan")),
     Rule(
         "exploding",
         exploding,
         "failing",
-        (
-            Advice(
-                "a_tenth_of_the_learning_rate_or_better_init",
-                "a learning rate ten times lower or the activation's own initialization",
-            ),
-            BATCH_NORM,
-        ),
+        advice("a_tenth_of_the_learning_rate_or_better_init", "batch_norm"),
         ("loss",),
     ),
-    Rule(
-        "not_learning",
-        not_learning,
-        "warning",
-        (
-            Advice("check_labels", "check that labels belong to their inputs"),
-            Advice("another_learning_rate", "another learning rate"),
-        ),
-        ("loss",),
-    ),
-    Rule(
-        "doubled_softmax",
-        doubled_softmax,
-        "warning",
-        (Advice("logits", "give the loss logits: leave out the softmax before F.cross_entropy"),),
-        ("loss", "classes"),
-    ),
+    Rule("not_learning", not_learning, "warning", advice("check_labels", "another_learning_rate"), ("loss",)),
+    Rule("doubled_softmax", doubled_softmax, "warning", advice("logits"), ("loss", "classes")),
     Rule(
         "loss_scale_overflow",
         loss_scale_overflow,
         "warning",
-        (
-            Advice("bf16", "bf16-mixed instead of 16-mixed as the Trainer's precision"),
-            Advice("lower_loss_scale", "a lower initial loss scale"),
-        ),
+        advice("bf16", "lower_loss_scale"),
         ("grad_nonfinite",),
         5,
     ),

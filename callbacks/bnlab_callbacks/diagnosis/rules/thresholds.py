@@ -1,8 +1,6 @@
-"""Thresholds and advice that several rules or the preflight share; their reasons stand where they are used."""
+"""Thresholds that several rules or the preflight share; their reasons stand where they are used."""
 
 from __future__ import annotations
-
-from bnlab_callbacks.diagnosis.findings import Advice
 
 INITIAL_LOSS = 50.0  # × the loss of guessing
 VANISHED = 1e-6  # ‖g‖/‖w‖
@@ -10,14 +8,6 @@ SPREAD = 1e5  # of it over the layers
 COLLAPSED = 1e-3  # standard deviation of logits over a batch
 INPUT_STD, INPUT_CENTRE = (0.05, 20.0), 5.0
 FEW_VALUES, FEW_SAMPLES = 8, 4  # of a batch, for each channel of a batch norm
-
-BETTER_INIT = Advice("better_init", "the activation's own initialization, or batch normalization")
-BATCH_NORM = Advice("batch_norm", "batch normalization")
-LOWER_LEARNING_RATE = Advice("lower_learning_rate", "a lower learning rate")
-A_TENTH_OF_THE_LEARNING_RATE = Advice("a_tenth_of_the_learning_rate", "a learning rate ten times lower")
-WARM_UP = Advice("warm_up", "a warm-up")
-RANDOM_WEIGHTS = Advice("random_weights", "random weights, by the activation's own initialization")
-STANDARDISE = Advice("standardise", "subtract the training set's mean and divide by its standard deviation")
 
 
 def standardised(mean: float, std: float) -> bool:
