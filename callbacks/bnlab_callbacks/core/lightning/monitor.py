@@ -164,9 +164,9 @@ class Monitor(Diagnostic):
         """Whether a budget counts the time of reading records, and nothing is known of it."""
         return self.budget is not None and self.overhead.records == 1
 
-    def records_next(self) -> bool:
-        """Whether the step that begins now is recorded."""
-        return self.schedule.any_due(self._moment)
+    def records_in(self, moment: Moment) -> bool:
+        """Whether the step of this moment is recorded."""
+        return self.schedule.any_due(moment)
 
     @keeps_training
     def read_records(self, taken: Sequence[Taken], into: list[Record]) -> None:

@@ -14,9 +14,9 @@ import torch
 
 from bnlab_callbacks.core.lightning.names import Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.tensorboard import takes_summaries, write_summary
-from bnlab_callbacks.core.lightning.trainer import logged_step, ranks_of
+from bnlab_callbacks.core.lightning.trainer import logged_step, moment_of, ranks_of
 from bnlab_callbacks.core.overhead import Overhead
-from bnlab_callbacks.core.records import Record, Taken
+from bnlab_callbacks.core.records import Moment, Record, Taken
 from bnlab_callbacks.core.shared import SharedRecorders
 
 # records that are read and published together, with one copy off the device: so many, of so many seconds
@@ -40,8 +40,8 @@ class Publishing(Protocol):
     @property
     def unmeasured(self) -> bool: ...
 
-    def records_next(self) -> bool:
-        """Whether it records the step that begins now."""
+    def records_in(self, moment: Moment) -> bool:
+        """Whether it records the step of this moment."""
 
     def read_records(self, taken: Sequence[Taken], into: list[Record]) -> None:
         """Add the records of some steps, in order; no exception leaves it."""
@@ -96,8 +96,9 @@ class Publisher:
         if not self._kept:
             return
         if any(monitor.prompt for monitor in self.monitors):
-            waits = any(monitor.records_next() for monitor in self.monitors)
-            waits = waits and not any(monitor.unmeasured for monitor in self.monitors)
+            moment = moment_of(trainer)
+            waits = any(monitor.records_in(moment) for monitor in self.monitors)
+            waits = waits and not any(monitor.unmeasured for monitor in self._kept)
         else:
             waits = perf_counter() <= self._overdue
         if not waits or max(map(len, self._kept.values())) >= TOGETHER:
