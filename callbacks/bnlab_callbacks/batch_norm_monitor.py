@@ -205,9 +205,9 @@ class BatchNormMonitor(ForwardMonitor):
             else:
                 self.give_up(reason)
 
-    def records(self, moment: Moment) -> bool:
-        """Whether batch norm or smoothness is recorded in the step that begins now."""
-        return super().records(moment) or self._smoothness_schedule.any_due(moment)
+    def records_in(self, moment: Moment) -> bool:
+        """Whether batch norm or smoothness is recorded in the step of this moment."""
+        return super().records_in(moment) or self._smoothness_schedule.any_due(moment)
 
     def pause(self, steps: int) -> None:
         """Record no step of this epoch before `steps` more have passed."""

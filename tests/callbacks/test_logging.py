@@ -355,3 +355,12 @@ def test_an_epoch_that_a_checkpoint_cut_off_after_its_last_batch_is_ended_by_the
     for tag in ("grad_rms_epoch/00_net.0", "act_absmax_epoch/00_net.1", "dead_samples_epoch/00_net.1"):
         assert rest.series(tag) == whole.series(tag)
         assert rest.steps(tag) == [4, 9]
+
+
+def test_records_of_a_monitor_with_a_budget_are_read_together_beside_one_that_records_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copies = as_on_an_accelerator(monkeypatch)
+    callbacks = [GradientMonitor(20, budget=1e9), ActivationMonitor(1, budget=1e9)]
+    trainer(*callbacks).fit(Module(mlp()), loader(8 * 40))
+    assert len(copies) == 3  # the first records by themselves, then 32, and the rest

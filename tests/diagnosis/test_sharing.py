@@ -218,6 +218,21 @@ def test_a_leader_with_nothing_to_see_leaves_the_others_their_update_ratios(tmp_
     assert diagnosis.seen == diagnose(tmp_path, steps=16).seen
 
 
+def test_only_layers_that_a_due_reader_wants_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor of one layer that records every step does not make the diagnosis cost what every step would."""
+    taken: list[int] = []
+    take = GradientRecorder._take
+
+    def taking(self: Any, weights: Any, *given: Any) -> Any:
+        taken.append(len(weights))
+        return take(self, weights, *given)
+
+    monkeypatch.setattr(GradientRecorder, "_take", taking)
+    callbacks = [GradientMonitor(1, layers="fc1"), TrainingDiagnosis(1, 8, summary=False)]
+    trainer_in(tmp_path, callbacks=callbacks, max_epochs=1).fit(module(), batches())
+    assert taken == [3, *[1] * 7, 3, *[1] * 7]
+
+
 class StepsInSomeBatches(Net):
     """Manual optimization: one batch of three makes no optimizer step, one makes two."""
 

@@ -158,7 +158,7 @@ class GradientRecorder:
                 for weight in owned.values()
                 if weight.layer not in taken
                 and weight.has_gradient
-                and any(reader.wants(weight.layer) for reader in self.readers)
+                and any(reader.wants(weight.layer) for reader in due)
             ]
             with torch.no_grad():
                 parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))

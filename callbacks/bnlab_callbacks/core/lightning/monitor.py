@@ -164,8 +164,8 @@ class Monitor(Diagnostic):
         """Whether a budget counts the time of reading records, and nothing is known of it."""
         return self.budget is not None and self.overhead.records == 1
 
-    def records(self, moment: Moment) -> bool:
-        """Whether the step that begins now is recorded."""
+    def records_in(self, moment: Moment) -> bool:
+        """Whether the step of this moment is recorded."""
         return self.schedule.any_due(moment)
 
     @keeps_training

@@ -40,8 +40,8 @@ class Publishing(Protocol):
     @property
     def unmeasured(self) -> bool: ...
 
-    def records(self, moment: Moment) -> bool:
-        """Whether it records the step that begins now."""
+    def records_in(self, moment: Moment) -> bool:
+        """Whether it records the step of this moment."""
 
     def read_records(self, taken: Sequence[Taken], into: list[Record]) -> None:
         """Add the records of some steps, in order; no exception leaves it."""
@@ -96,8 +96,8 @@ class Publisher:
         if not self._kept:
             return
         if any(monitor.prompt for monitor in self.monitors):
-            waits = any(monitor.records(moment) for monitor in self.monitors)
-            waits = waits and not any(monitor.unmeasured for monitor in self.monitors)
+            waits = any(monitor.records_in(moment) for monitor in self.monitors)
+            waits = waits and not any(monitor.unmeasured for monitor in self._kept)
         else:
             waits = perf_counter() <= self._overdue
         if not waits or max(map(len, self._kept.values())) >= TOGETHER:
