@@ -81,7 +81,7 @@ class GradientMonitor(Monitor):
         self.join(GradientRecorder, model)
 
     def close(self) -> None:
-        """Remove hooks, free buffers."""
+        """Take the hooks off, free buffers."""
         super().close()
         self._tables = GradientTables(self.wants, self.update_ratio)
 

@@ -30,8 +30,8 @@ class Gate:
         return Gate, ()
 
 
-class Listener:
-    """The part that all hooks of one recorder share.
+class HookOwner:
+    """The owner of some hooks, which is what they share.
 
     Attributes:
         gate: open while the hooks are to record.
@@ -60,9 +60,9 @@ class ModuleHook:
         into: what it shares with its recorder's other hooks.
     """
 
-    only_in_training = True  # whether it passes over modules in evaluation mode
+    only_in_training = True  # whether calls in evaluation mode do not count
 
-    def __init__(self, layer: str, into: Listener) -> None:
+    def __init__(self, layer: str, into: HookOwner) -> None:
         self.layer = layer
         self.into = into
 
@@ -137,7 +137,7 @@ class ModuleHooks:
         self._handles.clear()
 
 
-class _Seen(Listener):
+class _Seen(HookOwner):
     """The modules that ran, by name."""
 
     def __init__(self) -> None:
