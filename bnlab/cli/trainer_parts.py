@@ -27,13 +27,13 @@ def complete(trainer: Trainer, config: Namespace | None) -> None:
     if config is None:
         trainer.loggers = []
         return
-    callbacks[:] = [DivergenceStop(), *(each for each in callbacks if not _is_idle(each, trainer, config))]
+    callbacks[:] = [DivergenceStop(), *(each for each in callbacks if not _is_needless(each, trainer, config))]
     advise(callbacks, config)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
 
 
-def _is_idle(callback: Callback, trainer: Trainer, config: Namespace) -> bool:
+def _is_needless(callback: Callback, trainer: Trainer, config: Namespace) -> bool:
     """Whether this run has nothing for a diagnostic, which would say so in a warning."""
     if isinstance(callback, BatchNormMonitor):
         return not (config["model"]["batch_norm"] or callback.smoothness_every_n_steps)

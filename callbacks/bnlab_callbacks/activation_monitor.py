@@ -20,7 +20,7 @@ from bnlab_callbacks.statistics.dead_units import DeadUnit, EpochUnits
 class ActivationMonitor(ForwardMonitor):
     """Records, activation module by activation module, moments, saturation and dead units of the outputs in training.
 
-    Activation modules are `nn.ReLU`, `nn.Sigmoid`, `nn.GELU` and their like (`activation_statistics.ACTIVATIONS`).
+    Activation modules are `nn.ReLU`, `nn.Sigmoid`, `nn.GELU` and their like (`statistics.activations.ACTIVATIONS`).
     Functional calls (`F.relu(x)`) leave no module to watch and are not seen. Only forward passes of training steps
     count, in modules in training mode: neither sanity checks nor validation, nor what activation checkpointing repeats.
     An optimizer step's statistics cover all its accumulated batches and all ranks. All values are computed in float32
@@ -91,7 +91,7 @@ class ActivationMonitor(ForwardMonitor):
             self.give_up(_nothing_to_see(self.layers, layers))
 
     def close(self) -> None:
-        """Remove hooks, free buffers."""
+        """Take the hooks off, free buffers."""
         super().close()
         self._forget()
 

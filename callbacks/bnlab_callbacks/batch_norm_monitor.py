@@ -108,7 +108,7 @@ class BatchNormMonitor(ForwardMonitor):
             self._smoothness_schedule.restart()
 
     def close(self) -> None:
-        """Remove hooks, free copies."""
+        """Take the hooks off, free copies."""
         super().close()
         self._forget()
 

@@ -82,7 +82,7 @@ class GradientMonitor(Monitor):
             self.give_up(f"no layer's name matches layers={self.layers!r}; there are: {', '.join(layers)}.")
 
     def close(self) -> None:
-        """Remove hooks, free buffers."""
+        """Take the hooks off, free buffers."""
         super().close()
         self._tables = GradientTables(self.wants, self.update_ratio)
 

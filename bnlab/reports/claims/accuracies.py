@@ -69,9 +69,7 @@ def gain_words(gain: Estimate) -> str:
 
 
 def matches_all(best: Side, others: Sequence[Side]) -> Judge:
-    """Judges whether `best` matches each of the others, at most `MATCH` points below it; one that it does not match
-    contradicts.
-    """
+    """Judges whether `best` is at most `MATCH` points below each of the others; one further above contradicts."""
     judges = [compare_sides(other, best, at_least) for other in others]
 
     def judge(evidence: Evidence) -> Finding | None:

@@ -30,8 +30,8 @@ class Gate:
         return Gate, ()
 
 
-class Listener:
-    """The part that all hooks of one recorder share.
+class HookOwner:
+    """The owner of some hooks, which is what they share.
 
     Attributes:
         gate: open while the hooks are to record.
@@ -60,9 +60,9 @@ class ModuleHook:
         into: what it shares with its recorder's other hooks.
     """
 
-    only_in_training = True  # whether it passes over modules in evaluation mode
+    only_in_training = True  # whether calls in evaluation mode do not count
 
-    def __init__(self, layer: str, into: Listener) -> None:
+    def __init__(self, layer: str, into: HookOwner) -> None:
         self.layer = layer
         self.into = into
 
@@ -147,7 +147,7 @@ class _OrderHook(ModuleHook):
         self.into.names.append(self.layer)
 
 
-class ForwardOrder(Listener):
+class ForwardOrder(HookOwner):
     """Hooks on `modules`, given with their names, that see in which order these run while the gate is open."""
 
     def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:

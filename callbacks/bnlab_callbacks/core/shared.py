@@ -1,4 +1,4 @@
-"""Things that all diagnostics of one run share: its ranks, its recorders, and one copy off the device."""
+"""The parts that all diagnostics of one run share: its ranks, its recorders, and one copy off the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Waiting = Callable[[], Iterable[DeviceValues]]
 
 
 class SharedRecorders:
-    """The recorders of one run, one of a kind: there from its first reader's coming to the last one's leaving.
+    """The recorders of one run, one of a kind: made for its first reader, gone with its last one.
 
     Args:
         ranks: of the run.
@@ -50,7 +50,7 @@ class SharedRecorders:
         return recorder
 
     def wait_with(self, waiting: Waiting) -> None:
-        """Bring to the host, with all else, what `waiting` gives at that time."""
+        """Let `bring_to_host` also bring what `waiting` gives when it is called."""
         if waiting not in self._waiting:
             self._waiting.append(waiting)
 

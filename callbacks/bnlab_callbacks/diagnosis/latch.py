@@ -1,4 +1,4 @@
-"""Findings that begin, last and end, made of verdicts on single observations; and when they are announced."""
+"""The life of a finding: from verdicts on single observations to its beginning, its end, and their announcement."""
 
 from __future__ import annotations
 

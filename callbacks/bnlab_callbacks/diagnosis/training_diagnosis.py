@@ -56,8 +56,7 @@ class TrainingDiagnosis(Diagnostic):
     them. Works with any module, optimizer and loss; what a rule needs and cannot be seen (activation functions that are
     no modules, a loss that `training_step` does not return) is listed as not checked.
 
-    Findings (`bnlab_callbacks.diagnosis`: `loss_rules`, `learning_rate_rules`, `gradient_rules`,
-    `activation_rules`, `initial_weight_rules`, `batch_norm_rules`, with definitions, thresholds and what healthy
+    Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
     runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output` (failing);
     `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`, `loss_scale_overflow`,
     `no_gradient`, `not_updated`, `clipping_too_tight`, `dead_units`, `saturated`, `poor_initialisation`,
@@ -77,7 +76,7 @@ class TrainingDiagnosis(Diagnostic):
         every_n_steps: optimizer steps between two looks after that.
         stop: whether to end training once something failing has been found.
         without: names of rules to leave out.
-        rules: rules of your own (`bnlab_callbacks.diagnosis.rule.Rule`), in addition.
+        rules: rules of your own (`bnlab_callbacks.diagnosis.Rule`), in addition.
         chance_loss: the loss of a net that knows nothing; None to find out: ln C for a classification of C classes, and
             for other tasks the largest of the first five losses.
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
@@ -197,7 +196,7 @@ class TrainingDiagnosis(Diagnostic):
         self._gradient_seen = GradientSeen(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Open the hooks for a step that is looked at."""
+        """Put the hooks on for a step that is recorded."""
         if self.active and self.preflight and not trainer.global_step and not batch_idx:
             self._look_before_training(trainer, pl_module, batch)
         self._begin_batch(trainer, batch)
@@ -219,12 +218,12 @@ class TrainingDiagnosis(Diagnostic):
 
     @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Shut the hooks."""
+        """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
         self._watch.before_backward(self._moment.step, loss, trainer.accumulate_grad_batches)
 
     @keeps_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the recorders' hooks again."""
+        """Let the hooks record again: more forward passes may follow in this step."""
         self._watch.after_backward()
 
     @keeps_training

@@ -142,7 +142,7 @@ class ActivationRecorder(ForwardRecorder):
 
 
 def is_dense_float(output: Any) -> bool:
-    """Whether the statistics are defined for `output`; tuples, nested and sparse tensors are passed over."""
+    """Whether the statistics are defined for `output`; not for tuples, nested and sparse tensors."""
     return (
         isinstance(output, Tensor)
         and output.is_floating_point()

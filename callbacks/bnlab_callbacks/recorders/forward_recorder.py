@@ -1,4 +1,4 @@
-"""A recorder of what hooked modules do in the forward passes of training steps, and those who read it."""
+"""The common part of recorders that put hooks on modules, and their readers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from bnlab_callbacks.core.hooks import Listener, ModuleHooks
+from bnlab_callbacks.core.hooks import HookOwner, ModuleHooks
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
 
@@ -32,7 +32,7 @@ class Reader(Protocol):
         """Hear that nothing more can be recorded, and leave the recorder."""
 
 
-class ForwardRecorder(Listener, ABC):
+class ForwardRecorder(HookOwner, ABC):
     """Records the forward passes of those training steps that are due for one of its readers.
 
     All of a step's accumulated batches count, forward passes within a backward pass do not: they are checkpointing's

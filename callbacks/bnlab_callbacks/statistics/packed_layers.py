@@ -1,6 +1,6 @@
 """Sums over small layers on a CPU: side by side in the rows of one buffer, so that a launch reaches all of them.
 
-What statistics of small layers cost is launches, not arithmetic. `gradient_statistics.gradient_sums` is the slow
+What statistics of small layers cost is launches, not arithmetic. `gradients.gradient_sums` is the slow
 reference, layer by layer.
 """
 

@@ -12,17 +12,17 @@ class ForwardMonitor(Monitor):
     """A monitor that tells a recorder of forward passes what Lightning's training loop does."""
 
     def begin_batch(self, trainer: Trainer) -> None:
-        """Open the hooks for a step that is due, and keep them open over its accumulated batches."""
+        """Put the hooks on for a step that is due, and leave them on over its accumulated batches."""
         if self.leads:
             self._recorder.begin_batch(self._moment, trainer.global_step)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Shut the hooks: forward passes within the backward pass are checkpointing's repetitions."""
+        """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
         if self.leads:
             self._recorder.before_backward()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open them again: with manual optimization, more forward passes may follow in this step."""
+        """Let them record again: with manual optimization, more forward passes may follow in this step."""
         if self.leads:
             self._recorder.after_backward()
 

@@ -1,4 +1,4 @@
-"""Rules about gradients and updates: do they reach every layer, and are they large enough to change it."""
+"""Rules about gradients and updates: those that do not reach a layer, or are too small to change it."""
 
 from __future__ import annotations
 

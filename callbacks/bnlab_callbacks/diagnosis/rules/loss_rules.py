@@ -1,4 +1,4 @@
-"""Rules about the loss: is it a number, does it grow, does it fall.
+"""Rules about the loss: one that is no number, that grows, or that does not fall.
 
 Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, 11 failing and 19 training runs.
 """

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bnlab_callbacks.core.hooks import Listener, ModuleHook, ModuleHooks
+from bnlab_callbacks.core.hooks import HookOwner, ModuleHook, ModuleHooks
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.diagnosis.observations import NormBatch
 from bnlab_callbacks.diagnosis.watching.task import tensors_of
@@ -49,7 +49,7 @@ def ranks_of(norm: nn.Module) -> int:
     return 1
 
 
-class BatchEnds(Listener):
+class BatchEnds(HookOwner):
     """Hooks on layers with weights, the last of which to run gives the net's output, and on batch-norm layers."""
 
     def __init__(self) -> None:
