@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 from functools import partial
 from typing import NamedTuple
 
 from jsonargparse import Namespace
 
 from bnlab.nets import init_family
-from bnlab_callbacks import TrainingDiagnosis
 
 
 class _Way(NamedTuple):
@@ -77,13 +76,6 @@ def advice_for(config: Namespace) -> Callable[[str, str], str | None]:
         config: the configuration of the run, with the sections `model`, `data` and `trainer`.
     """
     return partial(_advise, _present(config))
-
-
-def advise(callbacks: Iterable[object], config: Namespace) -> None:
-    """Let the diagnoses among a run's callbacks give their advice in these words."""
-    for callback in callbacks:
-        if isinstance(callback, TrainingDiagnosis):
-            callback.advise = advice_for(config)
 
 
 def _present(config: Namespace) -> Set[str]:

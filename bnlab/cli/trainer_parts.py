@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from bnlab.cli.advice import advise
+from bnlab.cli.advice import advice_for
 from bnlab.resuming.checkpoint_file import DurableCheckpointIO
 from bnlab.training import DivergenceStop
 from bnlab.training.event_logger import EventLogger
@@ -28,7 +28,8 @@ def complete(trainer: Trainer, config: Namespace | None) -> None:
         trainer.loggers = []
         return
     callbacks[:] = [DivergenceStop(), *(each for each in callbacks if not _is_idle(each, trainer, config))]
-    advise(callbacks, config)
+    for diagnosis in (each for each in callbacks if isinstance(each, TrainingDiagnosis)):
+        diagnosis.advise = advice_for(config)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
 

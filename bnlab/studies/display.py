@@ -58,24 +58,13 @@ class PlainLines:
         print_text(self._console, f"{time.strftime('%H:%M:%S')}  {text}")
 
 
-class LiveDisplay:
-    """The whole study on a few lines that stay in place; runs that end are printed above. Takes what PlainLines does.
-
-    Use it as a context manager.
-    """
+class LiveDisplay(Live):
+    """The whole study on a few lines that stay in place, runs that end above them; takes what PlainLines does."""
 
     def __init__(self, console: Console, time_left: TimeLeft) -> None:
-        self._console = console
+        super().__init__(console=console, auto_refresh=False, transient=True)
         self._time_left = time_left
-        self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn = 0.0
-
-    def __enter__(self) -> LiveDisplay:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
 
     def started(self, run: Run) -> None:
         """Nothing to do: the next refresh shows it."""
@@ -84,13 +73,13 @@ class LiveDisplay:
         """Print the run's outcome above the display."""
         result = state.results[run.name]
         status = result["outcome"]["status"]
-        self._console.print(Text(f"{_MARKS[status]} {run.name}: {in_words(result)}", style=_STYLES.get(status, "")))
+        self.console.print(Text(f"{_MARKS[status]} {run.name}: {in_words(result)}", style=_STYLES.get(status, "")))
 
     def tick(self, state: State) -> None:
         """Draw anew, when it is time."""
         if time.monotonic() - self._drawn >= _LIVE_S:
             self._drawn = time.monotonic()
-            self._live.update(self._picture(state), refresh=True)
+            self.update(self._picture(state), refresh=True)
 
     def _picture(self, state: State) -> Group:
         table = Table.grid(padding=(0, 2))

@@ -74,17 +74,9 @@ def begin(folder: Path, runs: Sequence[Run], retry_failed: bool) -> State:
 class Engine(Protocol):
     """What starts runs and tells when they have ended."""
 
-    @property
-    def name(self) -> str:
-        """What `--engine` calls it."""
-
-    @property
-    def jobs(self) -> int:
-        """How many runs at once."""
-
-    @property
-    def threads(self) -> int:
-        """How many threads each has."""
+    name: str  # what `--engine` calls it
+    jobs: int  # how many runs at once
+    threads: int  # of each
 
     @property
     def free(self) -> bool:

@@ -25,14 +25,10 @@ _SHOWN = 3
 def write_study(folder: Path, grids: Sequence[Grid]) -> None:
     """Write the study's grids, after those that were there before and are others."""
     here = [as_yaml(grid) for grid in grids]
-    earlier = [grid for grid in _grids_there(folder / FILE) if grid not in here]
+    there = mapping_or_empty(folder / FILE).get("grids")
+    earlier = [grid for grid in there if grid not in here] if isinstance(there, list) else []
     content = {"name": folder.name, "root_dir": str(folder.parent), "grids": [*earlier, *here]}
     write_durably(folder / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _grids_there(path: Path) -> list[Any]:
-    grids = mapping_or_empty(path).get("grids")
-    return list(grids) if isinstance(grids, list) else []
 
 
 def as_yaml(grid: Grid) -> dict[str, Any]:
