@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from functools import partial
 from typing import NamedTuple
 
 from jsonargparse import Namespace
@@ -75,7 +74,15 @@ def advice_for(config: Namespace) -> Callable[[str, str], str | None]:
     Args:
         config: the configuration of the run, with the sections `model`, `data` and `trainer`.
     """
-    return partial(_advise, _present(config))
+    present = _present(config)
+
+    def advise(key: str, text: str) -> str | None:
+        if key not in _ADVICE:
+            return text + _NUMBERS.get(key, "")
+        ways = [way for way in _ADVICE[key] if way.name not in present]
+        return "".join(way.text if way is ways[0] else way.joint + way.text for way in ways) or None
+
+    return advise
 
 
 def _present(config: Namespace) -> Set[str]:
@@ -92,12 +99,3 @@ def _present(config: Namespace) -> Set[str]:
         "sync_batchnorm": trainer["sync_batchnorm"],
     }
     return frozenset(name for name, there in present.items() if there)
-
-
-def _advise(present: Set[str], key: str, text: str) -> str | None:
-    if key in _NUMBERS:
-        return text + _NUMBERS[key]
-    if key not in _ADVICE:
-        return text
-    ways = [way for way in _ADVICE[key] if way.name not in present]
-    return "".join(way.text if way is ways[0] else way.joint + way.text for way in ways) or None

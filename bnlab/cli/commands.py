@@ -236,8 +236,6 @@ class BnlabCLI(LightningCLI):
 
     def _prepare_folder(self) -> None:
         config = self.config["fit"]
-        data, model, seed = config["data"], config["model"], config["seed_everything"]
-        experiment = self._experiment(config)
         if self.plan.folder is None:
             self.folder = make_next_version(self._variant_folder(config))
         else:
@@ -254,13 +252,15 @@ class BnlabCLI(LightningCLI):
         self._write_config(self.folder / "config.yaml")
         write_into(self.trainer, self.folder, config)
         identity = {
-            "experiment": experiment,
-            "dataset": data["dataset"],
-            "batch_norm": model["batch_norm"],
-            "seed": seed,
-            "split_seed": data["split_seed"],
+            "experiment": self._experiment(config),
+            "dataset": config["data"]["dataset"],
+            "batch_norm": config["model"]["batch_norm"],
+            "seed": config["seed_everything"],
+            "split_seed": config["data"]["split_seed"],
         }
-        record = RunRecord(self.folder, identity, self.plan.record, _described(self.plan))
+        found = self.plan.checkpoint
+        resumed = found and {"file": found.path.name, "epoch": found.epoch, "step": found.step}
+        record = RunRecord(self.folder, identity, self.plan.record, resumed)
         self.trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
 
     def _write_config(self, path: Path) -> None:
@@ -269,25 +269,17 @@ class BnlabCLI(LightningCLI):
             config.pop(name, None)
         if self.plan.checkpoint is not None:
             config["ckpt_path"] = None  # the run's own
-        text = self._parser("fit").dump(config, skip_validation=True) + END_OF_CONFIG
-        write_durably(path, text)
-
-    def before_validate(self) -> None:
-        """Check the input."""
-        self._check_evaluation()
-
-    def before_test(self) -> None:
-        """Check the input."""
-        self._check_evaluation()
+        write_durably(path, self._parser("fit").dump(config, skip_validation=True) + END_OF_CONFIG)
 
     def before_predict(self) -> None:
         """Check the input, and choose where the probabilities go: beside the checkpoint's run."""
-        self._check_evaluation()
+        self.before_test()
         checkpoint = Path(self.config["predict"]["ckpt_path"])
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
         self.trainer.callbacks.append(PredictionWriter(folder / "predictions.npz"))  # type: ignore[attr-defined]
 
-    def _check_evaluation(self) -> None:
+    def before_test(self) -> None:
+        """Check the input: that there is a checkpoint, and that it fits the images and the model."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         if not config.get("ckpt_path"):
@@ -305,14 +297,9 @@ class BnlabCLI(LightningCLI):
         if _first_process():
             self.datamodule.prepare_data()
 
+    before_validate = before_test
+
 
 def _first_process() -> bool:
     """Whether this is the process that writes; known before the ranks meet."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _described(plan: Plan) -> dict[str, Any] | None:
-    """The checkpoint that a run resumes from, for its record."""
-    if plan.checkpoint is None:
-        return None
-    return {"file": plan.checkpoint.path.name, "epoch": plan.checkpoint.epoch, "step": plan.checkpoint.step}

@@ -134,6 +134,12 @@ def estimate_words(estimate: Estimate, signed: bool = False, digits: int = 2) ->
     return f"{number} ± {estimate.half_width:.{digits}f}"
 
 
+def estimate_values(value: str, interval: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """An estimate for a record, under these two names."""
+    numbers = (estimate.value, estimate.half_width) if estimate else (None, None)
+    return {value: rounded(numbers[0]), interval: rounded(numbers[1])}
+
+
 def rounded(value: float | None) -> float | None:
     """A percentage or a time with six decimals."""
     return None if value is None else round(value, 6)

@@ -10,7 +10,7 @@ from bnlab.reports.estimates.pairs import TimePair, compare_times, mean_overhead
 from bnlab.reports.reading.collection import Collection, baseline
 from bnlab.reports.reading.run import Run
 from bnlab.reports.tables.notes import absent_note, provenance, shared_changes_note
-from bnlab.reports.tables.table import MISSING, Cell, Table, estimate_words, rounded
+from bnlab.reports.tables.table import MISSING, Cell, Table, estimate_values, estimate_words, rounded
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import DATASETS, dataset_title, thesis_dataset
 
@@ -91,10 +91,6 @@ def _record(architecture: str, pair: TimePair) -> dict[str, object]:
         ("vanilla", pair.vanilla, pair.thesis_vanilla),
         ("batch_norm", pair.batch_norm, pair.thesis_batch_norm),
     ):
-        record |= {
-            f"{side}_seconds": rounded(ours.value) if ours else None,
-            f"{side}_interval": rounded(ours.half_width) if ours else None,
-            f"{side}_n": ours.n if ours else 0,
-            f"{side}_thesis": thesis,
-        }
+        record |= estimate_values(f"{side}_seconds", f"{side}_interval", ours)
+        record |= {f"{side}_n": ours.n if ours else 0, f"{side}_thesis": thesis}
     return record | {"overhead_percent": rounded(pair.overhead)}
