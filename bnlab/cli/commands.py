@@ -19,9 +19,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
 from bnlab.cli.quiet import without_expected_warnings
-from bnlab.cli.resume import Plan, add_flags, announce, check_free, find_run, lock_run, make_folder, plan_resume
 from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, plain
-from bnlab.cli.run_folder import experiment_name, make_next_version, variant_name
+from bnlab.cli.run_folder import (
+    Plan,
+    add_flags,
+    announce,
+    check_free,
+    experiment_name,
+    find_run,
+    lock_run,
+    make_folder,
+    make_next_version,
+    plan_resume,
+    variant_name,
+)
 from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
@@ -30,10 +41,10 @@ from bnlab.resuming.checkpoint_file import set_aside
 from bnlab.resuming.exact_resume import ExactResume
 from bnlab.resuming.run_checkpoint import RunCheckpoint
 from bnlab.resuming.run_files import clear, cut_back
-from bnlab.resuming.slurm import check_no_requeued, take_requeue
+from bnlab.resuming.stopping import check_no_requeued, take_requeue
 from bnlab.training import Classifier
 from bnlab.training.gloo_address import unreachable
-from bnlab.training.prediction_writer import PredictionWriter
+from bnlab.training.run_output import PredictionWriter
 from bnlab.training.run_record import RunRecord
 from bnlab_callbacks import (
     ActivationMonitor,

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from bnlab.cli import commands
 from bnlab.cli.advice import advice_for
 from bnlab.cli.checks import check_batch_norm, check_weights
-from bnlab.cli.resume import add_flags
+from bnlab.cli.run_folder import add_flags
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
 from bnlab.files.durable_files import write_durably

@@ -13,8 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from bnlab.cli.advice import advice_for
 from bnlab.resuming.checkpoint_file import DurableCheckpointIO
 from bnlab.training import DivergenceStop
-from bnlab.training.event_logger import EventLogger
-from bnlab.training.progress_bar import TimedProgressBar
+from bnlab.training.run_output import EventLogger, TimedProgressBar
 from bnlab_callbacks import BatchNormMonitor, ChartLayout, LayerHeatmap, RecordFile, TrainingDiagnosis
 
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from bnlab.errors import InputError
 from bnlab.files.durable_files import write_durably
+from bnlab.reports.claims.catalogue import judge_all
 from bnlab.reports.claims.claim import Conclusion
-from bnlab.reports.claims.judging import judge_all
 from bnlab.reports.figures.plans import GRADIENT, FigurePlan, plan_figures
 from bnlab.reports.figures.style import png, svg
 from bnlab.reports.pages.conclusions import conclusions_table

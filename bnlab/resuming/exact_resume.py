@@ -17,8 +17,7 @@ from bnlab.resuming.checkpoint_file import RUN_STATE
 from bnlab.resuming.loop_state import between_epochs, within_epoch
 from bnlab.resuming.run_checkpoint import RunCheckpoint
 from bnlab.resuming.run_files import flush_to_disk
-from bnlab.resuming.slurm import requeue
-from bnlab.resuming.stop_signals import StopSignals
+from bnlab.resuming.stopping import StopSignals, requeue
 from bnlab.training.ranks import state_of_this_rank, states_of_all_ranks
 from bnlab_callbacks import RandomState, gather_ranks
 

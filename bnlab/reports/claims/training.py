@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, decide, higher
-from bnlab.reports.estimates.intervals import difference
+from bnlab.reports.estimates import difference
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import norm_words, thesis_dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bnlab.reports.estimates.pairs import Accuracy
+from bnlab.reports.estimates import Accuracy
 from bnlab.reports.figures.style import (
     DASHES,
     OTHERS,

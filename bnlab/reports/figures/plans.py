@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bnlab.reports.estimates.pairs import accuracy
+from bnlab.reports.estimates import accuracy
 from bnlab.reports.figures.comparisons import batch_size_figure, comparison_figure, comparison_series
 from bnlab.reports.figures.layers import difference_figure, layers_figure
 from bnlab.reports.figures.training import training_figure, wall_time_figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bnlab.reports.estimates.pairs import Accuracy, AccuracyPair, compare_accuracies
+from bnlab.reports.estimates import Accuracy, AccuracyPair, compare_accuracies
 from bnlab.reports.reading.collection import Collection, Line, baseline
 from bnlab.reports.reading.run import Run, changes_words
 from bnlab.reports.tables.notes import absent_note, count, provenance, shared_changes_note

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.estimates import Estimate
 
 MISSING = "—"
 

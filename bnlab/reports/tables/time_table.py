@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from bnlab.reports.estimates.intervals import Estimate
-from bnlab.reports.estimates.pairs import TimePair, compare_times, mean_overhead
+from bnlab.reports.estimates import Estimate, TimePair, compare_times, mean_overhead
 from bnlab.reports.reading.collection import Collection, baseline
 from bnlab.reports.reading.run import Run
 from bnlab.reports.tables.notes import absent_note, provenance, shared_changes_note
