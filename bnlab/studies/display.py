@@ -142,8 +142,8 @@ def table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def results_table(state: State) -> list[str]:
-    """The study's results as lines of a table."""
+def end(state: State) -> list[str]:
+    """The end of a study: its results, the logs of what failed, and what to do next."""
     rows = [["run", "outcome", "test accuracy", "epochs", "s/epoch"]]
     for name, result in sorted(state.results.items()):
         seconds = result.get("seconds_per_epoch")
@@ -156,12 +156,7 @@ def results_table(state: State) -> list[str]:
                 "none" if seconds is None else f"{seconds:.2f}",
             ]
         )
-    return table(rows)
-
-
-def end(state: State) -> list[str]:
-    """The end of a study: its results, the logs of what failed, and what to do next."""
-    lines = ["", *results_table(state), ""]
+    lines = ["", *table(rows), ""]
     for name, result in state.failed.items():
         tail = str(result["outcome"].get("log_tail") or "(empty)").splitlines()
         lines += [

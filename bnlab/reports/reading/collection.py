@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bnlab.errors import InputError
-from bnlab.reports.reading.run import Changes, Run, changes_words, read_run
-from bnlab.reports.reading.run_files import UnreadableRunError, clean
+from bnlab.reports.reading.run import Changes, Run, UnreadableRunError, changes_words, clean, read_run
 from bnlab.reports.thesis.experiments import BATCH_SIZE, BATCH_SIZES, EXPERIMENTS, dataset_order, thesis_experiment
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bnlab.reports.reading.run import Run
-from bnlab.reports.reading.run_files import clean
+from bnlab.reports.reading.run import Run, clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -53,7 +53,8 @@ def batch_size_table(collection: Collection, architecture: str) -> Table | None:
     Its datasets are those with runs of two sizes or more; None without such a dataset.
     """
     lines = [baseline(architecture, size) for size in collection.baseline_sizes(architecture)]
-    datasets = [dataset for dataset in collection.datasets(lines) if _varied(collection, lines, dataset)]
+    sizes_of = {name: sum(any(collection.sides(line, name)) for line in lines) for name in collection.datasets(lines)}
+    datasets = [name for name, sizes in sizes_of.items() if sizes > 1]
     if not datasets:
         return None
     pairs = [[compare_accuracies(collection, line, dataset) for dataset in datasets] for line in lines]
@@ -72,10 +73,6 @@ def batch_size_table(collection: Collection, architecture: str) -> Table | None:
         ),
         records=tuple(_record(pair) for row in pairs for pair in row),
     )
-
-
-def _varied(collection: Collection, lines: Sequence[Line], dataset: str) -> bool:
-    return sum(any(collection.sides(line, dataset)) for line in lines) > 1
 
 
 def accuracy_lines(collection: Collection, architecture: str) -> list[Line]:
