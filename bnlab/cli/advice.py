@@ -69,11 +69,7 @@ _NUMBERS = {"stable_learning_rate": " (--model.lr)"}  # advice with a number in 
 
 
 def advice_for(config: Namespace) -> Callable[[str, str], str | None]:
-    """A function of an advice's key and its plain text, which gives the words for a run; None to leave it out.
-
-    Args:
-        config: the configuration of the run, with the sections `model`, `data` and `trainer`.
-    """
+    """A function of an advice's key and its plain text, which gives the words for a run; None to leave it out."""
     present = _present(config)
 
     def advise(key: str, text: str) -> str | None:

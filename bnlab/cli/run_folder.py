@@ -48,23 +48,14 @@ def add_flags(parser: ArgumentParser) -> None:
 
 @dataclass
 class Plan:
-    """What `bnlab fit` is to do.
+    """What `bnlab fit` is to do."""
 
-    Args:
-        folder: where the run lands; None for the next free one.
-        record: for a run that is there already, its run.yaml, empty where it has none; else None.
-        checkpoint: what the run resumes from; None to begin.
-        damaged: checkpoints to be set aside.
-        ended: the run is over, and nothing is left to do.
-        lock: keeps other processes off a resumed run, from the moment that its state is read.
-    """
-
-    folder: Path | None = None
-    record: dict[str, Any] | None = None
-    checkpoint: GoodCheckpoint | None = None
-    damaged: list[Path] = field(default_factory=list)
-    ended: bool = False
-    lock: RunLock | None = None
+    folder: Path | None = None  # where the run lands; None for the next free one
+    record: dict[str, Any] | None = None  # run.yaml of a run that is there already, empty where it has none
+    checkpoint: GoodCheckpoint | None = None  # what the run resumes from; None to begin
+    damaged: list[Path] = field(default_factory=list)  # checkpoints to be set aside
+    ended: bool = False  # the run is over, and nothing is left to do
+    lock: RunLock | None = None  # keeps other processes off a resumed run, from the moment that its state is read
 
 
 def check_free(folder: Path) -> None:

@@ -41,11 +41,7 @@ class _Parsed(BnlabCLI):
 
 
 class Checker:
-    """Parses and checks what runs of a grid get, quietly and without writing anything.
-
-    Args:
-        overrides: flags of `bnlab fit` that all of them get.
-    """
+    """Parses and checks what runs of a grid get, flags for all of them among it; quietly, and it writes nothing."""
 
     def __init__(self, overrides: Mapping[str, Any]) -> None:
         self._overrides = overrides

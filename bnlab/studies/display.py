@@ -15,7 +15,7 @@ from bnlab.studies.grid import Run
 from bnlab.studies.results import epochs_begun
 from bnlab.studies.study import State
 
-TimeLeft = Callable[[State], "float | None"]
+TimeLeft = Callable[[State], "float | None"]  # an estimate of the seconds until the study's end
 
 _LIVE_S = 0.5  # between two refreshes
 _PLAIN_S = 60.0  # between two lines that say how far the runs are
@@ -24,12 +24,7 @@ _STYLES = {"failed": "red", "diverged": "yellow"}
 
 
 class PlainLines:
-    """A line when a run starts, when it ends, and once a minute.
-
-    Args:
-        console: where they go.
-        time_left: estimates the seconds until the study's end.
-    """
+    """A line when a run starts, when it ends, and once a minute."""
 
     def __init__(self, console: Console, time_left: TimeLeft) -> None:
         self._console = console

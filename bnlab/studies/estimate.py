@@ -108,14 +108,7 @@ def training_images(dataset: str, folder: Path, val_fraction: float) -> int:
 
 
 def seconds_per_step(model: Classifier, batch_size: int, device: torch.device, threads: int) -> float:
-    """Seconds of an optimizer step with a batch, what comes beside it in a run included.
-
-    Args:
-        model: the net; it is trained a little.
-        batch_size: images in the batch.
-        device: where the run would train.
-        threads: as many as the run would have.
-    """
+    """Seconds of an optimizer step with a batch, what comes beside it in a run included; trains the net a little."""
     import torch  # takes seconds, and only a dry run needs it
     import torch.nn.functional as F
     from torch.utils.benchmark import Timer

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bnlab.errors import InputError
 from bnlab.studies.worker import Ended, start
 
 # what a run needs at most of a GPU's and of the machine's memory, with all that torch takes besides
@@ -76,6 +77,8 @@ class LocalEngine:
     name = "local"
 
     def __init__(self, worker: str, jobs: int, machine: Machine) -> None:
+        if jobs < 1:
+            raise InputError(f"--jobs {jobs}: it must be 1 or more.")
         self.jobs = jobs
         self.threads = max(1, machine.cores // jobs)
         self._worker = worker

@@ -54,13 +54,7 @@ def strict(value: Any) -> Any:
 
 
 def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, float]) -> dict[str, Any]:
-    """The result of a run that `bnlab fit` ended and `bnlab test` tested.
-
-    Args:
-        folder: the run's, with its run.yaml and records.
-        task: what the study asked for, as `worker.make_task` made it.
-        tested: the test's `test_acc` and `test_loss`.
-    """
+    """The result of a run that `bnlab fit` ended and `bnlab test` tested, with `test_acc` and `test_loss`."""
     return _result(folder, task, mapping_or_empty(folder / "run.yaml"), tested)
 
 

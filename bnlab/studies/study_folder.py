@@ -73,10 +73,7 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
 def check_reuse(study: Path, runs: Iterable[Run], wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Refuse a grid that would take over runs made with other settings; returns what a person should know all the same.
 
-    Args:
-        study: the study's folder.
-        runs: the grid's.
-        wanted: the settings of each run, by its name.
+    `wanted` are the settings of each run, by its name.
 
     Raises:
         InputError: such a run is there, finished or begun.

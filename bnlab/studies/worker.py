@@ -28,13 +28,7 @@ class Ended(NamedTuple):
 
 
 def make_task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
-    """One run for a worker, as primitives.
-
-    Args:
-        run: the run.
-        study_folder: the study's folder.
-        study: how the study runs, for the result's provenance: engine, jobs, threads of each job.
-    """
+    """One run for a worker, as primitives; `study` is for the result's provenance: engine, jobs, threads of each."""
     return {
         "folder": str(study_folder / run.name),
         "words": run.words,
@@ -46,15 +40,9 @@ def make_task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[st
 def start(
     module: str, task: Mapping[str, Any], variables: Mapping[str, str], place: Path = Path()
 ) -> subprocess.Popen[bytes]:
-    """Start a worker on a task.
+    """Start a worker, a module of the command line, on a task of `make_task`, with more environment variables.
 
     It ends when its standard input does, which is when this process dies, however it does.
-
-    Args:
-        module: the worker, a module of the command line.
-        task: as `make_task` makes it.
-        variables: what its environment has beside this process's.
-        place: the folder that it works in.
     """
     folder = place / task["folder"]
     folder.mkdir(parents=True, exist_ok=True)

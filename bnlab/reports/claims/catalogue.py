@@ -314,12 +314,6 @@ CLAIMS = (
 def judge_all(
     collection: Collection, claims: Sequence[Claim] = CLAIMS, curves: CurvesOf | None = None
 ) -> list[Conclusion]:
-    """The conclusions on the claims, in their order.
-
-    Args:
-        collection: the runs.
-        claims: those to judge.
-        curves: the function that gives a run's curves; they are read without one.
-    """
+    """The conclusions on the claims, in their order; the runs' curves are read unless `curves` gives them."""
     curves = curves or cache(lambda run: read_curves(run.folder))
     return [conclude(claim, collection, curves) for claim in claims]

@@ -87,25 +87,15 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the thesis.
+    """A claim of the thesis."""
 
-    Attributes:
-        architecture: mlp or cnn.
-        statement: the claim in our words, so that it can be true or false.
-        quote: the claim in the thesis's words.
-        where: its sections and figures.
-        experiments: those that it needs runs of, with and without batch norm unless `judge` needs less.
-        judge: the function that finds a verdict on one dataset.
-        batch_sizes: those that it needs runs of.
-    """
-
-    architecture: str
-    statement: str
-    quote: str
-    where: str
-    experiments: tuple[str, ...]
-    judge: Judge
-    batch_sizes: tuple[int, ...] = (BATCH_SIZE,)
+    architecture: str  # mlp or cnn
+    statement: str  # the claim in our words, so that it can be true or false
+    quote: str  # the claim in the thesis's words
+    where: str  # its sections and figures
+    experiments: tuple[str, ...]  # that it needs, with and without batch norm unless `judge` needs less
+    judge: Judge  # the function that finds a verdict on one dataset
+    batch_sizes: tuple[int, ...] = (BATCH_SIZE,)  # those that it needs runs of
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,7 @@ def comparison_figure(title: str, lines: Mapping[str, Sequence[Series]], curves:
 def batch_size_figure(title: str, found: Mapping[str, Mapping[int, Sequence[Accuracy]]]) -> Figure:
     """A panel for each dataset: test accuracy in percent by batch size, with 95 % intervals over seeds.
 
-    Args:
-        title: of the figure.
-        found: vanilla and batch norm, by dataset and batch size.
+    `found` has those of vanilla and batch norm, by dataset and batch size.
     """
     from matplotlib.ticker import NullLocator
 

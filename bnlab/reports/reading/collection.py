@@ -60,13 +60,9 @@ RunsByDataset = Mapping[str, tuple[Sequence[Run], Sequence[Run]]]  # of one line
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that ended, at most one for each setting and seed, and those left out.
+    """Runs that ended, at most one for each setting and seed, and those left out."""
 
-    Attributes:
-        root: the deepest folder that holds all runs; run folders are shown relative to it.
-    """
-
-    root: Path
+    root: Path  # the deepest folder that holds all runs; run folders are shown relative to it
     runs: tuple[Run, ...]
     left_out: tuple[LeftOut, ...] = ()
 

@@ -32,27 +32,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is shown, and its values as data.
+    """A table as it is shown, and its values as data."""
 
-    Attributes:
-        name: the stem of its files.
-        title: the heading.
-        groups: names above the columns, each with the number of columns that it spans; the first spans the rows' heads.
-        header: a name for each column.
-        rows: the cells.
-        heads: the number of columns, from the left, that are heads of rows.
-        notes: sentences beneath.
-        records: the values for CSV, one mapping a line, all with the same keys.
-    """
-
-    name: str
-    title: str
-    groups: tuple[tuple[str, int], ...]
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    heads: int
-    notes: tuple[str, ...]
-    records: tuple[Mapping[str, object], ...]
+    name: str  # the stem of its files
+    title: str  # the heading
+    groups: tuple[tuple[str, int], ...]  # names above so many columns each; the first spans the rows' heads
+    header: tuple[str, ...]  # a name for each column
+    rows: tuple[tuple[Cell, ...], ...]  # the cells
+    heads: int  # the number of columns, from the left, that are heads of rows
+    notes: tuple[str, ...]  # sentences beneath
+    records: tuple[Mapping[str, object], ...]  # the values for CSV, one mapping a line, all with the same keys
 
     @property
     def columns(self) -> list[str]:
