@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bnlab.reports.estimates import Estimate, TimePair, compare_times, mean_overhead
 from bnlab.reports.reading.collection import Collection, baseline
@@ -48,13 +48,12 @@ def _row(architecture: str, pairs: Sequence[TimePair], size: int) -> tuple[Cell,
     shown = MISSING if overhead is None else f"{overhead:.1f} %"
     digits, percent_digits = _DIGITS[architecture]
     beside = "" if thesis is None else f"{thesis:.{percent_digits}f} %"
-    return (Cell(str(size)), Cell(shown, beside), *_time_cells(pairs, digits))
-
-
-def _time_cells(pairs: Iterable[TimePair], digits: int) -> Iterable[Cell]:
-    for pair in pairs:
-        for ours, thesis in ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm)):
-            yield Cell(_seconds_words(ours), "" if thesis is None else f"{thesis:.{digits}f}")
+    times = (
+        Cell(_seconds_words(ours), "" if thesis is None else f"{thesis:.{digits}f}")
+        for pair in pairs
+        for ours, thesis in ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm))
+    )
+    return (Cell(str(size)), Cell(shown, beside), *times)
 
 
 def _seconds_words(estimate: Estimate | None) -> str:
