@@ -33,7 +33,7 @@ from torchvision import transforms
 
 from bnlab import Classifier, ImageDataModule
 from bnlab.training import DivergenceStop
-from bnlab.training.progress_bar import TimedProgressBar
+from bnlab.training.run_output import TimedProgressBar
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from tests.helpers.data_files import write_mnist
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
-from functools import partial
+from collections.abc import Callable, Set
 from typing import NamedTuple
 
 from jsonargparse import Namespace
 
 from bnlab.nets import init_family
-from bnlab_callbacks import TrainingDiagnosis
 
 
 class _Way(NamedTuple):
@@ -71,19 +69,16 @@ _NUMBERS = {"stable_learning_rate": " (--model.lr)"}  # advice with a number in 
 
 
 def advice_for(config: Namespace) -> Callable[[str, str], str | None]:
-    """A function of an advice's key and its plain text, which gives the words for a run; None to leave it out.
+    """A function of an advice's key and its plain text, which gives the words for a run; None to leave it out."""
+    present = _present(config)
 
-    Args:
-        config: the configuration of the run, with the sections `model`, `data` and `trainer`.
-    """
-    return partial(_advise, _present(config))
+    def advise(key: str, text: str) -> str | None:
+        if key not in _ADVICE:
+            return text + _NUMBERS.get(key, "")
+        ways = [way for way in _ADVICE[key] if way.name not in present]
+        return "".join(way.text if way is ways[0] else way.joint + way.text for way in ways) or None
 
-
-def advise(callbacks: Iterable[object], config: Namespace) -> None:
-    """Let the diagnoses among a run's callbacks give their advice in these words."""
-    for callback in callbacks:
-        if isinstance(callback, TrainingDiagnosis):
-            callback.advise = advice_for(config)
+    return advise
 
 
 def _present(config: Namespace) -> Set[str]:
@@ -100,12 +95,3 @@ def _present(config: Namespace) -> Set[str]:
         "sync_batchnorm": trainer["sync_batchnorm"],
     }
     return frozenset(name for name, there in present.items() if there)
-
-
-def _advise(present: Set[str], key: str, text: str) -> str | None:
-    if key in _NUMBERS:
-        return text + _NUMBERS[key]
-    if key not in _ADVICE:
-        return text
-    ways = [way for way in _ADVICE[key] if way.name not in present]
-    return "".join(way.text if way is ways[0] else way.joint + way.text for way in ways) or None

@@ -19,9 +19,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
 from bnlab.cli.quiet import without_expected_warnings
-from bnlab.cli.resume import Plan, add_flags, announce, check_free, find_run, lock_run, make_folder, plan_resume
 from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, plain
-from bnlab.cli.run_folder import experiment_name, make_next_version, variant_name
+from bnlab.cli.run_folder import (
+    Plan,
+    add_flags,
+    announce,
+    check_free,
+    experiment_name,
+    find_run,
+    lock_run,
+    make_folder,
+    make_next_version,
+    plan_resume,
+    variant_name,
+)
 from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
@@ -30,10 +41,10 @@ from bnlab.resuming.checkpoint_file import set_aside
 from bnlab.resuming.exact_resume import ExactResume
 from bnlab.resuming.run_checkpoint import RunCheckpoint
 from bnlab.resuming.run_files import clear, cut_back
-from bnlab.resuming.slurm import check_no_requeued, take_requeue
+from bnlab.resuming.stopping import check_no_requeued, take_requeue
 from bnlab.training import Classifier
 from bnlab.training.gloo_address import unreachable
-from bnlab.training.prediction_writer import PredictionWriter
+from bnlab.training.run_output import PredictionWriter
 from bnlab.training.run_record import RunRecord
 from bnlab_callbacks import (
     ActivationMonitor,
@@ -236,8 +247,6 @@ class BnlabCLI(LightningCLI):
 
     def _prepare_folder(self) -> None:
         config = self.config["fit"]
-        data, model, seed = config["data"], config["model"], config["seed_everything"]
-        experiment = self._experiment(config)
         if self.plan.folder is None:
             self.folder = make_next_version(self._variant_folder(config))
         else:
@@ -254,13 +263,15 @@ class BnlabCLI(LightningCLI):
         self._write_config(self.folder / "config.yaml")
         write_into(self.trainer, self.folder, config)
         identity = {
-            "experiment": experiment,
-            "dataset": data["dataset"],
-            "batch_norm": model["batch_norm"],
-            "seed": seed,
-            "split_seed": data["split_seed"],
+            "experiment": self._experiment(config),
+            "dataset": config["data"]["dataset"],
+            "batch_norm": config["model"]["batch_norm"],
+            "seed": config["seed_everything"],
+            "split_seed": config["data"]["split_seed"],
         }
-        record = RunRecord(self.folder, identity, self.plan.record, _described(self.plan))
+        found = self.plan.checkpoint
+        resumed = found and {"file": found.path.name, "epoch": found.epoch, "step": found.step}
+        record = RunRecord(self.folder, identity, self.plan.record, resumed)
         self.trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
 
     def _write_config(self, path: Path) -> None:
@@ -269,25 +280,17 @@ class BnlabCLI(LightningCLI):
             config.pop(name, None)
         if self.plan.checkpoint is not None:
             config["ckpt_path"] = None  # the run's own
-        text = self._parser("fit").dump(config, skip_validation=True) + END_OF_CONFIG
-        write_durably(path, text)
-
-    def before_validate(self) -> None:
-        """Check the input."""
-        self._check_evaluation()
-
-    def before_test(self) -> None:
-        """Check the input."""
-        self._check_evaluation()
+        write_durably(path, self._parser("fit").dump(config, skip_validation=True) + END_OF_CONFIG)
 
     def before_predict(self) -> None:
         """Check the input, and choose where the probabilities go: beside the checkpoint's run."""
-        self._check_evaluation()
+        self.before_test()
         checkpoint = Path(self.config["predict"]["ckpt_path"])
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
         self.trainer.callbacks.append(PredictionWriter(folder / "predictions.npz"))  # type: ignore[attr-defined]
 
-    def _check_evaluation(self) -> None:
+    def before_test(self) -> None:
+        """Check the input: that there is a checkpoint, and that it fits the images and the model."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         if not config.get("ckpt_path"):
@@ -305,14 +308,9 @@ class BnlabCLI(LightningCLI):
         if _first_process():
             self.datamodule.prepare_data()
 
+    before_validate = before_test
+
 
 def _first_process() -> bool:
     """Whether this is the process that writes; known before the ranks meet."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _described(plan: Plan) -> dict[str, Any] | None:
-    """The checkpoint that a run resumes from, for its record."""
-    if plan.checkpoint is None:
-        return None
-    return {"file": plan.checkpoint.path.name, "epoch": plan.checkpoint.epoch, "step": plan.checkpoint.step}

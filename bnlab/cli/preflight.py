@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from bnlab.cli import commands
 from bnlab.cli.advice import advice_for
 from bnlab.cli.checks import check_batch_norm, check_weights
-from bnlab.cli.resume import add_flags
+from bnlab.cli.run_folder import add_flags
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
 from bnlab.files.durable_files import write_durably
@@ -43,9 +43,7 @@ class PreflightTrainer(Trainer):
     def preflight(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: ImageDataModule | None = None,
+        datamodule: ImageDataModule,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -53,13 +51,10 @@ class PreflightTrainer(Trainer):
 
         Args:
             model: what would be trained.
-            train_dataloaders: not used.
-            val_dataloaders: not used.
             datamodule: where the batch comes from.
             ckpt_path: a checkpoint whose weights to begin with.
             weights_only: as for `torch.load`; None for True, so that no code in the file is run.
         """
-        assert datamodule is not None
         if ckpt_path:
             checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             model.load_state_dict(checkpoint["state_dict"])
@@ -79,7 +74,7 @@ class PreflightCLI(commands.BnlabCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """One command, with the arguments that are not flags."""
-        return {"preflight": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+        return {"preflight": {"model", "datamodule"}}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         self.trainer_class = PreflightTrainer

@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
@@ -43,8 +44,8 @@ def run(words: Sequence[str]) -> None:
     report = None
     if formats:
         output = Path(given.output) if given.output else Path(given.folders[0], "report")
-        with _progress() as progress:
-            report = write_report(collection, output, formats, given.quantity, progress=progress)
+        with Console(stderr=True).status("reading the runs' records") as status:  # on a terminal only
+            report = write_report(collection, output, formats, given.quantity, progress=status.update)
     _print(collection, report, given.thesis)
 
 
@@ -100,23 +101,6 @@ def _places(report: Report) -> str:
     lines = [str(path) for path in report.files if path.parent == report.folder]
     lines += [f"{folder}{os.sep}  ({number} files)" for folder, number in folders.items()]
     return "".join(f"written   {line}\n" for line in lines)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows on a terminal what is being done, in one line that goes away; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-
-    def show(text: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{text} …")
-        sys.stderr.flush()
-
-    try:
-        yield show
-    finally:
-        sys.stderr.write("\r\x1b[K")
 
 
 def _formats(text: str) -> list[str]:

@@ -91,7 +91,7 @@ def make_plan(options: Options) -> Plan:
 
 
 def _local_engine(options: Options, state: State, plan: Plan) -> LocalEngine:
-    machine = this_machine(any(checker.on_gpu for checker in plan.checkers.values()))
+    machine = this_machine(any(checker.device.type == "cuda" for checker in plan.checkers.values()))
     return LocalEngine(_WORKER, options.jobs or default_jobs(machine, len(state.waiting)), machine)
 
 

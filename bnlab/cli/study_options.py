@@ -103,15 +103,7 @@ def _grid(file: str | None, keys: Mapping[str, Any], flags: Mapping[str, Any]) -
             overrides[name] = value
         else:
             raise InputError(f"--config {file}: {name!r} is no key of a study. See bnlab study --help.")
-    return grid_of({**_GRID, **{name: keys[name] for name in _GRID.keys() & keys.keys()}}, {**overrides, **flags})
-
-
-def grid_of(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> Grid:
-    """The grid that keys stand for.
-
-    Raises:
-        InputError: it is empty, contradicts itself, or names what is not there.
-    """
+    keys = {**_GRID, **keys}
     if not keys["configs"]:
         raise InputError("give --configs, for example --configs 'configs/mlp_*.yaml'. See bnlab study --help.")
     norm = keys["batch_norm"]
@@ -125,7 +117,7 @@ def grid_of(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> Grid:
         seeds=_integers("seeds", keys["seeds"]),
         batch_sizes=None if keys["batch_sizes"] is None else _integers("batch_sizes", keys["batch_sizes"]),
         root=str(keys["root"]),
-        overrides=overrides,
+        overrides={**overrides, **flags},
     )
     check(grid)
     return grid

@@ -30,7 +30,6 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "checkpoint.filename": (("last",), "runs are tested, and go on, from their last checkpoints"),
     "checkpoint.dirpath": ((None,), "runs are tested, and go on, from checkpoints in their own folders"),
 }
-_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _ENDLESS = 1000  # epochs, Lightning's own limit, for a run without a limit
 
 
@@ -42,11 +41,7 @@ class _Parsed(BnlabCLI):
 
 
 class Checker:
-    """Parses and checks what runs of a grid get, quietly and without writing anything.
-
-    Args:
-        overrides: flags of `bnlab fit` that all of them get.
-    """
+    """Parses and checks what runs of a grid get, flags for all of them among it; quietly, and it writes nothing."""
 
     def __init__(self, overrides: Mapping[str, Any]) -> None:
         self._overrides = overrides
@@ -58,11 +53,6 @@ class Checker:
         """Where the runs would train."""
         assert self._cli is not None
         return self._cli.trainer.strategy.root_device
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether that is a CUDA device."""
-        return self.device.type == "cuda"
 
     def settings(self, config: Path) -> dict[str, Any]:
         """All settings that a config and the overrides make, flat: `model.lr` → 0.01.
@@ -79,15 +69,12 @@ class Checker:
                 content = self._cli.parser.parse_args(words)["fit"]
                 content.pop("config", None)
                 text = self._cli._parser("fit").dump(content, skip_validation=True)
-            self._settings[config] = flat(yaml.safe_load(text))
-            self._check_fixed(self._settings[config])
+            settings = flat(yaml.safe_load(text))
+            for name, (allowed, reason) in _FIXED.items():
+                if name in settings and settings[name] not in allowed:
+                    raise InputError(f"--{name} {flag_text(settings[name])} is not for a study: {reason}.")
+            self._settings[config] = settings
         return self._settings[config]
-
-    @staticmethod
-    def _check_fixed(settings: Mapping[str, Any]) -> None:
-        for name, (allowed, reason) in _FIXED.items():
-            if name in settings and settings[name] not in allowed:
-                raise InputError(f"--{name} {flag_text(settings[name])} is not for a study: {reason}.")
 
     def typed_overrides(self) -> dict[str, Any]:
         """The overrides as the parser understood them, so that 0.10 and 0.1 are the same."""
@@ -157,13 +144,11 @@ def _section(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _without_messages() -> Iterator[None]:
     """Leave out all that is said of a Trainer that never trains."""
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)

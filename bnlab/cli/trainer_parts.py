@@ -10,11 +10,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from bnlab.cli.advice import advise
+from bnlab.cli.advice import advice_for
 from bnlab.resuming.checkpoint_file import DurableCheckpointIO
 from bnlab.training import DivergenceStop
-from bnlab.training.event_logger import EventLogger
-from bnlab.training.progress_bar import TimedProgressBar
+from bnlab.training.run_output import EventLogger, TimedProgressBar
 from bnlab_callbacks import BatchNormMonitor, ChartLayout, LayerHeatmap, RecordFile, TrainingDiagnosis
 
 
@@ -28,7 +27,8 @@ def complete(trainer: Trainer, config: Namespace | None) -> None:
         trainer.loggers = []
         return
     callbacks[:] = [DivergenceStop(), *(each for each in callbacks if not _is_needless(each, trainer, config))]
-    advise(callbacks, config)
+    for diagnosis in (each for each in callbacks if isinstance(each, TrainingDiagnosis)):
+        diagnosis.advise = advice_for(config)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
 

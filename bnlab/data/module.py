@@ -14,10 +14,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bnlab.data.files import check_present
+from bnlab.data.files import check_present, fetch
 from bnlab.data.image_set import ImageSet
 from bnlab.data.loading import Batch, EpochSampler, ResumableLoader, TensorImages, identity_collate
-from bnlab.data.sources import DatasetName, check_dataset_name, describe, fetch, load
+from bnlab.data.sources import DatasetName, check_dataset_name, describe, load
 from bnlab.data.split import check_val_fraction, pixel_statistics, split_indices
 from bnlab.errors import InputError
 

@@ -7,15 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from bnlab.data.digits import read_digits
-from bnlab.data.files import DOWNLOADABLE, check_present, fetch
+from bnlab.data.files import check_present
 from bnlab.data.image_set import ImageSet
-from bnlab.data.mnist import read_mnist
 from bnlab.data.npz import describe_npz, read_npz
-from bnlab.data.verified import read_cifar, read_svhn
+from bnlab.data.readers import read_cifar, read_digits, read_mnist, read_svhn
 from bnlab.errors import InputError
-
-__all__ = ["DATASETS", "DOWNLOADABLE", "DatasetName", "check_dataset_name", "describe", "fetch", "load"]
 
 DatasetName = Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "npz"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)

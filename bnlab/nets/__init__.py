@@ -1,9 +1,8 @@
 """The thesis's two nets, their activation functions and their initialization (sections 2.4, 2.10 and 6.2)."""
 
 from bnlab.nets.activations import ACTIVATIONS, ActivationName, InitFamily, init_family, make_activation
-from bnlab.nets.blocks import NormPosition
-from bnlab.nets.factory import Architecture, build_net
 from bnlab.nets.initialization import InitScheme, initialize
+from bnlab.nets.thesis_nets import Architecture, NormPosition, build_net
 
 __all__ = [
     "ACTIVATIONS",

@@ -3,12 +3,28 @@
 Thesis, section 2.10 (saturating and rectified nonlinearities), and sections 2.4.2 and 2.4.3 for the initialization.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from torch import nn
 
-from bnlab.nets.arguments import require_choice
+from bnlab.errors import InputError
+
+
+def require_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    """Raise InputError, listing the valid names, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{argument} {value!r} is unknown. Choose one of: {', '.join(choices)}.")
+
+
+def require_at_least(argument: str, value: int, least: int) -> None:
+    """Raise InputError unless `value` is `least` or more."""
+    if value < least:
+        raise InputError(
+            f"{argument} is {value}, but must be {least} or more. "
+            f"It comes from the data set: check that its images and labels are what you meant to load."
+        )
+
 
 # Literal, not str, so that --help lists the choices; a test keeps it equal to the table.
 ActivationName = Literal[

@@ -9,8 +9,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from bnlab.errors import InputError
-from bnlab.nets.activations import ActivationName, init_family
-from bnlab.nets.arguments import require_choice
+from bnlab.nets.activations import ActivationName, init_family, require_choice
 
 InitScheme = Literal["auto", "kaiming", "xavier", "normal"]
 

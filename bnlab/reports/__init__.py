@@ -4,9 +4,8 @@
 >>> print(to_text(accuracy_table(collect(["tb_logs/study"]), "mlp")))  # doctest: +SKIP
 """
 
-from bnlab.reports.claims.catalogue import CLAIMS
+from bnlab.reports.claims.catalogue import CLAIMS, judge_all
 from bnlab.reports.claims.claim import Conclusion
-from bnlab.reports.claims.judging import judge_all
 from bnlab.reports.reading.collection import Collection, Line, collect
 from bnlab.reports.reading.run import Run
 from bnlab.reports.report import FORMATS, Report, write_report

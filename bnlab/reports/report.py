@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from bnlab.errors import InputError
 from bnlab.files.durable_files import write_durably
+from bnlab.reports.claims.catalogue import judge_all
 from bnlab.reports.claims.claim import Conclusion
-from bnlab.reports.claims.judging import judge_all
 from bnlab.reports.figures.plans import GRADIENT, FigurePlan, plan_figures
 from bnlab.reports.figures.style import png, svg
 from bnlab.reports.pages.conclusions import conclusions_table
@@ -20,7 +20,7 @@ from bnlab.reports.pages.overview import Overview, overview
 from bnlab.reports.pages.page import Addresses, DrawnFigure, Page
 from bnlab.reports.reading.collection import Collection
 from bnlab.reports.reading.curves import CurvesOf, read_curves
-from bnlab.reports.reading.run_files import clean
+from bnlab.reports.reading.run import clean
 from bnlab.reports.tables.accuracy_table import accuracy_table, batch_size_table
 from bnlab.reports.tables.runs_table import runs_table
 from bnlab.reports.tables.table import Table, to_csv, to_markdown
@@ -133,7 +133,9 @@ class _Writer:
             runs=runs,
             table_files={table.name: self._write_table(table) for table in listed},
             figures=self._figures(quantity) if self.formats - {"md", "csv"} else [],
-            problems=self._problems() if "html" in self.formats else (),
+            problems=[(collection.path(run), found) for run in collection.runs if (found := self.curves(run).problem)]
+            if "html" in self.formats
+            else [],
         )
         self._put("report", {kind: page.render(kind) for kind in ("md", "html") if kind in self.formats})
         notes: tuple[str, ...] = ()
@@ -142,10 +144,6 @@ class _Writer:
                 f"no heatmap of batch norm against vanilla: no pair of runs has recorded {clean(quantity)} of layers",
             )
         return Report(self.folder, page.overview, tuple(tables), tuple(conclusions), tuple(self.files), notes)
-
-    def _problems(self) -> list[tuple[str, str]]:
-        found = [(self.collection.path(run), self.curves(run).problem) for run in self.collection.runs]
-        return [(path, problem) for path, problem in found if problem]
 
     def _write_table(self, table: Table) -> Addresses:
         renders = {"csv": to_csv, "md": to_markdown}
@@ -157,8 +155,7 @@ class _Writer:
         drawn = []
         for number, plan in enumerate(plans, 1):
             self.progress(f"figure {number} of {len(plans)}")
-            figure = self._draw(plan)
-            if figure is not None:
+            if (figure := self._draw(plan)) is not None:
                 drawn.append(figure)
         return drawn
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,16 +99,23 @@ def set_aside(damaged: list[Path]) -> None:
         os.replace(path, path.with_name(f"{path.name}.damaged"))
 
 
-def _look_into(path: Path) -> GoodCheckpoint | None:
-    """What a checkpoint says of itself, without reading its large tensors; None where it is of another kind."""
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a checkpoint; whatever goes wrong while it is read, it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("/data.pkl"):
-                    archive.read(name)  # which checks its sum
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            yield archive
     except Exception as error:
         raise DamagedError(f"it cannot be read ({type(error).__name__}: {str(error)[:80]})") from error
+
+
+def _look_into(path: Path) -> GoodCheckpoint | None:
+    """What a checkpoint says of itself, without reading its large tensors; None where it is of another kind."""
+    with _archive(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                archive.read(name)  # which checks its sum
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = content.get(RUN_STATE) if isinstance(content, dict) else None
     if state is None:
         return None
@@ -123,10 +131,7 @@ def check_sums(path: Path) -> None:
     Raises:
         DamagedError: it is no checkpoint, or something in it is not what was written.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-    except Exception as error:
-        raise DamagedError(f"it cannot be read ({type(error).__name__}: {str(error)[:80]})") from error
+    with _archive(path) as archive:
+        part = archive.testzip()
     if part is not None:
         raise DamagedError(f"its part {part} is damaged")

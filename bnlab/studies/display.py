@@ -15,7 +15,7 @@ from bnlab.studies.grid import Run
 from bnlab.studies.results import epochs_begun
 from bnlab.studies.study import State
 
-TimeLeft = Callable[[State], "float | None"]
+TimeLeft = Callable[[State], "float | None"]  # an estimate of the seconds until the study's end
 
 _LIVE_S = 0.5  # between two refreshes
 _PLAIN_S = 60.0  # between two lines that say how far the runs are
@@ -24,12 +24,7 @@ _STYLES = {"failed": "red", "diverged": "yellow"}
 
 
 class PlainLines:
-    """A line when a run starts, when it ends, and once a minute.
-
-    Args:
-        console: where they go.
-        time_left: estimates the seconds until the study's end.
-    """
+    """A line when a run starts, when it ends, and once a minute."""
 
     def __init__(self, console: Console, time_left: TimeLeft) -> None:
         self._console = console
@@ -58,24 +53,13 @@ class PlainLines:
         print_text(self._console, f"{time.strftime('%H:%M:%S')}  {text}")
 
 
-class LiveDisplay:
-    """The whole study on a few lines that stay in place; runs that end are printed above. Takes what PlainLines does.
-
-    Use it as a context manager.
-    """
+class LiveDisplay(Live):
+    """The whole study on a few lines that stay in place, runs that end above them; takes what PlainLines does."""
 
     def __init__(self, console: Console, time_left: TimeLeft) -> None:
-        self._console = console
+        super().__init__(console=console, auto_refresh=False, transient=True)
         self._time_left = time_left
-        self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn = 0.0
-
-    def __enter__(self) -> LiveDisplay:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
 
     def started(self, run: Run) -> None:
         """Nothing to do: the next refresh shows it."""
@@ -84,13 +68,13 @@ class LiveDisplay:
         """Print the run's outcome above the display."""
         result = state.results[run.name]
         status = result["outcome"]["status"]
-        self._console.print(Text(f"{_MARKS[status]} {run.name}: {in_words(result)}", style=_STYLES.get(status, "")))
+        self.console.print(Text(f"{_MARKS[status]} {run.name}: {in_words(result)}", style=_STYLES.get(status, "")))
 
     def tick(self, state: State) -> None:
         """Draw anew, when it is time."""
         if time.monotonic() - self._drawn >= _LIVE_S:
             self._drawn = time.monotonic()
-            self._live.update(self._picture(state), refresh=True)
+            self.update(self._picture(state), refresh=True)
 
     def _picture(self, state: State) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -153,8 +137,8 @@ def table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def results_table(state: State) -> list[str]:
-    """The study's results as lines of a table."""
+def end(state: State) -> list[str]:
+    """The end of a study: its results, the logs of what failed, and what to do next."""
     rows = [["run", "outcome", "test accuracy", "epochs", "s/epoch"]]
     for name, result in sorted(state.results.items()):
         seconds = result.get("seconds_per_epoch")
@@ -167,12 +151,7 @@ def results_table(state: State) -> list[str]:
                 "none" if seconds is None else f"{seconds:.2f}",
             ]
         )
-    return table(rows)
-
-
-def end(state: State) -> list[str]:
-    """The end of a study: its results, the logs of what failed, and what to do next."""
-    lines = ["", *results_table(state), ""]
+    lines = ["", *table(rows), ""]
     for name, result in state.failed.items():
         tail = str(result["outcome"].get("log_tail") or "(empty)").splitlines()
         lines += [

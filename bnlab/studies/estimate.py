@@ -30,7 +30,7 @@ START_S = 8.0
 
 # training images before a part of them becomes the validation set
 _IMAGES = {"digits": 646, "mnist": 60_000, "svhn": 73_257, "cifar10": 50_000, "cifar100": 50_000}
-_WARM_UP, _STEPS, _SECONDS = 2, 20, 1.0
+_SECONDS = 1.0  # that the steps are timed for
 # the diagnostics, the batches and the validation of a ninth of the images, beside the bare steps
 _BESIDE = 1.3
 
@@ -108,41 +108,22 @@ def training_images(dataset: str, folder: Path, val_fraction: float) -> int:
 
 
 def seconds_per_step(model: Classifier, batch_size: int, device: torch.device, threads: int) -> float:
-    """Seconds of an optimizer step with a batch, what comes beside it in a run included.
-
-    Args:
-        model: the net; it is trained a little.
-        batch_size: images in the batch.
-        device: where the run would train.
-        threads: as many as the run would have.
-    """
+    """Seconds of an optimizer step with a batch, what comes beside it in a run included; trains the net a little."""
     import torch  # takes seconds, and only a dry run needs it
     import torch.nn.functional as F
+    from torch.utils.benchmark import Timer
 
     hparams = model.hparams
-    before = torch.get_num_threads()
+    model = model.to(device).train()
+    images = torch.randn(batch_size, hparams["in_channels"], *hparams["image_size"], device=device)
+    labels = torch.randint(hparams["num_classes"], (batch_size,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
-    torch.set_num_threads(threads)
-    try:
-        model = model.to(device).train()
-        images = torch.randn(batch_size, hparams["in_channels"], *hparams["image_size"], device=device)
-        labels = torch.randint(hparams["num_classes"], (batch_size,), device=device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
-        steps = 0
-        start = time.perf_counter()
-        while steps < _WARM_UP + _STEPS and (steps <= _WARM_UP or time.perf_counter() - start < _SECONDS):
-            if steps == _WARM_UP:
-                wait()
-                start = time.perf_counter()
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            steps += 1
-        wait()
-        return _BESIDE * (time.perf_counter() - start) / (steps - _WARM_UP)
-    finally:
-        torch.set_num_threads(before)
+    # warms up, waits for the device, and puts the number of threads back
+    timer = Timer("step()", globals={"step": step}, num_threads=threads)
+    return _BESIDE * float(timer.blocked_autorange(min_run_time=_SECONDS).mean)

@@ -41,25 +41,15 @@ _LONGEST = 80  # characters of a slug; file systems allow 255 for the whole name
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of these values is a run.
+    """Every combination of these values is a run."""
 
-    Attributes:
-        configs: config files of experiments.
-        datasets: as `dataset` reads them from text.
-        batch_norm: off, on, or both.
-        seeds: values of `--seed_everything`.
-        batch_sizes: values of `--data.batch_size`; None for what each config says.
-        root: folder of the datasets' files.
-        overrides: flags of `bnlab fit` without their dashes, with the values that all runs get.
-    """
-
-    configs: tuple[Path, ...]
-    datasets: tuple[Dataset, ...] = (dataset("digits"),)
-    batch_norm: tuple[bool, ...] = (False, True)
-    seeds: tuple[int, ...] = (0,)
-    batch_sizes: tuple[int, ...] | None = None
-    root: str = "data"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    configs: tuple[Path, ...]  # config files of experiments
+    datasets: tuple[Dataset, ...] = (dataset("digits"),)  # as `dataset` reads them from text
+    batch_norm: tuple[bool, ...] = (False, True)  # off, on, or both
+    seeds: tuple[int, ...] = (0,)  # values of `--seed_everything`
+    batch_sizes: tuple[int, ...] | None = None  # values of `--data.batch_size`; None for what each config says
+    root: str = "data"  # folder of the datasets' files
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # by flag of `bnlab fit` without its dashes
 
 
 class Experiment(NamedTuple):
@@ -137,10 +127,6 @@ class Run:
 
 def expand(grid: Grid, experiments: Mapping[Path, Experiment]) -> list[Run]:
     """The grid's runs, seeds in the outermost loop, so that a study that is broken off has one of each kind first.
-
-    Args:
-        grid: the grid.
-        experiments: what each config says.
 
     Raises:
         InputError: a value is missing, out of range or there twice, or two runs would share a folder.

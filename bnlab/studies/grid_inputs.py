@@ -70,11 +70,11 @@ def find_configs(given: Iterable[str]) -> tuple[Path, ...]:
     Raises:
         InputError: one of them stands for no file; the message says where it was looked for.
     """
-    return tuple(path for text in given for path in find_config(text))
+    return tuple(path for text in given for path in _find(text))
 
 
-def find_config(text: str) -> list[Path]:
-    """As `find_configs`, for one of them; a glob's files are sorted."""
+def _find(text: str) -> list[Path]:
+    """The files of one text; a glob's are sorted."""
     patterns = _patterns(text)
     for pattern in patterns:
         found = [Path(path) for path in sorted(glob(str(pattern)))] if has_magic(text) else [pattern]

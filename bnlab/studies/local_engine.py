@@ -9,12 +9,10 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bnlab.errors import InputError
-from bnlab.studies.results import LOG
-from bnlab.studies.worker import Ended, command
+from bnlab.studies.worker import Ended, start
 
 # what a run needs at most of a GPU's and of the machine's memory, with all that torch takes besides
 _GPU_BYTES_PER_RUN = 3 << 30
@@ -70,8 +68,6 @@ def default_jobs(machine: Machine, runs: int) -> int:
 class LocalEngine:
     """Starts workers on this machine, at most `jobs` at once.
 
-    A worker ends itself when its standard input ends, which is when this process dies, however it does.
-
     Args:
         worker: the module that is the worker.
         jobs: how many runs at once.
@@ -97,20 +93,8 @@ class LocalEngine:
     def start(self, name: str, task: Mapping[str, Any]) -> None:
         """Start a worker on a run."""
         slot = next(slot for slot in range(self.jobs) if slot not in self._processes)
-        folder = Path(task["folder"])
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                command(self._worker, task),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment(slot, self.threads, self._gpus)},
-                # Ctrl-C reaches the study alone, which then ends its runs
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
-            )
-        self._processes[slot] = (name, process)
+        variables = environment(slot, self.threads, self._gpus)
+        self._processes[slot] = (name, start(self._worker, task, variables))
 
     def ended(self) -> list[Ended]:
         """Runs whose processes have ended since the last call."""

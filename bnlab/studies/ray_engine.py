@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bnlab.errors import InputError
 from bnlab.studies.local_engine import process_variables
-from bnlab.studies.results import LOG
-from bnlab.studies.worker import Ended, command
+from bnlab.studies.worker import Ended, start
 
 RETRIES = 3  # how often Ray tries a run anew whose Ray worker died
 _GPU_SHARE = 0.25
@@ -36,7 +34,11 @@ class RayEngine:
 
     def __init__(self, worker: str, address: str | None, jobs: int | None, gpus: float | None, limit: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it asks for nothing outside unless a person says so
-        self._ray = _import_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError("--engine ray needs Ray: pip install 'bnlab[ray]'.") from error
+        self._ray: Any = ray
         if address is not None:
             _check_address(address)
         self._worker = worker
@@ -100,22 +102,11 @@ class RayEngine:
 
 def work(worker: str, task: Mapping[str, Any], folder: str, variables: Mapping[str, str]) -> int:
     """Run a worker to its end and return its status; on the cluster, in the folder where the study was started."""
-    log_path = Path(folder) / task["folder"] / LOG
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            command(worker, task),
-            cwd=folder,
-            stdin=subprocess.PIPE,  # ends when this process dies, and the worker with it
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **variables},
-            start_new_session=True,
-        )
-        try:
-            return process.wait()
-        finally:
-            process.kill()
+    process = start(worker, task, variables, Path(folder))
+    try:
+        return process.wait()
+    finally:
+        process.kill()
 
 
 def _check_address(address: str) -> None:
@@ -127,11 +118,3 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise InputError(f"--ray_address {address}: nothing answers there ({error}).") from error
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("--engine ray needs Ray: pip install 'bnlab[ray]'.") from error
-    return ray

@@ -54,26 +54,13 @@ def strict(value: Any) -> Any:
 
 
 def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, float]) -> dict[str, Any]:
-    """The result of a run that `bnlab fit` ended and `bnlab test` tested.
-
-    Args:
-        folder: the run's, with its run.yaml and records.
-        task: what the study asked for, as `worker.make_task` made it.
-        tested: the test's `test_acc` and `test_loss`.
-    """
-    record = read_record(folder)
-    return {
-        **_common(folder, task, record),
-        "test_acc": tested.get("test_acc"),
-        "test_loss": tested.get("test_loss"),
-        "started": record.get("started"),
-        "ended": now(),
-    }
+    """The result of a run that `bnlab fit` ended and `bnlab test` tested, with `test_acc` and `test_loss`."""
+    return _result(folder, task, mapping_or_empty(folder / "run.yaml"), tested)
 
 
 def of_failed_run(folder: Path, task: Mapping[str, Any], status: int, reason: str = "") -> dict[str, Any]:
     """The result of a run whose process ended with a status other than 0; the log tells the reason if nobody does."""
-    record = read_record(folder)
+    record = mapping_or_empty(folder / "run.yaml")
     known = record.get("outcome") or {}
     tail = log_tail(folder)
     outcome = {
@@ -83,11 +70,12 @@ def of_failed_run(folder: Path, task: Mapping[str, Any], status: int, reason: st
         "error": reason or _error(status, tail),
         "log_tail": tail,
     }
-    content = _common(folder, task, {**record, "outcome": outcome})
-    return {**content, "test_acc": None, "test_loss": None, "started": record.get("started"), "ended": now()}
+    return _result(folder, task, {**record, "outcome": outcome}, {})
 
 
-def _common(folder: Path, task: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def _result(
+    folder: Path, task: Mapping[str, Any], record: Mapping[str, Any], tested: Mapping[str, float]
+) -> dict[str, Any]:
     seconds = epoch_seconds(folder)
     return {
         **task["identity"],
@@ -95,12 +83,11 @@ def _common(folder: Path, task: Mapping[str, Any], record: Mapping[str, Any]) ->
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else record.get("seconds_per_epoch"),
         "argv": ["bnlab", *task["words"]],
         "study": task["study"],
+        "test_acc": tested.get("test_acc"),
+        "test_loss": tested.get("test_loss"),
+        "started": record.get("started"),
+        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The run.yaml of a run; empty where there is none."""
-    return mapping_or_empty(folder / "run.yaml")
 
 
 def epoch_seconds(folder: Path) -> list[float]:
@@ -148,8 +135,3 @@ def _error(status: int, tail: str) -> str:
         return f"its process was killed by {name}{hint}"
     last = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
     return last or f"its process ended with status {status} and no message"
-
-
-def now() -> str:
-    """The time, in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -27,23 +27,14 @@ class Running(NamedTuple):
 
 @dataclass
 class State:
-    """The runs of a study: each is waiting, running, or has its result.
+    """The runs of a study: each is waiting, running, or has its result."""
 
-    Attributes:
-        folder: the study's.
-        waiting: runs that wait.
-        running: runs that work, by name.
-        results: result.json of the others, by the run's name.
-        elsewhere: names of those among the waiting that another process works on.
-        before: results of failed runs that are tried again, by name; any newer result counts.
-    """
-
-    folder: Path
-    waiting: list[Run]
-    running: dict[str, Running] = field(default_factory=dict)
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    elsewhere: set[str] = field(default_factory=set)
-    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folder: Path  # the study's
+    waiting: list[Run]  # runs that wait
+    running: dict[str, Running] = field(default_factory=dict)  # runs that work, by name
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # result.json of the others, by the run's name
+    elsewhere: set[str] = field(default_factory=set)  # names of those among the waiting that another process works on
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)  # failures that are tried again
 
     @property
     def total(self) -> int:
@@ -74,17 +65,9 @@ def begin(folder: Path, runs: Sequence[Run], retry_failed: bool) -> State:
 class Engine(Protocol):
     """What starts runs and tells when they have ended."""
 
-    @property
-    def name(self) -> str:
-        """What `--engine` calls it."""
-
-    @property
-    def jobs(self) -> int:
-        """How many runs at once."""
-
-    @property
-    def threads(self) -> int:
-        """How many threads each has."""
+    name: str  # what `--engine` calls it
+    jobs: int  # how many runs at once
+    threads: int  # of each
 
     @property
     def free(self) -> bool:

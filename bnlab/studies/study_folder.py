@@ -25,14 +25,10 @@ _SHOWN = 3
 def write_study(folder: Path, grids: Sequence[Grid]) -> None:
     """Write the study's grids, after those that were there before and are others."""
     here = [as_yaml(grid) for grid in grids]
-    earlier = [grid for grid in _grids_there(folder / FILE) if grid not in here]
+    there = mapping_or_empty(folder / FILE).get("grids")
+    earlier = [grid for grid in there if grid not in here] if isinstance(there, list) else []
     content = {"name": folder.name, "root_dir": str(folder.parent), "grids": [*earlier, *here]}
     write_durably(folder / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _grids_there(path: Path) -> list[Any]:
-    grids = mapping_or_empty(path).get("grids")
-    return list(grids) if isinstance(grids, list) else []
 
 
 def as_yaml(grid: Grid) -> dict[str, Any]:
@@ -77,10 +73,7 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
 def check_reuse(study: Path, runs: Iterable[Run], wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Refuse a grid that would take over runs made with other settings; returns what a person should know all the same.
 
-    Args:
-        study: the study's folder.
-        runs: the grid's.
-        wanted: the settings of each run, by its name.
+    `wanted` are the settings of each run, by its name.
 
     Raises:
         InputError: such a run is there, finished or begun.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bnlab.files.run_lock import locked
 from bnlab.studies.grid import Run
-from bnlab.studies.results import FILE, of_ended_run, read_result, write_result
+from bnlab.studies.results import FILE, LOG, of_ended_run, read_result, write_result
 
 # exit statuses of a worker, beside 0 for a run that has its result; any other is a failure
 OK, TAKEN = 0, 75  # 75: another process works on the run (EX_TEMPFAIL of sysexits.h)
@@ -27,13 +28,7 @@ class Ended(NamedTuple):
 
 
 def make_task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
-    """One run for a worker, as primitives.
-
-    Args:
-        run: the run.
-        study_folder: the study's folder.
-        study: how the study runs, for the result's provenance: engine, jobs, threads of each job.
-    """
+    """One run for a worker, as primitives; `study` is for the result's provenance: engine, jobs, threads of each."""
     return {
         "folder": str(study_folder / run.name),
         "words": run.words,
@@ -42,9 +37,27 @@ def make_task(run: Run, study_folder: Path, study: Mapping[str, Any]) -> dict[st
     }
 
 
-def command(module: str, content: Mapping[str, Any]) -> list[str]:
-    """The words that start a worker, a module of the command line, on a task."""
-    return [sys.executable, "-m", module, json.dumps(content)]
+def start(
+    module: str, task: Mapping[str, Any], variables: Mapping[str, str], place: Path = Path()
+) -> subprocess.Popen[bytes]:
+    """Start a worker, a module of the command line, on a task of `make_task`, with more environment variables.
+
+    It ends when its standard input does, which is when this process dies, however it does.
+    """
+    folder = place / task["folder"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(task)],
+            cwd=place,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables},
+            # Ctrl-C reaches the study alone, which then ends its runs
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
+        )
 
 
 FitAndTest = Callable[[Path, list[str]], Mapping[str, float]]

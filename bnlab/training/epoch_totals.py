@@ -65,9 +65,9 @@ class EpochTotals:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on where the checkpoint stopped."""
-        self._recent = []
-        for loss, logits, labels in state["recent"]:
-            self._recent.append((loss.to(device), logits.to(device), labels.to(device)))
+        self._recent = [
+            (loss.to(device), logits.to(device), labels.to(device)) for loss, logits, labels in state["recent"]
+        ]
         self._losses = [loss.to(device) for loss in state["losses"]]
         self._correct = [correct.to(device) for correct in state["correct"]]
         self._samples = state["samples"]

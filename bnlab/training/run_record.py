@@ -136,18 +136,16 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             write_yaml(self.folder / "run.yaml", self.content)
 
-    def _logdir(self) -> Path:
-        return self.folder.parents[2] if self.folder.name.startswith("version_") else self.folder
-
     def screen(self, checkpoint: str | None) -> str:
         """The end of the run in a few lines: outcome, accuracy, time, and what to do next."""
         accuracy, seconds = self.content["val_acc"], self.content["seconds_per_epoch"]
+        logs = self.folder.parents[2] if self.folder.name.startswith("version_") else self.folder
         lines = [
             f"{self.content['experiment']} on {self.content['dataset']}: {describe(self.content['outcome'])}",
             f"  validation accuracy  {'none yet' if accuracy is None else f'{100 * accuracy:.2f} %'}",
             f"  seconds per epoch    {'none yet' if seconds is None else f'{seconds:.2f}'}",
             f"  events               {self.folder}",
-            f"  look at them         tensorboard --logdir {self._logdir()}",
+            f"  look at them         tensorboard --logdir {logs}",
         ]
         if self.content["outcome"]["status"] in ("interrupted", "failed"):
             lines.append(f"  go on                bnlab fit --resume --run_folder {self.folder}")
@@ -201,8 +199,7 @@ def describe(outcome: dict[str, Any]) -> str:
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
-    data = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
-    write_durably(path, data)
+    write_durably(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _checkpoint(trainer: Trainer) -> str | None:

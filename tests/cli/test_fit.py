@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bnlab.cli.main import main
-from bnlab.training.progress_bar import TimedProgressBar
+from bnlab.training.run_output import TimedProgressBar
 from tests.helpers.command_line import CONFIGS, ON_CPU, QUIET, fit, read_yaml, run_folders, scalars
 
 SHORT = ("--trainer.max_epochs", "2")

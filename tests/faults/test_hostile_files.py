@@ -13,10 +13,9 @@ import torch
 from bnlab.cli.arguments import check_configs, given_names
 from bnlab.cli.checks import check_weights, checkpoint_arguments
 from bnlab.cli.main import main
-from bnlab.cli.resume import plan_resume
-from bnlab.cli.resume import read_record as read_file_record
 from bnlab.cli.resumed_config import check_whole
-from bnlab.cli.run_folder import experiment_name
+from bnlab.cli.run_folder import experiment_name, plan_resume
+from bnlab.cli.run_folder import read_record as read_file_record
 from bnlab.cli.study_options import read_options
 from bnlab.data import load
 from bnlab.errors import InputError

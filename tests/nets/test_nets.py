@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import InputError
 from bnlab.nets import ACTIVATIONS, ActivationName, build_net, initialize, make_activation
-from bnlab.nets.blocks import HiddenStyle
-from bnlab.nets.cnn import build_cnn
-from bnlab.nets.mlp import build_mlp
+from bnlab.nets.thesis_nets import HiddenStyle, build_cnn, build_mlp
 
 MNIST = (1, (32, 32), 10)
 CIFAR10 = (3, (32, 32), 10)

@@ -12,11 +12,10 @@ import pytest
 
 from bnlab.reports import CLAIMS, Conclusion, collect, judge_all, to_csv, to_markdown, write_report
 from bnlab.reports.claims.batch_sizes import sign_of
-from bnlab.reports.claims.claim import Claim, Evidence, Finding, at_least, higher
+from bnlab.reports.claims.claim import Claim, Evidence, Finding, at_least, conclude, higher
 from bnlab.reports.claims.gradients import early_size, larger, spread
-from bnlab.reports.claims.judging import conclude
 from bnlab.reports.claims.training import epochs_to, fewer, sooner
-from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.estimates import Estimate
 from bnlab.reports.pages.conclusions import conclusions_table, conclusions_text
 from bnlab.reports.reading.curves import LayerTable, read_curves
 from tests.reports.study_files import Values, collected, curve_rows, write_fit_run, write_pair, write_run

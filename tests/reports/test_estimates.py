@@ -5,7 +5,7 @@ import math
 import pytest
 import scipy.stats
 
-from bnlab.reports.estimates.intervals import Estimate, difference, mean_estimate, slope, t_quantile
+from bnlab.reports.estimates import Estimate, difference, mean_estimate, slope, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3.7, 17, 1000])

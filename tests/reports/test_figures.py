@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bnlab.reports import Run, collect
-from bnlab.reports.estimates.pairs import accuracy
+from bnlab.reports.estimates import accuracy
 from bnlab.reports.figures.averages import band, log_ratio, mean_in_bins, over_seeds
 from bnlab.reports.figures.comparisons import batch_size_figure, comparison_series
 from bnlab.reports.figures.plans import FigurePlan, plan_figures

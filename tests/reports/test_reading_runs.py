@@ -11,8 +11,7 @@ import yaml
 from bnlab.errors import InputError
 from bnlab.reports import collect
 from bnlab.reports.reading.collection import Line
-from bnlab.reports.reading.run import read_run
-from bnlab.reports.reading.run_files import UnreadableRunError, clean
+from bnlab.reports.reading.run import UnreadableRunError, clean, read_run
 from bnlab.reports.thesis.experiments import departures, thesis_experiment
 from tests.helpers.command_line import CONFIGS
 from tests.reports.study_files import collected, one_run, result, write_fit_run, write_pair, write_run

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.reports import accuracy_table, batch_size_table, time_table, to_csv, to_markdown, to_text
-from bnlab.reports.estimates.intervals import Estimate
-from bnlab.reports.estimates.pairs import compare_accuracies, sign_verdict
+from bnlab.reports.estimates import Estimate, compare_accuracies, sign_verdict
 from bnlab.reports.reading.collection import Collection, Line
 from bnlab.reports.tables.table import Cell, Table, escape, estimate_words
 from tests.reports.study_files import collected, write_fit_run, write_pair, write_run

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bnlab.resuming.loop_state import between_epochs, within_epoch
+from bnlab.resuming.exact_resume import between_epochs, within_epoch
 
 
 def counts(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.cli.resume import lock_run
+from bnlab.cli.run_folder import lock_run
 from bnlab.errors import InputError
 from bnlab.files.run_lock import FILE, RunLock, is_locked, locked
 from tests.helpers.locked_elsewhere import locked_elsewhere

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.cli.main import main
-from bnlab.resuming.slurm import requeue
+from bnlab.resuming.stopping import requeue
 from tests.helpers.command_line import read_yaml
 from tests.resuming.resumed import FIT, WATCHED, Happening, also, assert_same_run, go_on
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bnlab.resuming.stop_signals import StopSignals
+from bnlab.resuming.stopping import StopSignals
 
 
 @pytest.fixture

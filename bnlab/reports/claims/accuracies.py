@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, all_of, at_least, decide, higher
-from bnlab.reports.estimates.intervals import Estimate
-from bnlab.reports.estimates.pairs import accuracy, accuracy_gain
+from bnlab.reports.estimates import Estimate, accuracy, accuracy_gain
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import BATCH_SIZE, EXPERIMENTS, thesis_dataset

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from bnlab.reports.claims.accuracies import gain_of, gain_words, tested
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, all_of, decide, higher
-from bnlab.reports.estimates.intervals import Estimate, slope
-from bnlab.reports.estimates.pairs import compare_times
+from bnlab.reports.estimates import Estimate, compare_times, slope
 from bnlab.reports.reading.collection import baseline
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis.experiments import norm_words

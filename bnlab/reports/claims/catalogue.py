@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 from bnlab.reports.claims.accuracies import compare_sides, dropout_is_best, matches_all, most_gain, smaller_gain
 from bnlab.reports.claims.batch_sizes import accuracy_trend, better_at_sizes, overhead_trend
-from bnlab.reports.claims.claim import Claim, Judge, Side, at_least
+from bnlab.reports.claims.claim import Claim, Conclusion, Judge, Side, at_least, conclude
 from bnlab.reports.claims.gradients import larger_gradients, steadier_gradients
 from bnlab.reports.claims.training import converges_sooner, trains_only_with_batch_norm
+from bnlab.reports.reading.collection import Collection
+from bnlab.reports.reading.curves import CurvesOf, read_curves
 from bnlab.reports.thesis.experiments import BATCH_SIZES, EXPERIMENTS
 
 _V, _B = False, True
@@ -304,3 +309,11 @@ CLAIMS = (
         dropout_is_best,
     ),
 )
+
+
+def judge_all(
+    collection: Collection, claims: Sequence[Claim] = CLAIMS, curves: CurvesOf | None = None
+) -> list[Conclusion]:
+    """The conclusions on the claims, in their order; the runs' curves are read unless `curves` gives them."""
+    curves = curves or cache(lambda run: read_curves(run.folder))
+    return [conclude(claim, collection, curves) for claim in claims]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.estimates import Estimate
 from bnlab.reports.reading.collection import Collection, Line
 from bnlab.reports.reading.curves import CurvesOf
 from bnlab.reports.reading.run import Run
@@ -87,25 +87,15 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the thesis.
+    """A claim of the thesis."""
 
-    Attributes:
-        architecture: mlp or cnn.
-        statement: the claim in our words, so that it can be true or false.
-        quote: the claim in the thesis's words.
-        where: its sections and figures.
-        experiments: those that it needs runs of, with and without batch norm unless `judge` needs less.
-        judge: the function that finds a verdict on one dataset.
-        batch_sizes: those that it needs runs of.
-    """
-
-    architecture: str
-    statement: str
-    quote: str
-    where: str
-    experiments: tuple[str, ...]
-    judge: Judge
-    batch_sizes: tuple[int, ...] = (BATCH_SIZE,)
+    architecture: str  # mlp or cnn
+    statement: str  # the claim in our words, so that it can be true or false
+    quote: str  # the claim in the thesis's words
+    where: str  # its sections and figures
+    experiments: tuple[str, ...]  # that it needs, with and without batch norm unless `judge` needs less
+    judge: Judge  # the function that finds a verdict on one dataset
+    batch_sizes: tuple[int, ...] = (BATCH_SIZE,)  # those that it needs runs of
 
 
 @dataclass(frozen=True)
@@ -121,3 +111,40 @@ class Conclusion:
     def runs(self) -> tuple[Run, ...]:
         """All runs that it rests on."""
         return tuple(dict.fromkeys(run for finding in self.findings for run in finding.runs))
+
+
+def conclude(claim: Claim, collection: Collection, curves: CurvesOf) -> Conclusion:
+    """Judge a claim on every dataset that has runs for it.
+
+    Supported or contradicted if at least one dataset says so and none the opposite; datasets that cannot tell do not
+    count.
+    """
+    net = claim.architecture
+    names = {f"{net}_{experiment}" for experiment in claim.experiments}
+    lines = (line for line in collection.lines if line.architecture == net and not line.changes)
+    datasets = collection.datasets(line for line in lines if line.experiment in names)
+    found = [claim.judge(Evidence(net, dataset, collection, curves)) for dataset in datasets]
+    findings = tuple(finding for finding in found if finding is not None)
+    decided = {finding.verdict for finding in findings} - {"cannot tell"}
+    if len(decided) == 1:
+        return Conclusion(claim, decided.pop(), findings, "")
+    if decided:
+        return Conclusion(claim, "cannot tell", findings, f"the datasets disagree: {_by_verdict(findings)}")
+    if findings:
+        return Conclusion(claim, "cannot tell", findings, "the runs do not decide it")
+    return Conclusion(claim, "cannot tell", (), f"runs are missing; {_command(claim)} makes them")
+
+
+def _by_verdict(findings: Sequence[Finding]) -> str:
+    parts = []
+    for verdict in ("supported", "contradicted"):
+        scopes = [finding.scope for finding in findings if finding.verdict == verdict]
+        parts.append(f"{verdict} on {', '.join(scopes)}")
+    return "; ".join(parts)
+
+
+def _command(claim: Claim) -> str:
+    """The command that makes the runs that a claim needs."""
+    names = ",".join(f"{claim.architecture}_{experiment}" for experiment in claim.experiments)
+    sizes = "" if claim.batch_sizes == (BATCH_SIZE,) else f" --batch_sizes {','.join(map(str, claim.batch_sizes))}"
+    return f"bnlab study --configs {names} --datasets mnist --batch_norm both{sizes}"

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, decide, higher
-from bnlab.reports.estimates.intervals import difference
+from bnlab.reports.estimates import difference
 from bnlab.reports.reading.curves import LayerTable
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis.experiments import norm_words

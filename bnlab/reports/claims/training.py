@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, decide, higher
-from bnlab.reports.estimates.intervals import difference
+from bnlab.reports.estimates import difference
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import norm_words, thesis_dataset
@@ -99,8 +99,10 @@ def converges_sooner(slow: Side, fast: Side) -> Judge:
             return None
         target = REACHED * min(fmean([max(values) for values in side]) for side in series)
         epochs = [[epochs_to(values, target) for values in side] for side in series]
-        nets = [net.name(evidence.architecture) for net in (slow, fast)]
-        words = [_epoch_words(net, found) for net, found in zip(nets, epochs, strict=True)]
+        words = []
+        for net, found in zip((slow, fast), epochs, strict=True):
+            listed = ", ".join("never" if epoch is None else str(epoch) for epoch in found)
+            words.append(f"{net.name(evidence.architecture)} {listed} (n = {len(found)})")
         text = f"epochs to {100 * target:.2f} % validation accuracy: {', '.join(words)}"
         trained = [[len(values) for values in side] for side in series]
         return evidence.finding(sooner(epochs, trained), text, sides[0] + sides[1])
@@ -133,7 +135,3 @@ def fewer(many: Sequence[float], few: Sequence[float]) -> Verdict:
     if abs(before - after) < _FEWER_EPOCHS or min(before, after) > _SHARE * max(before, after):
         return "cannot tell"
     return decide(after < before, True)
-
-
-def _epoch_words(net: str, epochs: Sequence[int | None]) -> str:
-    return f"{net} {', '.join('never' if epoch is None else str(epoch) for epoch in epochs)} (n = {len(epochs)})"

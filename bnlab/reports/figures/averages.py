@@ -89,17 +89,11 @@ def over_seeds(tables: Sequence[LayerTable]) -> LayerTable | None:
 
 
 class Ratio(NamedTuple):
-    """log10 of batch norm's value over vanilla's, by layer and step.
+    """log10 of batch norm's value over vanilla's, by layer and step."""
 
-    Attributes:
-        values: (layers, columns).
-        edges: steps at the borders of the columns.
-        layers: their names.
-    """
-
-    values: NDArray[np.float64]
-    edges: NDArray[np.float64]
-    layers: tuple[str, ...]
+    values: NDArray[np.float64]  # (layers, columns)
+    edges: NDArray[np.float64]  # steps at the borders of the columns
+    layers: tuple[str, ...]  # their names
 
 
 def log_ratio(vanilla: LayerTable, batch_norm: LayerTable, columns: int = _COLUMNS) -> Ratio | None:

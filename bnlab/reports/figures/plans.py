@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bnlab.reports.estimates.pairs import accuracy
+from bnlab.reports.estimates import accuracy
 from bnlab.reports.figures.comparisons import batch_size_figure, comparison_figure, comparison_series
 from bnlab.reports.figures.layers import difference_figure, layers_figure
 from bnlab.reports.figures.training import training_figure, wall_time_figure
@@ -34,33 +34,18 @@ GRADIENT = "grad_mean_abs"  # the thesis's "mean gradients"
 
 @dataclass(frozen=True)
 class FigurePlan:
-    """A figure that can be drawn.
+    """A figure that can be drawn."""
 
-    Attributes:
-        name: the stem of its files.
-        section: the heading above it.
-        title: its own heading.
-        caption: the way to read it.
-        draw: the function that draws it; gives None if the runs' records lack its data.
-        short: the section's name in a table of contents.
-    """
-
-    name: str
-    section: str
-    title: str
-    caption: str
-    draw: Callable[[], Figure | None]
-    short: str = ""
+    name: str  # the stem of its files
+    section: str  # the heading above it
+    title: str  # its own heading
+    caption: str  # the way to read it
+    draw: Callable[[], Figure | None]  # the function that draws it; gives None if the runs' records lack its data
+    short: str = ""  # the section's name in a table of contents
 
 
 def plan_figures(collection: Collection, curves: CurvesOf, quantity: str = GRADIENT) -> list[FigurePlan]:
-    """The figures in the order of the report, not yet drawn.
-
-    Args:
-        collection: the runs.
-        curves: the function that gives a run's curves.
-        quantity: that of the heatmaps of batch norm against vanilla.
-    """
+    """The figures in the order of the report, not yet drawn; `quantity` is that of the heatmaps."""
     names: set[str] = set()
     plans = []
     for architecture in ("mlp", "cnn"):

@@ -43,13 +43,7 @@ def colour(batch_norm: bool) -> str:
 
 
 def panels(titles: Sequence[str], title: str, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each title, two in a row.
-
-    Args:
-        titles: above the panels.
-        title: above the whole figure.
-        share: whether the panels of a row share their axes' ranges.
-    """
+    """A figure with a panel for each of `titles`, two in a row, which `share` their axes' ranges or not."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(titles))

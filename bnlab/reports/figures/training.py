@@ -6,7 +6,7 @@ from collections.abc import Sequence, Sized
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from bnlab.reports.estimates.pairs import accuracy
+from bnlab.reports.estimates import accuracy
 from bnlab.reports.figures.averages import Points
 from bnlab.reports.figures.style import (
     TEXT,

@@ -19,7 +19,10 @@ def conclusions_text(collection: Collection, conclusions: Sequence[Conclusion], 
     blocks = ["\n".join(_lines(collection, one, width)) for one in told]
     missing = [one for one in conclusions if not one.findings]
     if missing:
-        blocks.append("\n".join(["Cannot tell, since runs are missing:", *_missing_lines(missing, width)]))
+        lines = ["Cannot tell, since runs are missing:"]
+        for one in missing:
+            lines += _wrapped(f"  {one.claim.statement} ({one.claim.where}) Needs {needed(one)}.", "    ", width)
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -32,13 +35,6 @@ def _lines(collection: Collection, one: Conclusion, width: int) -> list[str]:
     if one.reason:
         lines += _wrapped(f"{indent}{one.reason}", indent, width)
     return lines + _wrapped(f"{indent}runs: {run_names(collection, one)}", f"{indent}  ", width)
-
-
-def _missing_lines(missing: Sequence[Conclusion], width: int) -> list[str]:
-    lines = []
-    for one in missing:
-        lines += _wrapped(f"  {one.claim.statement} ({one.claim.where}) Needs {needed(one)}.", "    ", width)
-    return lines
 
 
 def needed(one: Conclusion) -> str:

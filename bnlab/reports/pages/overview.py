@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bnlab.reports.claims.claim import Conclusion
-from bnlab.reports.estimates.pairs import AccuracyPair, compare_accuracies
+from bnlab.reports.estimates import AccuracyPair, compare_accuracies
 from bnlab.reports.reading.collection import Collection
 from bnlab.reports.tables.accuracy_table import accuracy_lines
 from bnlab.reports.tables.notes import count

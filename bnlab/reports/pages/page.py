@@ -54,29 +54,17 @@ class DrawnFigure:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that a page shows, in its order.
+    """Everything that a page shows, in its order."""
 
-    Attributes:
-        title: the heading.
-        collection: the runs.
-        overview: the counts.
-        conclusions: all that were judged.
-        tables: those with the thesis's numbers.
-        runs: the table of every run, with links.
-        figures: those drawn; neighbours of one section stand under one heading.
-        table_files: the files of each table, by its name.
-        problems: paths of runs whose records could not be read, with the reason.
-    """
-
-    title: str
-    collection: Collection
-    overview: Overview
-    conclusions: Sequence[Conclusion]
-    tables: Sequence[Table]
-    runs: Table
-    figures: Sequence[DrawnFigure]
-    table_files: Mapping[str, Addresses]
-    problems: Sequence[tuple[str, str]]
+    title: str  # the heading
+    collection: Collection  # the runs
+    overview: Overview  # the counts
+    conclusions: Sequence[Conclusion]  # all that were judged
+    tables: Sequence[Table]  # those with the thesis's numbers
+    runs: Table  # the table of every run, with links
+    figures: Sequence[DrawnFigure]  # those drawn; neighbours of one section stand under one heading
+    table_files: Mapping[str, Addresses]  # the files of each table, by its name
+    problems: Sequence[tuple[str, str]]  # paths of runs whose records could not be read, with the reason
 
     def render(self, kind: str) -> str:
         """The page as `md` or `html`."""

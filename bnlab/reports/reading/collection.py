@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bnlab.errors import InputError
-from bnlab.reports.reading.run import Changes, Run, changes_words, read_run
-from bnlab.reports.reading.run_files import UnreadableRunError, clean
+from bnlab.reports.reading.run import Changes, Run, UnreadableRunError, changes_words, clean, read_run
 from bnlab.reports.thesis.experiments import BATCH_SIZE, BATCH_SIZES, EXPERIMENTS, dataset_order, thesis_experiment
 
 
@@ -61,13 +60,9 @@ RunsByDataset = Mapping[str, tuple[Sequence[Run], Sequence[Run]]]  # of one line
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that ended, at most one for each setting and seed, and those left out.
+    """Runs that ended, at most one for each setting and seed, and those left out."""
 
-    Attributes:
-        root: the deepest folder that holds all runs; run folders are shown relative to it.
-    """
-
-    root: Path
+    root: Path  # the deepest folder that holds all runs; run folders are shown relative to it
     runs: tuple[Run, ...]
     left_out: tuple[LeftOut, ...] = ()
 

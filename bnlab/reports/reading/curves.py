@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bnlab.reports.reading.run import Run
-from bnlab.reports.reading.run_files import clean
+from bnlab.reports.reading.run import Run, clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,17 +31,11 @@ class LayerTable(NamedTuple):
 
 @dataclass
 class Curves:
-    """The curves of one run.
+    """The curves of one run."""
 
-    Attributes:
-        scalars: by quantity and epoch.
-        layers: by quantity, layer and step.
-        problem: the reason why there are no records, or not all.
-    """
-
-    scalars: dict[str, dict[int, float]] = field(default_factory=dict)
-    layers: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
-    problem: str = ""
+    scalars: dict[str, dict[int, float]] = field(default_factory=dict)  # by quantity and epoch
+    layers: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)  # by quantity, layer and step
+    problem: str = ""  # the reason why there are no records, or not all
 
     def by_epoch(self, quantity: str, scale: float = 1) -> tuple[list[int], list[float]]:
         """The recorded epochs, counted from 1, and `scale` times their values."""

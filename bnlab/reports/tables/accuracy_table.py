@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bnlab.reports.estimates.pairs import Accuracy, AccuracyPair, compare_accuracies
+from bnlab.reports.estimates import Accuracy, AccuracyPair, compare_accuracies
 from bnlab.reports.reading.collection import Collection, Line, baseline
 from bnlab.reports.reading.run import Run, changes_words
 from bnlab.reports.tables.notes import absent_note, count, provenance, shared_changes_note
-from bnlab.reports.tables.table import MISSING, Cell, Table, Tone, estimate_words, rounded
+from bnlab.reports.tables.table import MISSING, Cell, Table, Tone, estimate_values, estimate_words
 from bnlab.reports.thesis.experiments import DATASETS, EXPERIMENTS, dataset_title, thesis_dataset, thesis_experiment
 from bnlab.reports.thesis.figures import BATCH_SIZE_FIGURES
 
@@ -53,7 +53,8 @@ def batch_size_table(collection: Collection, architecture: str) -> Table | None:
     Its datasets are those with runs of two sizes or more; None without such a dataset.
     """
     lines = [baseline(architecture, size) for size in collection.baseline_sizes(architecture)]
-    datasets = [dataset for dataset in collection.datasets(lines) if _varied(collection, lines, dataset)]
+    sizes_of = {name: sum(any(collection.sides(line, name)) for line in lines) for name in collection.datasets(lines)}
+    datasets = [name for name, sizes in sizes_of.items() if sizes > 1]
     if not datasets:
         return None
     pairs = [[compare_accuracies(collection, line, dataset) for dataset in datasets] for line in lines]
@@ -72,10 +73,6 @@ def batch_size_table(collection: Collection, architecture: str) -> Table | None:
         ),
         records=tuple(_record(pair) for row in pairs for pair in row),
     )
-
-
-def _varied(collection: Collection, lines: Sequence[Line], dataset: str) -> bool:
-    return sum(any(collection.sides(line, dataset)) for line in lines) > 1
 
 
 def accuracy_lines(collection: Collection, architecture: str) -> list[Line]:
@@ -116,32 +113,23 @@ def _notes(collection: Collection, runs: Sequence[Run], pairs: Sequence[Sequence
         return ("No runs.",)
     cells = [cell for row in pairs for pair in row for cell in (pair.vanilla, pair.batch_norm)]
     sizes = sorted({cell.estimate.n for cell in cells if cell.estimate})
+    outcomes = []
+    if diverged := sum(run.diverged for run in runs):
+        lost = "the loss stopped being a number; the accuracy is what was left."
+        outcomes.append(f"† {count(diverged, 'run')} diverged: {lost}")
+    if untested := sum(run.test_acc is None for run in runs):
+        outcomes.append(
+            f"{count(untested, 'run')} without test accuracy: bnlab fit does not test. bnlab study does, and records "
+            "it; bnlab test --ckpt_path RUN/checkpoints/last.ckpt prints it."
+        )
     return (
         "V vanilla, B batch norm, with the thesis's values in brackets or beneath; the higher of both is bold. Mean ± "
         f"95 % t-interval over seeds, n = {', '.join(map(str, sizes)) or 0} a cell; without ±, n = 1.",
         "B − V: agree and differ compare its sign with the thesis's. Within the interval: 0 is, so it has no sign; the "
         "interval is Welch's over seeds, or for n = 1 that of the finite test set alone, which no seeds can narrow.",
-        *(_diverged_note(runs)),
-        *(_untested_note(runs)),
+        *outcomes,
         *shared_changes_note(collection),
         *provenance(runs),
-    )
-
-
-def _diverged_note(runs: Sequence[Run]) -> tuple[str, ...]:
-    diverged = sum(run.diverged for run in runs)
-    if not diverged:
-        return ()
-    return (f"† {count(diverged, 'run')} diverged: the loss stopped being a number; the accuracy is what was left.",)
-
-
-def _untested_note(runs: Sequence[Run]) -> tuple[str, ...]:
-    untested = sum(run.test_acc is None for run in runs)
-    if not untested:
-        return ()
-    return (
-        f"{count(untested, 'run')} without test accuracy: bnlab fit does not test. bnlab study does, and records it; "
-        "bnlab test --ckpt_path RUN/checkpoints/last.ckpt prints it.",
     )
 
 
@@ -160,17 +148,14 @@ def _record(pair: AccuracyPair) -> Mapping[str, object]:
         ("vanilla", pair.vanilla, pair.thesis_vanilla),
         ("batch_norm", pair.batch_norm, pair.thesis_batch_norm),
     ):
-        estimate = found.estimate
+        record |= estimate_values(f"{side}_percent", f"{side}_interval", found.estimate)
         record |= {
-            f"{side}_percent": rounded(estimate.value) if estimate else None,
-            f"{side}_interval": rounded(estimate.half_width) if estimate else None,
-            f"{side}_n": estimate.n if estimate else 0,
+            f"{side}_n": found.estimate.n if found.estimate else 0,
             f"{side}_diverged": found.diverged,
             f"{side}_thesis": thesis,
         }
     return record | {
-        "difference": rounded(pair.gain.value) if pair.gain else None,
-        "difference_interval": rounded(pair.gain.half_width) if pair.gain else None,
+        **estimate_values("difference", "difference_interval", pair.gain),
         "interval_from": pair.gain.basis if pair.gain else None,
         "difference_thesis": pair.thesis_gain,
         "sign": pair.verdict,

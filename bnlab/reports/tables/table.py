@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bnlab.reports.estimates.intervals import Estimate
+from bnlab.reports.estimates import Estimate
 
 MISSING = "—"
 
@@ -32,27 +32,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is shown, and its values as data.
+    """A table as it is shown, and its values as data."""
 
-    Attributes:
-        name: the stem of its files.
-        title: the heading.
-        groups: names above the columns, each with the number of columns that it spans; the first spans the rows' heads.
-        header: a name for each column.
-        rows: the cells.
-        heads: the number of columns, from the left, that are heads of rows.
-        notes: sentences beneath.
-        records: the values for CSV, one mapping a line, all with the same keys.
-    """
-
-    name: str
-    title: str
-    groups: tuple[tuple[str, int], ...]
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    heads: int
-    notes: tuple[str, ...]
-    records: tuple[Mapping[str, object], ...]
+    name: str  # the stem of its files
+    title: str  # the heading
+    groups: tuple[tuple[str, int], ...]  # names above so many columns each; the first spans the rows' heads
+    header: tuple[str, ...]  # a name for each column
+    rows: tuple[tuple[Cell, ...], ...]  # the cells
+    heads: int  # the number of columns, from the left, that are heads of rows
+    notes: tuple[str, ...]  # sentences beneath
+    records: tuple[Mapping[str, object], ...]  # the values for CSV, one mapping a line, all with the same keys
 
     @property
     def columns(self) -> list[str]:
@@ -132,6 +121,12 @@ def estimate_words(estimate: Estimate, signed: bool = False, digits: int = 2) ->
     if estimate.half_width is None or estimate.basis != "seeds":
         return number
     return f"{number} ± {estimate.half_width:.{digits}f}"
+
+
+def estimate_values(value: str, interval: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """An estimate for a record, under these two names."""
+    numbers = (estimate.value, estimate.half_width) if estimate else (None, None)
+    return {value: rounded(numbers[0]), interval: rounded(numbers[1])}
 
 
 def rounded(value: float | None) -> float | None:

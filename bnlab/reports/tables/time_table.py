@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from bnlab.reports.estimates.intervals import Estimate
-from bnlab.reports.estimates.pairs import TimePair, compare_times, mean_overhead
+from bnlab.reports.estimates import Estimate, TimePair, compare_times, mean_overhead
 from bnlab.reports.reading.collection import Collection, baseline
 from bnlab.reports.reading.run import Run
 from bnlab.reports.tables.notes import absent_note, provenance, shared_changes_note
-from bnlab.reports.tables.table import MISSING, Cell, Table, estimate_words, rounded
+from bnlab.reports.tables.table import MISSING, Cell, Table, estimate_values, estimate_words, rounded
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import DATASETS, dataset_title, thesis_dataset
 
@@ -49,13 +48,12 @@ def _row(architecture: str, pairs: Sequence[TimePair], size: int) -> tuple[Cell,
     shown = MISSING if overhead is None else f"{overhead:.1f} %"
     digits, percent_digits = _DIGITS[architecture]
     beside = "" if thesis is None else f"{thesis:.{percent_digits}f} %"
-    return (Cell(str(size)), Cell(shown, beside), *_time_cells(pairs, digits))
-
-
-def _time_cells(pairs: Iterable[TimePair], digits: int) -> Iterable[Cell]:
-    for pair in pairs:
-        for ours, thesis in ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm)):
-            yield Cell(_seconds_words(ours), "" if thesis is None else f"{thesis:.{digits}f}")
+    times = (
+        Cell(_seconds_words(ours), "" if thesis is None else f"{thesis:.{digits}f}")
+        for pair in pairs
+        for ours, thesis in ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm))
+    )
+    return (Cell(str(size)), Cell(shown, beside), *times)
 
 
 def _seconds_words(estimate: Estimate | None) -> str:
@@ -91,10 +89,6 @@ def _record(architecture: str, pair: TimePair) -> dict[str, object]:
         ("vanilla", pair.vanilla, pair.thesis_vanilla),
         ("batch_norm", pair.batch_norm, pair.thesis_batch_norm),
     ):
-        record |= {
-            f"{side}_seconds": rounded(ours.value) if ours else None,
-            f"{side}_interval": rounded(ours.half_width) if ours else None,
-            f"{side}_n": ours.n if ours else 0,
-            f"{side}_thesis": thesis,
-        }
+        record |= estimate_values(f"{side}_seconds", f"{side}_interval", ours)
+        record |= {f"{side}_n": ours.n if ours else 0, f"{side}_thesis": thesis}
     return record | {"overhead_percent": rounded(pair.overhead)}

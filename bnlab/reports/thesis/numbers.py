@@ -19,26 +19,22 @@ def accuracy(architecture: str, experiment: str, dataset: str | None, batch_norm
     >>> accuracy("mlp", "lr_high", "mnist", True)
     98.6
     """
-    return _numbers("test_accuracy.csv").get((architecture, experiment, dataset, _flag(batch_norm)))
+    return _number("test_accuracy.csv", architecture, experiment, dataset, batch_norm)
 
 
 def epoch_seconds(architecture: str, batch_size: int, dataset: str | None, batch_norm: bool) -> float | None:
     """Seconds per epoch, from table B.3 or B.4; None for a cell that they do not have."""
-    return _numbers("epoch_seconds.csv").get((architecture, str(batch_size), dataset, _flag(batch_norm)))
+    return _number("epoch_seconds.csv", architecture, batch_size, dataset, batch_norm)
 
 
 def mean_overhead(architecture: str, batch_size: int) -> float | None:
     """Mean overhead of batch norm per epoch in percent, from table B.3 or B.4; None for a row that they do not have."""
-    return _numbers("mean_overhead.csv").get((architecture, str(batch_size)))
-
-
-def _flag(batch_norm: bool) -> str:
-    return str(batch_norm).lower()
+    return _number("mean_overhead.csv", architecture, batch_size)
 
 
 @cache
-def _numbers(file: str) -> dict[tuple[str | None, ...], float]:
-    """The last column of a file by the columns between the table's name and it."""
+def _number(file: str, *keys: object) -> float | None:
+    """The last column of the row with these keys in the columns between the table's name and it."""
     text = resources.files("bnlab.reports.thesis").joinpath(file).read_text(encoding="utf-8")
-    _, *rows = csv.reader(text.splitlines())
-    return {tuple(keys): float(number) for _, *keys, number in rows}
+    wanted = [str(key).lower() for key in keys]
+    return next((float(number) for _, *found, number in csv.reader(text.splitlines()) if found == wanted), None)
