@@ -127,9 +127,5 @@ def batch_length(batch: Any) -> int:
         return batch.shape[0] if batch.ndim else 1
     if isinstance(batch, str | bytes):
         return 0
-    if not isinstance(batch, list | tuple):  # which most are, and what asking for an abstract class costs is not free
-        batch = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
-    for item in batch:
-        if length := batch_length(item):
-            return length
-    return 0
+    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
+    return next((length for item in items if (length := batch_length(item))), 0)

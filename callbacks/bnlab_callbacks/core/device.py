@@ -31,20 +31,19 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[slice]]:
     for index, tensor in enumerate(tensors):
         groups[tensor.is_floating_point(), tensor.ndim == 0].append(index)
     # one join and one conversion per group, not per tensor: launches are what a small net's record costs
-    joined = [_join([tensors[i] for i in group], device, single) for (_, single), group in groups.items()]
+    joined: list[Tensor] = []
     where: dict[int, slice] = {}
     start = 0
     for (_, single), group in groups.items():
-        for index in group:
-            where[index] = slice(start, start + (1 if single else tensors[index].numel()))
+        some = [tensors[index] for index in group]
+        if any(tensor.device != device for tensor in some):  # a model over several devices
+            some = [tensor.to(device) for tensor in some]
+        one = torch.stack(some) if single else torch.cat([tensor.reshape(-1) for tensor in some])
+        joined.append(one.to(widest(device)))
+        for index, tensor in zip(group, some, strict=True):
+            where[index] = slice(start, start + tensor.numel())
             start = where[index].stop
-    return torch.cat([part.to(widest(device)) for part in joined]), [where[index] for index in range(len(tensors))]
-
-
-def _join(tensors: list[Tensor], device: torch.device, single: bool) -> Tensor:
-    if any(tensor.device != device for tensor in tensors):  # a model over several devices
-        tensors = [tensor.to(device) for tensor in tensors]
-    return torch.stack(tensors) if single else torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return torch.cat(joined), [where[index] for index in range(len(tensors))]
 
 
 def to_host(values: Sequence[Tensor | float]) -> list[float]:

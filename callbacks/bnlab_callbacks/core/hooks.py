@@ -23,10 +23,7 @@ class Gate:
         self.open = False
         self.compiled = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
-        return Gate()
-
-    def __reduce__(self) -> tuple[type[Gate], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Gate], tuple[()]]:  # for pickle and copy alike
         return Gate, ()
 
 
@@ -85,9 +82,6 @@ class ModuleHook:
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
         self.into.spent += perf_counter() - start
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
-        return _Inert()
 
     def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
         return _Inert, ()

@@ -16,6 +16,7 @@ hard sigmoid, hard tanh, ReLU6   the flat parts (ReLU6: the upper one; its lower
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -165,21 +166,16 @@ def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> A
     compared = values if bounds.clipped else wide
     # rows are small: float32 holds their counts, and adds faster than integers
     flags = torch.empty(values.shape)
-    low = None if bounds.low is None else below(compared, bounds.low, out=flags).sum(1)
-    high = None if bounds.high is None else above(compared, bounds.high, out=flags).sum(1)
-    nonzero = None if unit_max is None else torch.ne(values, 0, out=flags).sum(1)
+
+    def count(some: Tensor, compare: Callable[..., Tensor], bound: float) -> Tensor:
+        return compare(some, bound, out=flags).sum(1).to(torch.int64)
+
+    low = None if bounds.low is None else count(compared, below, bounds.low)
+    high = None if bounds.high is None else count(compared, above, bounds.high)
+    nonzero = None if unit_max is None else count(values, torch.ne, 0)
     absmax = wide.abs().amax(1) if unit_max is None else None
-    deviation = torch.linalg.vector_norm(wide.sub_(mean[:, None]), 2, dim=1)
-    return ActivationSums(
-        mean=mean,
-        rest=torch.zeros_like(mean),
-        std=deviation / math.sqrt(values.shape[1]),
-        absmax=absmax,
-        low=None if low is None else low.to(torch.int64),
-        high=None if high is None else high.to(torch.int64),
-        nonzero=None if nonzero is None else nonzero.to(torch.int64),
-        unit_max=unit_max,
-    )
+    std = torch.linalg.vector_norm(wide.sub_(mean[:, None]), 2, dim=1) / math.sqrt(values.shape[1])
+    return ActivationSums(mean, torch.zeros_like(mean), std, absmax, low, high, nonzero, unit_max)
 
 
 def split_rows(sums: ActivationSums) -> list[ActivationSums]:
@@ -221,8 +217,7 @@ def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None)
 
 def unit_maximum(output: Tensor, unit_dim: int) -> Tensor:
     """Largest output of each unit over all samples and positions: (N, C, H, W) → (C,) for unit_dim=1."""
-    others = [dim for dim in range(output.ndim) if dim != unit_dim % output.ndim]
-    return output.amax(others) if others else output
+    return _maxima_of_units(output.unsqueeze(0), unit_dim)[0]
 
 
 class Moments(NamedTuple):

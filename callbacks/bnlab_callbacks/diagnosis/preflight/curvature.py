@@ -70,16 +70,17 @@ def largest_curvature(step: StepReplica, grads: dict[str, Tensor], steps: int = 
         ArithmeticError: the curvature overflows.
     """
     names = [name for name, grad in grads.items() if not grad.is_complex()]
+    start = _start([grads[name] for name in names])
     try:
-        value, method = _by_double_backward(step, names, grads, steps), "double backward"
+        value, method = _by_double_backward(step, names, start, steps), "double backward"
     except (RuntimeError, NotImplementedError):
-        value, method = _by_differences(step, names, grads, steps), "differences of gradients"
+        value, method = _by_differences(step, names, start, steps), "differences of gradients"
     if not math.isfinite(value):
         raise ArithmeticError("the curvature overflows")
     return Curvature(value, method)
 
 
-def _by_double_backward(step: StepReplica, names: list[str], grads: dict[str, Tensor], steps: int) -> float:
+def _by_double_backward(step: StepReplica, names: list[str], start: list[Tensor], steps: int) -> float:
     twin = step.twin({})
     parameters = dict(twin.named_parameters())
     weights = [parameters[name] for name in names]
@@ -94,10 +95,10 @@ def _by_double_backward(step: StepReplica, names: list[str], grads: dict[str, Te
             rows = torch.autograd.grad(along, weights, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(w) if row is None else row for row, w in zip(rows, weights, strict=True)]
 
-        return _lanczos(product, _start([grads[name] for name in names]), steps)
+        return _lanczos(product, start, steps)
 
 
-def _by_differences(step: StepReplica, names: list[str], grads: dict[str, Tensor], steps: int) -> float:
+def _by_differences(step: StepReplica, names: list[str], start: list[Tensor], steps: int) -> float:
     here = [step.weights[name].detach() for name in names]
     distance = _DISTANCE * max(_norm(here), 1e-3)
 
@@ -110,7 +111,7 @@ def _by_differences(step: StepReplica, names: list[str], grads: dict[str, Tensor
         ahead, behind = gradient(direction, distance), gradient(direction, -distance)
         return [(a - b) / (2 * distance) for a, b in zip(ahead, behind, strict=True)]
 
-    return _lanczos(product, _start([grads[name] for name in names]), steps)
+    return _lanczos(product, start, steps)
 
 
 def _start(gradient: list[Tensor]) -> list[Tensor]:

@@ -100,7 +100,11 @@ def look(
     random = RandomState(devices_of(module))
     try:
         with untouched(module):
-            _look_at_net(measured, module, batch)
+            # what needs no run of the net
+            measured.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
+            measured.frozen = frozen_layers(module)
+            measured.norms_in_eval = norms_in_eval_mode(module)
+            measured.constant = constant_layers(list(find_weights(module)))
             if isinstance(step, str):
                 measured.not_checked["step"] = step
             else:
@@ -110,14 +114,6 @@ def look(
     checks = [check.advised(advise) for check in all_checks(measured)]
     checks.sort(key=lambda check: _ORDER.index(check.severity))
     return Preflight(checks, measured.layers, measured.not_checked)
-
-
-def _look_at_net(m: Measured, module: nn.Module, batch: Any) -> None:
-    """Measure what needs no run of the net."""
-    m.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
-    m.frozen = frozen_layers(module)
-    m.norms_in_eval = norms_in_eval_mode(module)
-    m.constant = constant_layers(list(find_weights(module)))
 
 
 def _look_at_step(
@@ -144,7 +140,9 @@ def _look_at_step(
     m.output_std = float(spread["output_std"]) if spread else None
     m.chance_loss = _task(m, batch, hooks.output)
     _take_gradients(m, twin, start, order.sort([(weight.layer, weight.module) for weight in weights]))
-    _look_at_optimizers(m, step, start, optimizers, curvature_steps)
+    unknown = _look_at_optimizers(m, step, start, optimizers, curvature_steps)
+    if unknown:
+        m.not_checked["learning_rate_too_high"] = unknown
 
 
 def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list[str]) -> None:
@@ -184,30 +182,28 @@ def _look_at_optimizers(
     start: Evaluation,
     optimizers_of: Callable[[Any], Iterable[Optimizer]],
     curvature_steps: int,
-) -> None:
+) -> str | None:
+    """Measure the learning rate and what is stable; gives the reason where that is not known."""
     try:
         twin = step.twin({})
         optimizers = list(optimizers_of(twin))
     except Exception as error:  # noqa: BLE001 - it may ask the Trainer for what there is only in a run
-        m.not_checked["learning_rate_too_high"] = f"configure_optimizers: {type(error).__name__}: {error}"
-        return
+        return f"configure_optimizers: {type(error).__name__}: {error}"
     if not optimizers:
-        m.not_checked["learning_rate_too_high"] = "there is no optimizer"
-        return
+        return "there is no optimizer"
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     m.not_optimized = [clean_name(name) for name, p in twin.named_parameters() if p.requires_grad and id(p) not in held]
     first = optimizers[0]
     m.lr = max(float(group["lr"]) for group in first.param_groups)
     m.optimizer = type(first).__name__
     if m.bad_gradients or not start.grads or not curvature_steps:
-        m.not_checked["learning_rate_too_high"] = "no curvature was measured"
-        return
+        return "no curvature was measured"
     try:
         m.curvature = largest_curvature(step, start.grads, curvature_steps)
     except ArithmeticError as error:
-        m.not_checked["learning_rate_too_high"] = str(error)
-        return
+        return str(error)
     m.limit = stable_limit(first, m.curvature.largest)
+    return None
 
 
 def _layer_lines(rows: list[LayerFlow]) -> list[str]:

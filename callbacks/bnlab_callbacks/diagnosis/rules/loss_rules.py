@@ -97,13 +97,11 @@ def loss_scale_overflow(history: History) -> Verdict | None:
 def grown_most(history: History) -> str | None:
     """The first layer in order of execution whose outputs or gradients grew by a tenth of the largest growth or more.
 
-    Outputs first: an explosion of the outputs brings that of the gradients. At the first step, where nothing has grown
-    yet, outputs against those of the first layer.
+    Outputs first: an explosion of the outputs brings that of the gradients. None where nothing has grown threefold, as
+    at the first step.
     """
     for quantity in ("act_absmax", "grad_rms"):
         now, first = history.now.of(quantity), history.first.of(quantity)
-        if history.now.step == history.first.step:
-            continue
         growth = {layer: now[layer] / first[layer] for layer in now if first.get(layer)}
         largest = max(growth.values(), default=0.0)
         if largest > 3:

@@ -21,11 +21,10 @@ def unchecked(rules: Iterable[Rule], seen: Set[str], failures: Mapping[str, str 
         seen: quantities that were recorded at least once, and `loss`, `classes`.
         failures: what quantities begin with (`act_`) → why their monitor is off; None where it is not.
     """
-    missing = {rule.name: sorted(set(rule.needs) - seen) for rule in rules}
-    return {name: _why(needs, failures) for name, needs in missing.items() if needs}
-
-
-def _why(needs: list[str], failures: Mapping[str, str | None]) -> str:
-    known = [_REASONS[need] for need in needs if need in _REASONS]
-    off = [why for prefix, why in failures.items() if why and any(need.startswith(prefix) for need in needs)]
-    return [*known, *off, NOTHING_OF_THE_KIND][0]
+    found = {}
+    for rule in rules:
+        if needs := sorted(set(rule.needs) - seen):
+            known = [_REASONS[need] for need in needs if need in _REASONS]
+            off = [why for prefix, why in failures.items() if why and any(need.startswith(prefix) for need in needs)]
+            found[rule.name] = [*known, *off, NOTHING_OF_THE_KIND][0]
+    return found
