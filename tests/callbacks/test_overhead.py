@@ -122,3 +122,17 @@ def test_exact_dead_units_see_every_step(exact: bool, dead: float, samples: int)
     run.fit(Module(Blinking()), loader(40), loader(8))
     assert memory(run).series("dead_frac_epoch/00_net.act")[0][1] == pytest.approx(dead)
     assert memory(run).series("dead_samples_epoch/00_net.act")[0][1] == samples
+
+
+class SlowToAgree(GradientMonitor):
+    """As where ranks wait for each other to agree on the next record."""
+
+    def _keep_to_budget(self) -> None:
+        time.sleep(0.01)
+        super()._keep_to_budget()
+
+
+def test_the_time_that_ranks_take_to_agree_counts() -> None:
+    monitor = SlowToAgree(1, budget=1e9)
+    trainer(monitor).fit(Module(mlp()), loader(8 * 5))
+    assert monitor.overhead.spent >= 5 * 0.01

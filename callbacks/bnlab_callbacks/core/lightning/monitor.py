@@ -130,8 +130,9 @@ class Monitor(Diagnostic):
         self.overhead.add(seconds)
         self.overhead.count_record()
         self._epoch = self._trainer.current_epoch
-        self._publisher.keep(self, Taken(left, _change, stamp(self._trainer, {}), read))
-        self._keep_to_budget()
+        with self.overhead.measure():  # with a budget several ranks wait for each other
+            self._publisher.keep(self, Taken(left, _change, stamp(self._trainer, {}), read))
+            self._keep_to_budget()
 
     def _keep_to_budget(self) -> None:
         if self.budget is None or self._publisher is None:
