@@ -13,7 +13,7 @@ from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
-from bnlab_callbacks.core.lightning.publisher import Publisher, merge_steps, publish_epoch, publisher_of, stamp
+from bnlab_callbacks.core.lightning.publisher import Publisher, one_record_a_step, publish_epoch, publisher_of, stamp
 from bnlab_callbacks.core.lightning.trainer import log_interval, moment_of, sharding_strategy
 from bnlab_callbacks.core.naming import layer_filter
 from bnlab_callbacks.core.overhead import Overhead
@@ -185,7 +185,7 @@ class Monitor(Diagnostic):
                     values = [dict(zip(table.tags, row, strict=True)) for row in table.values.tolist()]
                     records += [row._replace(values=each) for row, each in zip(rows, values, strict=True)]
         if records:
-            merged = merge_steps(records)
+            merged = one_record_a_step(records)
             self._latest = merged[-1].values
             into += merged
 
@@ -261,7 +261,6 @@ class Monitor(Diagnostic):
         """Publish what is kept, the epoch's means, and what the monitors cost."""
         self.overhead.end_step()
         self._publish_kept()
-        self.heed_failures()
         if not self.active or self._publisher is None:
             return
         with self.overhead.measure():
@@ -270,6 +269,7 @@ class Monitor(Diagnostic):
         if self is monitors[-1]:
             values["diagnostics/overhead_frac"] = sum(monitor.overhead.fraction for monitor in monitors)
         publish_epoch(trainer, values)
+        self.heed_failures()
 
     @keeps_training
     def _publish_kept(self) -> None:

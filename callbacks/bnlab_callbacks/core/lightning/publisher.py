@@ -126,7 +126,7 @@ class Publisher:
         for monitor, taken in kept.items():
             with monitor.overhead.measure():
                 monitor.read_records(taken, found)
-        return merge_steps(found)
+        return one_record_a_step(found)
 
     def publish(self, trainer: Trainer, record: Record) -> None:
         """Give a record to every logger and listener; ranks other than 0 write nothing."""
@@ -151,7 +151,7 @@ class Publisher:
             )
 
 
-def merge_steps(records: Iterable[Record]) -> list[Record]:
+def one_record_a_step(records: Iterable[Record]) -> list[Record]:
     """One record for each step, with the values of all its records; by step."""
     merged: dict[int, Record] = {}
     for record in records:

@@ -290,7 +290,7 @@ class RunWatch:
         return self._collector.fetch(self._shared.ranks, extra, failure or self.failure)
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, lists and tensors."""
+        """Numbers, lists and tensors; `monitors` is what checkpoints have called the readers since version 0.1.0."""
         return {"knows_task": self.knows_task, "monitors": [self._state(reader.tables) for reader in self._readers]}
 
     def _state(self, tables: Any) -> dict[str, Any]:
