@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def _run(words: list[str]) -> None:
     try:
         module.run(words)
     except ArgumentError as error:
-        _fail(f"{error} See bnlab {words[0]} --help.")
+        _fail(f"{_plain(str(error))} See bnlab {words[0]} --help.")
     except MisconfigurationException as error:
         _fail(str(error))
     except Exception as error:
@@ -94,6 +95,14 @@ def _input_error(error: BaseException | None) -> InputError | None:
             found = error
         error = error.__cause__ or error.__context__
     return found
+
+
+def _plain(message: str) -> str:
+    """A parser's message as a sentence, with the names of types as Python writes them."""
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
+    message = re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", message)
+    message = message.replace("a NoneType", "null").strip()
+    return message if message.endswith(".") else f"{message}."
 
 
 def _fail(message: str) -> None:

@@ -36,6 +36,8 @@ CASES = {
     "recording interval": (["fit", "--gradients.every_n_steps", "0"], "every_n_steps=0 is below 1"),
     "layer filter": (["fit", "--activations.layers", "("], "no regular expression"),
     "learning rate": (["fit", "--model.lr", "-1"], "positive"),
+    "one of several": (["fit", "--model.activation", "step"], "Expected one of 'relu', "),
+    "a list": (["fit", "--diagnosis.without", "step"], "Expected a Sequence. Got value: step. See bnlab fit --help."),
 }
 
 

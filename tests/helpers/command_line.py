@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch  # noqa: F401 - before any test: its log keeps the standard error of the moment, which tests replace
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
