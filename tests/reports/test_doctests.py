@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 MODULES = (
-    *("thesis.experiments", "thesis.numbers", "reading.run_files", "tables.notes"),
+    *("thesis.experiments", "thesis.numbers", "reading.run", "tables.notes"),
     *("figures.plans", "figures.style", "figures.training", "claims.training"),
 )
 
