@@ -33,10 +33,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", message)
 
 
+# the files that take longest; begun first, so that two workers end at about the same time
+LONGEST = ("test_resume_processes.py", "test_ranks.py", "test_study_command.py", "test_kill.py", "test_processes.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests first: two workers then end at about the same time."""
+    """The longest files first, then those with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.path not in slow
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
