@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks.core.lightning.trainer import sharding_strategy
 from bnlab_callbacks.recorders import activations as activation_module
+from tests.callbacks import two_ranks_batch_norm
 from tests.callbacks.small_runs import Each, MemoryLogger, Module, data, mlp, trainer
 
 RANK = int(os.environ["LOCAL_RANK"])
@@ -134,6 +135,7 @@ def sharded_by_hand() -> str | None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {run.__name__: run() for run in (statistics, uneven, other_layers, failure_on_one, sharded_by_hand)}
+    results["batch_norm"] = {run.__name__: run() for run in two_ranks_batch_norm.RUNS}
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(results, file)
     torch.distributed.barrier()  # gloo aborts a process whose peers have already gone

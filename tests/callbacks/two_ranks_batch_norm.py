@@ -1,15 +1,9 @@
-"""BatchNormMonitor under DDP, started once per rank by test_two_ranks_batch_norm.py; writes what each rank saw as JSON.
+"""BatchNormMonitor under DDP: the runs two_ranks.py adds to its own, one process for each rank."""
 
-Arguments: the output file. Rank and addresses come in the environment, as from a cluster's launcher.
-"""
-
-import json
 import os
-import sys
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -95,11 +89,4 @@ def smoothness_fails_on_one() -> dict[str, Any]:
     return failure_on_one(step_replica, "_check_copy")
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    runs = (values, unwatched, other_layers, hooks_fail_on_one, smoothness_fails_on_one)
-    results = {run.__name__: run() for run in runs}
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(results, file)
-    torch.distributed.barrier()  # gloo aborts a process whose peers have already gone
-    torch.distributed.destroy_process_group()
+RUNS = (values, unwatched, other_layers, hooks_fail_on_one, smoothness_fails_on_one)
