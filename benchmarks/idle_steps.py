@@ -68,6 +68,7 @@ def diagnosis() -> list[Callback]:
 ROWS: dict[str, Callable[[], list[Callback]]] = {
     "null control": list,
     "an empty callback, 6 hooks": lambda: [Callback()],
+    "three empty callbacks": lambda: [Callback(), Callback(), Callback()],
     "a hook on each of 7 modules": lambda: [HooksOnModules()],
     "monitors": monitors,
     "TrainingDiagnosis": diagnosis,
