@@ -125,7 +125,10 @@ def batch_length(batch: Any) -> int:
     """Samples in a batch: the length of the first tensor in it, however it is nested; 0 where there is none."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else 1
-    if isinstance(batch, str | bytes):
+    if isinstance(batch, list | tuple):  # most batches: asked first
+        items: Any = batch
+    elif isinstance(batch, str | bytes):
         return 0
-    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
+    else:
+        items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
     return next((length for item in items if (length := batch_length(item))), 0)

@@ -67,6 +67,7 @@ class Publisher:
         self.listeners: list[Listener] = []
         self._kept: dict[Any, list[Taken]] = {}
         self._overdue = math.inf  # when what is kept has waited long enough
+        self._prompt = False  # whether any monitor is
         self._failed_loggers: set[int] = set()
         self.recorders.wait_with(self._waiting)
 
@@ -78,29 +79,34 @@ class Publisher:
         if not self.monitors:
             self._failed_loggers.clear()
         self.monitors.append(monitor)
+        self._prompt = any(each.prompt for each in self.monitors)
 
     def leave(self, monitor: Publishing) -> None:
         """Forget a monitor, and what it has left; harmless when repeated."""
         self._kept.pop(monitor, None)
         if monitor in self.monitors:
             self.monitors.remove(monitor)
+            self._prompt = any(each.prompt for each in self.monitors)
 
     def keep(self, monitor: Publishing, taken: Taken) -> None:
         """Publish a record sooner or later."""
         if not self._kept:
             self._overdue = perf_counter() + SECONDS
-        self._kept.setdefault(monitor, []).append(taken)
+        kept = self._kept.setdefault(monitor, [])
+        kept.append(taken)
+        if len(kept) >= TOGETHER:
+            self._overdue = -math.inf
 
     def publish_if_due(self, trainer: Trainer, moment: Moment) -> None:
         """Publish what has waited long enough, when a batch begins; on all ranks in the same batches."""
         if not self._kept:
             return
-        if any(monitor.prompt for monitor in self.monitors):
+        if self._prompt and self._overdue > 0:
             waits = any(monitor.records_in(moment) for monitor in self.monitors)
             waits = waits and not any(monitor.unmeasured for monitor in self._kept)
         else:
             waits = perf_counter() <= self._overdue
-        if not waits or max(map(len, self._kept.values())) >= TOGETHER:
+        if not waits:
             self.publish_kept(trainer)
 
     def publish_kept(self, trainer: Trainer) -> None:
