@@ -39,7 +39,7 @@ def test_a_healthy_run_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[s
     diagnosis = fit(tmp_path, Net(net()), diagnosis=TrainingDiagnosis(summary=False))
     assert diagnosis.findings == []
     assert diagnosis.verdict == "healthy"
-    assert diagnosis._judge.facts.chance_loss == pytest.approx(math.log(3))
+    assert diagnosis.facts.chance_loss == pytest.approx(math.log(3))
     assert "diagnosis" not in capsys.readouterr().out
 
 
@@ -187,7 +187,7 @@ def numbers() -> DataLoader[Any]:
 
 def test_a_regression_has_no_chance_loss_and_explodes_by_its_own_measure(tmp_path: Path) -> None:
     healthy = fit(tmp_path, Regression(net(), lr=0.01), numbers())
-    assert (healthy._judge.facts.chance_loss, found(healthy)) == (None, {})
+    assert (healthy.facts.chance_loss, found(healthy)) == (None, {})
     assert healthy.not_checked["collapsed_output"].startswith("no classification")
     wild = fit(tmp_path, Regression(net(), lr=3.0), numbers())
     assert {finding.name for finding in wild.findings} & {"exploding", "non_finite"}

@@ -31,6 +31,7 @@ from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.judge import Judge, chosen_rules
+from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
@@ -123,6 +124,11 @@ class TrainingDiagnosis(Diagnostic):
     def findings(self) -> list[Finding]:
         """What was found so far, the gravest first."""
         return self._judge.findings
+
+    @property
+    def facts(self) -> Facts:
+        """The run's properties beside its records, as at the last look."""
+        return self._judge.facts
 
     @property
     def verdict(self) -> str:
