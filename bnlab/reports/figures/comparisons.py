@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bnlab.reports.estimates import Accuracy
+from bnlab.reports.estimates import Measured
 from bnlab.reports.figures.style import (
     DASHES,
     OTHERS,
@@ -68,7 +68,7 @@ def comparison_figure(title: str, lines: Mapping[str, Sequence[Series]], curves:
     return figure
 
 
-def batch_size_figure(title: str, found: Mapping[str, Mapping[int, Sequence[Accuracy]]]) -> Figure:
+def batch_size_figure(title: str, found: Mapping[str, Mapping[int, Sequence[Measured]]]) -> Figure:
     """A panel for each dataset: test accuracy in percent by batch size, with 95 % intervals over seeds.
 
     `found` has those of vanilla and batch norm, by dataset and batch size.
