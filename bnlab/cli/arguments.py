@@ -1,14 +1,26 @@
-"""The words of a command line, rearranged before they are parsed."""
+"""The words of a command line, rearranged before they are parsed, and the parser of commands beside Lightning's."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from bnlab.cli.parser import CommandParser
 from bnlab.errors import InputError
 from bnlab.files.yaml_file import YamlError, read_yaml
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Tells what is wrong as the rest of bnlab does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message}. See {self.prog} --help.")
 
 
 def flags_after_configs(words: list[str]) -> list[str]:

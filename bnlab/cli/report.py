@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bnlab.cli.parser import CommandParser
+from bnlab.cli.arguments import CommandParser
 from bnlab.errors import InputError
 from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
 from bnlab.reports.pages.conclusions import conclusions_text

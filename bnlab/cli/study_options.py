@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from bnlab.cli.parser import CommandParser
+from bnlab.cli.arguments import CommandParser
 from bnlab.errors import InputError
 from bnlab.files.yaml_file import read_yaml
 from bnlab.studies.grid import Grid, check
