@@ -71,6 +71,7 @@ class GradientMonitor(Monitor):
     ) -> None:
         super().__init__(every_n_steps, layers, enabled, budget)
         self.update_ratio = update_ratio
+        self.changed_before = 0
         self._tables = GradientTables(self.wants, update_ratio)
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:

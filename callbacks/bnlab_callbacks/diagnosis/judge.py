@@ -9,7 +9,7 @@ from typing import Any
 
 from bnlab_callbacks.diagnosis.findings import Advise, Finding
 from bnlab_callbacks.diagnosis.latch import Announcer, Latch, in_order
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, Observation
+from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History, Losses, MedianUpdates, Observation
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
@@ -52,6 +52,7 @@ class Judge:
         self.losses = Losses()
         self.observations: deque[Observation] = deque(maxlen=_KEPT)
         self.median_updates = MedianUpdates()
+        self.early_changes = EarlyChanges()
         self.first: Observation | None = None
         self._rules = rules
         self._chance_loss = chance_loss
@@ -107,8 +108,11 @@ class Judge:
         self.first = self.first or observation
         self.observations.append(observation)
         self.median_updates.add(observation.step, observation.of("update_ratio"))
+        self.early_changes.add(observation.step, observation.of("changed_frac"))
         self._seen.update(observation.values, observation.globals, ["classes"] if self.facts.chance_loss else ())
-        history = History(self.observations, self.first, self.losses, self.facts, self.median_updates)
+        history = History(
+            self.observations, self.first, self.losses, self.facts, self.median_updates, self.early_changes
+        )
         if any(finding.name == "non_finite" for finding in self.findings):
             return  # nothing that comes after NaN tells anything
         for latch in self._latches:
@@ -125,6 +129,7 @@ class Judge:
             "latches": [[latch.rule.name, latch.state_dict()] for latch in self._latches],
             "losses": self.losses.state_dict(),
             "moves": self.median_updates.state_dict(),
+            "changes": [[step, share] for step, share in self.early_changes.at.items()],
             "first": None if first is None else [first.step, values, dict(first.globals)],
             "seen": sorted(self._seen),
             "said": sorted(self._announcer.said),
@@ -142,6 +147,7 @@ class Judge:
                 latch.load_state_dict(saved[latch.rule.name].pop(0))
         self.losses.load_state_dict(state["losses"])
         self.median_updates.load_state_dict(state["moves"])
+        self.early_changes.at = dict(state.get("changes", []))
         self.first = None if state["first"] is None else Observation(*state["first"])
         self._seen, self._announcer = set(state["seen"]), Announcer(state["said"])
         self.facts.constant = dict(state["constant"])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState
+
 _RECENT_LOSSES = 400  # that are kept
 _FIRST_LOSSES = 5  # whose largest is the scale of a loss before anything is learned
 _MOST_UPDATES = 128  # that are kept
@@ -29,6 +31,7 @@ class Facts:
     Attributes:
         chance_loss: the loss of guessing: ln C for cross entropy over C classes.
         gradient_clip: the norm that the Trainer clips gradients to.
+        clip_value: what the Trainer clips each of their values to.
         scaled: whether a loss scaler is in use, whose overflows are no fault.
         without_gradient: layers that an optimizer holds and whose gradient was None in every step so far.
         without_optimizer: trainable layers that no optimizer holds.
@@ -41,10 +44,15 @@ class Facts:
         weights: layer → number of its weights.
         fans: linear, convolution and recurrent layers → inputs or outputs of a unit, whichever are fewer.
         rescaled: those of them right before a norm that cancels their scale.
+        optimizers: each as it was when the step began.
+        coverage: how much of the model they hold.
+        run_steps: optimizer steps that the run is to have.
+        epoch_steps: optimizer steps of an epoch.
     """
 
     chance_loss: float | None = None
     gradient_clip: float | None = None
+    clip_value: float | None = None
     scaled: bool = False
     without_gradient: tuple[str, ...] = ()
     without_optimizer: tuple[str, ...] = ()
@@ -57,6 +65,10 @@ class Facts:
     weights: Mapping[str, int] = field(default_factory=dict)
     fans: Mapping[str, int] = field(default_factory=dict)
     rescaled: frozenset[str] = frozenset()
+    optimizers: tuple[OptimizerState, ...] = ()
+    coverage: Coverage | None = None
+    run_steps: int | None = None
+    epoch_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +198,19 @@ class MedianUpdates:
         self._at = dict(state)
 
 
+class EarlyChanges:
+    """The median layer's share of weights that a step changed, at the recorded steps of a run's beginning."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+
+    def add(self, step: int, changed_frac: Mapping[str, float]) -> None:
+        """Take in a recorded step: layer → share; empty where none was recorded, NaN where a layer had no gradient."""
+        known = {layer: share for layer, share in changed_frac.items() if math.isfinite(share)}
+        if known and len(self.at) < _MOST_UPDATES:
+            self.at[step] = known[median_layer(known)]
+
+
 @dataclass
 class History:
     """Everything that a rule may use.
@@ -196,6 +221,7 @@ class History:
         losses: of all steps up to the present one.
         facts: about the run.
         median_updates: ‖Δw‖/‖w‖ of the median layer, over the whole run.
+        early_changes: how many weights steps changed at its beginning, where they are of 16 bits.
     """
 
     observations: Sequence[Observation]
@@ -203,6 +229,7 @@ class History:
     losses: Losses
     facts: Facts
     median_updates: MedianUpdates = field(default_factory=MedianUpdates)
+    early_changes: EarlyChanges = field(default_factory=EarlyChanges)
 
     @property
     def now(self) -> Observation:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnlab_callbacks.core.files import replace_file
@@ -25,7 +25,9 @@ from bnlab_callbacks.core.lightning.trainer import (
     moment_of,
     optimizer_name,
     remaining_loss_scale,
+    schedules_of,
     sharding_strategy,
+    steps_to_make,
 )
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights
@@ -35,6 +37,7 @@ from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
 from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
 
@@ -144,6 +147,7 @@ class TrainingDiagnosis(Diagnostic):
         self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
         self._gradient_seen: GradientSeen | None = None
+        self._optimizers = OptimizerWatch(nn.Module(), ())
         self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = self._alone = True
         self._moment = Moment(0, 0)
@@ -173,6 +177,7 @@ class TrainingDiagnosis(Diagnostic):
         super().close()
         self._watch.stop()
         self._facts_then.clear()
+        self._optimizers = OptimizerWatch(nn.Module(), ())
         self._print = print  # not the Trainer's, which it would keep alive
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,7 +203,10 @@ class TrainingDiagnosis(Diagnostic):
         resumed = logged_step(trainer) > 0
         if not resumed:
             facts.constant = constant_layers(list(find_weights(pl_module)))
+        facts.clip_value = float(clip) if clip and not by_norm else None
+        facts.run_steps, facts.epoch_steps = steps_to_make(trainer)
         self._judge.know(facts, resumed)
+        self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._gradient_seen = GradientSeen(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -211,6 +219,8 @@ class TrainingDiagnosis(Diagnostic):
     def _begin_batch(self, trainer: Trainer, batch: Any) -> None:
         self._moment = moment_of(trainer)
         self._watch.begin_batch(self._moment, trainer.global_step, batch)
+        if self._watch.recording:
+            self._optimizers.begin_step(self._moment.step)
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         from bnlab_callbacks.diagnosis.preflight import preflight
@@ -226,17 +236,20 @@ class TrainingDiagnosis(Diagnostic):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
         self._watch.before_backward(self._moment.step, loss, trainer.accumulate_grad_batches)
+        self._optimizers.cleared.before_backward()
 
     @keeps_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the hooks record again: more forward passes may follow in this step."""
         self._watch.after_backward()
+        self._optimizers.cleared.after_backward()
 
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
         scale = partial(remaining_loss_scale, trainer, optimizer)
         self._watch.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
+        self._optimizers.before_step(optimizer, self._watch.recording)
         if self._watch.recording and self._gradient_seen is not None:
             self._gradient_seen.look(optimizer)
 
@@ -262,6 +275,7 @@ class TrainingDiagnosis(Diagnostic):
             "norm_eval": norms_in_eval_mode(pl_module),
             "norm_values": self._watch.norm_values,
             "without_gradient": self._gradient_seen.layers if self._gradient_seen is not None else (),
+            **self._optimizers.facts(),
         }
 
     def _look(self, trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.hooks import ForwardOrder
@@ -18,11 +18,12 @@ from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import Weight, find_weights, real
 from bnlab_callbacks.recorders.forward_recorder import Reader
 from bnlab_callbacks.statistics.chunks import Scratch, flat
-from bnlab_callbacks.statistics.gradients import gradient_sums, stored_values, update_norms
+from bnlab_callbacks.statistics.gradients import changed_share, gradient_sums, stored_values, update_norms
 from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pack
 
 # sets of small layers whose buffers are kept
 _LAYOUTS = 8
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Part(NamedTuple):
@@ -33,21 +34,22 @@ class Part(NamedTuple):
     packed: PackedLayers | None
     sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
     moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
+    changed: tuple[Any, ...] = ()  # `changed_share` of each layer; nothing where it was not wanted or is not known
 
     @property
     def key(self) -> tuple[int, ...]:
         """The same for parts of different steps that can be computed together."""
-        return (id(self.packed), len(self.moved), *map(id, self.weights))
+        return (id(self.packed), len(self.moved), len(self.changed), *map(id, self.weights))
 
     def change_tensors(self, change: Change) -> Part:
         """The same with other tensors, unless they are rows of a buffer on the host."""
         if self.packed is not None:
             return self
-        sums, moved = (
+        sums, moved, changed = (
             tuple(change(value) if isinstance(value, Tensor) else value for value in values)
-            for values in (self.sums, self.moved)
+            for values in (self.sums, self.moved, self.changed)
         )
-        return self._replace(sums=sums, moved=moved)
+        return self._replace(sums=sums, moved=moved, changed=changed)
 
 
 class GradientStep(NamedTuple):
@@ -66,9 +68,11 @@ class GradientReader(Reader, Protocol):
 
     Attributes:
         update_ratio: whether it wants to know how far steps moved the weights.
+        changed_before: and, of 16-bit weights, how many a step changes, before this step of the run.
     """
 
     update_ratio: bool
+    changed_before: int
 
 
 class GradientRecorder:
@@ -94,6 +98,7 @@ class GradientRecorder:
         self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
         self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
+        self._counts_changes = False
         self._spent = 0.0
 
     @property
@@ -148,8 +153,10 @@ class GradientRecorder:
             return
         start = perf_counter()
         owned = self._owned_by(optimizer, stream)
-        self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
+        if not isinstance(optimizer, LBFGS):  # which evaluates its closure several times a step
+            self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
         if due:
+            self._counts_changes = any(moment.step < reader.changed_before for reader in due)
             for reader in due:
                 reader.mark(moment, stream)
             taken = {weight.layer for part, _ in self._taken for weight in part.weights}
@@ -242,13 +249,31 @@ class GradientRecorder:
             for index, (part, readers) in enumerate(self._taken):
                 wanted = not part.moved and any(reader.update_ratio for reader in readers)
                 if wanted and (owned is None or id(part.weights[0].parameter) in owned):
-                    self._taken[index] = part._replace(moved=self._moved(part)), readers
+                    changed = self._changed(part) if self._counts_changes else ()
+                    self._taken[index] = part._replace(moved=self._moved(part), changed=changed), readers
 
     def _moved(self, part: Part) -> tuple[Any, ...]:
         if part.packed:
             return part.packed.moved([weight.parameter for weight in part.weights])
         (weight,) = part.weights
         return update_norms(self._before[weight.layer], flat(real(weight.parameter.detach())), self._scratch)
+
+    def _changed(self, part: Part) -> tuple[Any, ...]:
+        """Shares of weights that the step changed, as far as its gradients are still there."""
+        weights = [weight.parameter for weight in part.weights]
+        grads = [weight.parameter.grad for weight in part.weights]
+        if not all(weight.dtype in _HALF and _alike(weight, grad) for weight, grad in zip(weights, grads, strict=True)):
+            return ()
+        before = part.packed.remembered if part.packed else [self._before[weight.layer] for weight in part.weights]
+        return tuple(
+            changed_share(flat(old), flat(weight.detach()), flat(grad))
+            for old, weight, grad in zip(before, weights, grads, strict=True)
+            if grad is not None
+        )
+
+
+def _alike(weight: Tensor, grad: Tensor | None) -> bool:
+    return grad is not None and grad.layout == torch.strided and grad.stride() == weight.stride()
 
 
 def _cache_sized(weights: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:

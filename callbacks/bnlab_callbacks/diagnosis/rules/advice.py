@@ -23,10 +23,26 @@ ADVICE = {
     "warm_up": "a warm-up",
     "warm_up_or_batch_norm": "a warm-up, or batch normalization",
     "bf16": "bf16-mixed instead of 16-mixed as the Trainer's precision",
+    "mixed_precision": (
+        "bf16-mixed instead of bf16-true (16-mixed instead of 16-true) as the Trainer's precision, or an optimizer "
+        "with stochastic rounding"
+    ),
+    "mixed_precision_or_epsilon": "16-mixed instead of 16-true as the precision, or eps=1e-4 in the optimizer",
+    "bf16_true": "bf16-true instead of 16-true",
     "lower_loss_scale": "a lower initial loss scale",
     "all_parameters_to_the_optimizer": "give all of self.parameters() to the optimizer",
     "configure_optimizers": "give them to the optimizer in configure_optimizers",
     "check_parameter_groups": "check the learning rates of its parameter groups",
+    "optimizer_of_this_model": "make the optimizer from the model that is trained, after all of its parts are made",
+    "clear_gradients": "call zero_grad() of the optimizer before each backward pass",
+    "schedule_by_step": (
+        'step the schedule after each batch: "interval": "step" beside the scheduler in configure_optimizers'
+    ),
+    "schedule_by_epoch": (
+        'step the schedule once an epoch ("interval": "epoch" in configure_optimizers), or build it for all steps'
+    ),
+    "schedule_for_this_run": "build the schedule for the steps that the run makes: trainer.estimated_stepping_batches",
+    "schedule_interval": 'step it once an epoch, where it counts epochs ("interval": "epoch" in configure_optimizers)',
     # weights and activations
     "better_init": _BETTER_INIT,
     "larger_init": "larger initial weights",
@@ -51,6 +67,7 @@ ADVICE = {
     # batch norm
     "batch_norm": "batch normalization",
     "batch_norm_momentum": "momentum 0.1",
+    "reset_running_stats": "call reset_running_stats() on these layers, and leave such batches out before the net",
     "larger_batch": "a larger batch",
     "larger_batch_or_other_norm": "a larger batch, or group or layer norm",
     "larger_batch_or_sync": ("a larger batch, group or layer norm, or Trainer(sync_batchnorm=True) on several GPUs"),

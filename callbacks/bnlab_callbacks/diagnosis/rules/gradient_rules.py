@@ -87,16 +87,21 @@ def frozen(history: History) -> Verdict | None:
 def clipping_too_tight(history: History) -> Verdict | None:
     """The gradient's norm (of the watched weights) is more than 100 times what the Trainer clips it to.
 
-    Clipping is for outliers: a clip that cuts every step to a hundredth is a learning rate in disguise.
+    Clipped by value, its root mean square is. Clipping is for outliers: a clip that cuts every step to a hundredth is a
+    learning rate in disguise.
     """
-    clip, sizes = history.facts.gradient_clip, history.facts.weights
-    rms = history.now.of("grad_rms")
-    if not clip or not rms or not history.unlearned():
+    facts, rms = history.facts, history.now.of("grad_rms")
+    counts = {layer: facts.weights.get(layer, 0) for layer in rms}
+    clip, elements = facts.gradient_clip or facts.clip_value, sum(counts.values())
+    if not clip or not elements or not history.unlearned():
         return None
-    norm = math.sqrt(sum(value**2 * sizes.get(layer, 0) for layer, value in rms.items()))
-    if not norm > _CLIPPED * clip:
+    size = math.sqrt(sum(value**2 * counts[layer] for layer, value in rms.items()))
+    what = "the gradient's norm"
+    if not facts.gradient_clip:
+        size, what = size / math.sqrt(elements), "the root mean square of the gradient"
+    if not size > _CLIPPED * clip:
         return None
-    return Verdict(f"the gradient's norm is {norm:.3g}, {norm / clip:.3g} times the clip of {clip:g}")
+    return Verdict(f"{what} is {size:.3g}, {size / clip:.3g} times the clip of {clip:g}")
 
 
 def _these(layers: list[str] | tuple[str, ...]) -> str:

@@ -44,6 +44,7 @@ class _Reader:
 
     exact_dead = False
     update_ratio = True
+    changed_before = 0
 
     def __init__(self, tables: Any, schedule: LookSchedule) -> None:
         self.tables = tables
@@ -123,7 +124,8 @@ class RunWatch:
         self.recording = False
         self.prompt = prompt
         self._schedule = LookSchedule(first_steps, every_n_steps)
-        self._gradients = _Reader(GradientTables(weight_rms=True), self._schedule)
+        self._gradients = _Reader(GradientTables(weight_rms=True, changed_frac=True), self._schedule)
+        self._gradients.changed_before = self._schedule.early
         self._activations = _Reader(ActivationTables(), self._schedule)
         self._norms = _Reader(BatchNormTables(), self._schedule)
         self._readers = (self._gradients, self._activations, self._norms)
