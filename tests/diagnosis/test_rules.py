@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.gradient_rules import (
     clipping_too_tight,
     frozen,
+    independent_loss,
+    no_activation,
     no_gradient,
     not_updated,
     vanishing,
@@ -56,14 +59,21 @@ def history(
     whole: dict[str, float] | None = None,
     first: Observation | None = None,
     bad_rank: int | None = None,
+    times: int = 1,
     **values: dict[str, float],
 ) -> History:
-    """The history at the last of some losses, with one observation."""
+    """The history at the last of some losses, with one observation, which the steps before may have had too."""
     seen = Losses()
     for loss in losses:
         seen.add(loss)
     now = Observation(len(losses) - 1 if step is None else step, values, whole or {}, bad_rank)
-    return History([now], first or now, seen, facts)
+    same = [replace(now, step=now.step - back) for back in reversed(range(times))]
+    return History(same, first or same[0], seen, facts)
+
+
+def severity(verdict: Verdict | None) -> str | None:
+    assert verdict is not None
+    return verdict.severity
 
 
 def layer(verdict: Verdict | None) -> str | None:
@@ -264,20 +274,77 @@ def test_vanishing_and_vanishing_with_depth_share_the_ground() -> None:
     assert vanishing(learned) is vanishing_with_depth(learned) is None
 
 
+def test_only_the_first_layer_s_gradient_shows_that_gradients_vanish() -> None:
+    size = {"fc1": 1.0, "fc2": 1.0}
+    assert vanishing(history(grad_rms={"fc1": 1e-3, "fc2": 9e-7}, weight_rms=size)) is None  # a branch that begins at 0
+    first = Observation(0, {"grad_rms": {"fc1": 2e-7, "fc2": 1e-3}, "weight_rms": size})
+    assert vanishing(history(first=first, grad_rms={"fc1": 7e-7, "fc2": 1e-3}, weight_rms=size)) is None  # it grows
+    assert layer(vanishing(history(first=first, grad_rms={"fc1": 5e-7, "fc2": 1e-3}, weight_rms=size))) == "fc1"
+
+
 def test_small_weights_with_their_gradients_do_not_vanish() -> None:
     assert vanishing(history(grad_rms={"fc1": 1e-9}, weight_rms={"fc1": 1e-4})) is None
 
 
-def test_no_gradient_at_all_and_gradients_of_zero() -> None:
-    facts = Facts(chance_loss=CHANCE, without_gradient=("spare",))
-    assert layer(no_gradient(history([2.3] * 3, facts))) == "spare"
+def zeros(shares: dict[str, float], times: int = 10, loss: float | None = 2.3, **given: Any) -> History:
+    """The history after ten steps of which the last ones had these shares of gradients of exactly 0."""
+    facts = given.pop("facts", replace(TEN, weights=dict.fromkeys(shares, 9)))
+    return history([loss] * 10 if loss is not None else [], facts, 9, times=times, grad_zero_frac=shares, **given)
+
+
+def test_no_gradient_is_grave_where_the_first_layer_has_none() -> None:
+    facts = Facts(chance_loss=CHANCE, without_gradient=("fc1", "fc2"), weights=dict.fromkeys(["fc1", "fc2", "fc3"], 9))
+    found = no_gradient(history([2.3] * 3, facts))
+    assert (layer(found), severity(found)) == ("fc1", None)
+    assert severity(no_gradient(history([0.1] * 3, facts))) == "note"  # a probe of a fixed part that learns
     assert no_gradient(history([2.3] * 2, facts)) is None
-    assert layer(zero_gradient(history(grad_zero_frac={"fc1": 0.99, "fc2": 1.0}))) == "fc2"
-    assert zero_gradient(history(grad_zero_frac={"fc1": 0.99})) is None
+    unused = no_gradient(history([2.3] * 3, replace(facts, without_gradient=("fc3",))))
+    assert (layer(unused), severity(unused)) == ("fc3", "note")
+
+
+def test_gradients_of_zero_must_last_in_the_same_layer() -> None:
+    found = zero_gradient(zeros({"fc1": 1.0, "fc2": 0.5}))
+    assert (layer(found), severity(found)) == ("fc1", None)
+    behind = zero_gradient(zeros({"fc1": 0.99, "fc2": 1.0}))
+    assert (layer(behind), severity(behind)) == ("fc2", "note")  # an expert
+    assert zero_gradient(zeros({"fc1": 1.0, "fc2": 0.5}, times=9)) is None
+    other = zeros({"fc1": 1.0, "fc2": 0.5})
+    changed = [replace(one, values={"grad_zero_frac": {"fc1": 0.5, "fc2": 1.0}}) for one in other.observations[:5]]
+    assert zero_gradient(replace(other, observations=[*changed, *other.observations[5:]])) is None
+
+
+def test_no_gradient_in_any_layer_means_that_the_loss_does_not_depend_on_the_net() -> None:
+    all_zero = {"fc1": 1.0, "fc2": 1.0}
+    assert independent_loss(zeros(all_zero)) is not None
+    assert zero_gradient(zeros(all_zero)) is None
+    assert independent_loss(zeros({"fc1": 1.0, "fc2": 0.999})) is None
+    assert independent_loss(zeros(all_zero, times=9)) is None
+    assert independent_loss(zeros(all_zero, loss=0.0)) is None  # all is learned: a hinge loss
+    assert independent_loss(zeros(all_zero, loss=None)) is not None
+    before = Observation(0, {"grad_zero_frac": {"fc1": 0.0, "fc2": 0.0}})
+    assert independent_loss(zeros(all_zero, loss=None, first=before)) is None  # it may have been learned since
+    assert independent_loss(zeros(all_zero, first=before)) is not None
+    begun = replace(TEN, weights=dict.fromkeys(all_zero, 9), constant=dict.fromkeys(all_zero, 0.0))
+    assert independent_loss(zeros(all_zero, facts=begun)) is None
+    cut = replace(TEN, weights=dict.fromkeys(all_zero, 9), without_gradient=("fc1", "fc2"))
+    assert independent_loss(history([2.3] * 3, cut)) is not None
+    assert no_gradient(history([2.3] * 3, cut)) is None
+
+
+def test_linear_layers_in_a_row() -> None:
+    facts = replace(TEN, bare_pairs=(("fc1", "fc2"),))
+    found = no_activation(history([2.3] * 300, facts))
+    assert (layer(found), severity(found)) == ("fc1", "note")
+    assert severity(no_activation(history([2.3] * 301, facts))) == "warning"
+    assert severity(no_activation(history([1.9] * 301, facts))) == "note"
+    assert no_activation(history([0.1] * 301, facts)) is None
+    assert no_activation(history([2.3] * 301)) is None
 
 
 def test_not_updated() -> None:
-    assert layer(not_updated(history(facts=replace(TEN, without_optimizer=("fc1",))))) == "fc1"
+    outside = replace(TEN, without_optimizer=("fc1",))
+    assert layer(not_updated(history(facts=outside))) == "fc1"
+    assert severity(not_updated(history([0.1], outside))) == "note"
     still = {"fc1": -3.0, "fc2": -INF}
     assert layer(not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 1.0}))) == "fc2"
     assert not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 0.0})) is None
@@ -318,6 +385,16 @@ def test_saturated_is_for_functions_with_two_sides() -> None:
     assert saturated(history([0.1] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None
 
 
+def test_what_begins_at_one_side_is_there_on_purpose() -> None:
+    def begun(low: float, high: float, now: float = 0.9) -> Verdict | None:
+        first = Observation(0, {"sat_frac": {"a": low + high}, "sat_hi": {"a": high}})
+        return saturated(history(first=first, sat_frac={"a": now}, sat_hi={"a": now}))
+
+    assert begun(0.9, 0.0) is begun(0.0, 0.9) is None  # a rare class; a gate that begins open
+    assert layer(begun(0.05, 0.85)) == "a"  # large weights
+    assert layer(begun(0.0, 0.39)) == "a"  # training has driven it there
+
+
 def test_collapsed_output() -> None:
     assert collapsed_output(history(whole={"output_std": 9e-4})) is not None
     assert collapsed_output(history(whole={"output_std": 1.1e-3})) is None
@@ -327,8 +404,12 @@ def test_collapsed_output() -> None:
 def test_constant_weights() -> None:
     equal, zero = replace(TEN, constant={"fc1": 0.1}), replace(TEN, constant={"fc1": 0.0})
     assert layer(constant_weights(history(facts=equal))) == "fc1"
-    assert layer(constant_weights(history(facts=zero, grad_zero_frac={"fc1": 1.0}))) == "fc1"
-    assert constant_weights(history(facts=zero, grad_zero_frac={"fc1": 0.5})) is None
+    stuck, size = {"fc1": 1.0}, {"fc1": 0.0}
+    assert layer(constant_weights(zeros(stuck, facts=zero, weight_rms=size))) == "fc1"
+    assert constant_weights(zeros({"fc1": 0.5}, facts=zero, weight_rms=size)) is None
+    assert constant_weights(zeros(stuck, facts=zero, weight_rms={"fc1": 1e-9})) is None  # it has left 0
+    assert constant_weights(zeros(stuck, 9, facts=zero, weight_rms=size)) is None
+    assert constant_weights(zeros(stuck, loss=0.1, facts=zero, weight_rms=size)) is None
 
 
 def test_zero_weights_are_a_choice_in_some_layers_but_not_in_nearly_all() -> None:
@@ -368,6 +449,22 @@ def test_poor_initialisation() -> None:
     assert layer(poor_initialisation(history(act_std={"a": 1.0, "b": 9e-4}, act_mean=mean))) == "b"
     assert poor_initialisation(history(act_std={"a": 1.0, "b": 29.0}, act_mean=mean)) is None
     assert poor_initialisation(history(act_std={"a": 1.0, "b": 1e-8}, act_mean={"a": 0.5, "b": 0.5})) is None
+
+
+def test_poor_initialisation_lasts_to_the_end_of_a_chain() -> None:
+    def begun(
+        *sizes: float, bounded: str = "", facts: Facts = TEN, losses: Sequence[float] = (CHANCE,)
+    ) -> Verdict | None:
+        values = {"act_std": dict(zip("abcd", sizes, strict=False)), "sat_hi": dict.fromkeys(bounded, 0.0)}
+        return poor_initialisation(history(losses, facts, **values))
+
+    assert layer(begun(1.0, 1.0, 1e-4, 1e-7)) == "c"
+    assert layer(begun(1.0, 40.0, 1600.0)) == "b"
+    assert begun(1.0, 1e-9, 1.0) is begun(1.0, 40.0, 1.0) is None  # a branch
+    assert begun(1.0, 1.0, 0.0) is begun(0.0, 1.0) is None  # a branch that begins at 0
+    assert layer(begun(1.0, 40.0, 0.9, bounded="c")) == "b"  # a sigmoid at the end hides it
+    assert begun(1.0, 40.0, facts=replace(TEN, normalised=True)) is None
+    assert begun(1.0, 40.0, losses=[0.4 * CHANCE]) is None
 
 
 @pytest.mark.parametrize(

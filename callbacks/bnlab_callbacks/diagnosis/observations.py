@@ -15,6 +15,7 @@ _RECENT_LOSSES = 400  # that are kept
 _FIRST_LOSSES = 5  # whose largest is the scale of a loss before anything is learned
 _MOST_UPDATES = 128  # that are kept
 _WARMING_UP = 1.5  # times
+_LATELY, _ENOUGH = 10, 5  # steps, observations
 
 
 class NormBatch(NamedTuple):
@@ -41,13 +42,15 @@ class Facts:
         norm_momentum: batch-norm layers → their momentum (None: cumulative average).
         norm_values: batch-norm layers → the smallest training batch so far.
         softmax_twice: whether the loss takes probabilities for logits.
-        weights: layer → number of its weights.
+        weights: trained layer → number of its weights, in order of execution.
         fans: linear, convolution and recurrent layers → inputs or outputs of a unit, whichever are fewer.
         rescaled: those of them right before a norm that cancels their scale.
         optimizers: each as it was when the step began.
         coverage: how much of the model they hold.
         run_steps: optimizer steps that the run is to have.
         epoch_steps: optimizer steps of an epoch.
+        normalised: whether there are norms of any kind in the net.
+        bare_pairs: linear layers that follow one another with nothing between them.
     """
 
     chance_loss: float | None = None
@@ -69,6 +72,8 @@ class Facts:
     coverage: Coverage | None = None
     run_steps: int | None = None
     epoch_steps: int | None = None
+    normalised: bool = False
+    bare_pairs: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,6 +240,16 @@ class History:
     def now(self) -> Observation:
         """The present observation."""
         return self.observations[-1]
+
+    def lately(self) -> Sequence[Observation]:
+        """The observations of the last ten steps, five at least; none where so many do not reach so far back.
+
+        What holds in all of them for one layer lasts: latches alone see that it holds for some layer.
+        """
+        step, seen = self.now.step, list(self.observations)
+        lately = [one for one in seen if one.step > step - _LATELY]
+        lately = lately if len(lately) >= _ENOUGH else seen[-_ENOUGH:]
+        return lately if len(lately) >= _ENOUGH and step - lately[0].step >= _LATELY - 1 else []
 
     def initial_gains(self) -> dict[str, float]:
         """Layers → root mean square of their first weights times √fan; about 1 in usual initializations."""

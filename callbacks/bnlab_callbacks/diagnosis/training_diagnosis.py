@@ -30,13 +30,13 @@ from bnlab_callbacks.core.lightning.trainer import (
     steps_to_make,
 )
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.judge import Judge, chosen_rules
 from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
-from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
@@ -61,11 +61,11 @@ class TrainingDiagnosis(Diagnostic):
     no modules, a loss that `training_step` does not return) is listed as not checked.
 
     Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
-    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output` (failing);
-    `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`, `loss_scale_overflow`,
-    `no_gradient`, `not_updated`, `clipping_too_tight`, `dead_units`, `saturated`, `poor_initialisation`,
-    `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`, `batch_norm_running_statistics`,
-    `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
+    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`
+    (failing); `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`,
+    `loss_scale_overflow`, `no_gradient`, `no_activation`, `not_updated`, `clipping_too_tight`, `dead_units`,
+    `saturated`, `poor_initialisation`, `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`,
+    `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
 
     Attributes:
         findings: what was found so far, the gravest first; also those that are over.
@@ -146,8 +146,8 @@ class TrainingDiagnosis(Diagnostic):
     def _restart(self) -> None:
         self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
-        self._gradient_seen: GradientSeen | None = None
         self._optimizers = OptimizerWatch(nn.Module(), ())
+        self._layers: LayerWatch | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = self._alone = True
         self._moment = Moment(0, 0)
@@ -178,6 +178,7 @@ class TrainingDiagnosis(Diagnostic):
         self._watch.stop()
         self._facts_then.clear()
         self._optimizers = OptimizerWatch(nn.Module(), ())
+        self._layers = None
         self._print = print  # not the Trainer's, which it would keep alive
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,12 +203,13 @@ class TrainingDiagnosis(Diagnostic):
         facts = facts_of(pl_module, trainer.optimizers, float(clip) if clip and by_norm else None, scaled)
         resumed = logged_step(trainer) > 0
         if not resumed:
-            facts.constant = constant_layers(list(find_weights(pl_module)))
+            facts.constant = constant_layers(pl_module)
         facts.clip_value = float(clip) if clip and not by_norm else None
         facts.run_steps, facts.epoch_steps = steps_to_make(trainer)
         self._judge.know(facts, resumed)
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
-        self._gradient_seen = GradientSeen(pl_module)
+        self._layers = LayerWatch(pl_module, self._judge.facts.constant)
+        self._watch.scales = self._layers.scales
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the hooks on for a step that is recorded."""
@@ -235,6 +237,8 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
+        if self._layers is not None:
+            self._layers.trace(loss)
         self._watch.before_backward(self._moment.step, loss, trainer.accumulate_grad_batches)
         self._optimizers.cleared.before_backward()
 
@@ -250,8 +254,8 @@ class TrainingDiagnosis(Diagnostic):
         scale = partial(remaining_loss_scale, trainer, optimizer)
         self._watch.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
         self._optimizers.before_step(optimizer, self._watch.recording)
-        if self._watch.recording and self._gradient_seen is not None:
-            self._gradient_seen.look(optimizer)
+        if self._watch.recording and self._layers is not None:
+            self._layers.look(optimizer)
 
     @keeps_training
     def on_train_batch_end(
@@ -265,17 +269,17 @@ class TrainingDiagnosis(Diagnostic):
             loss = None
         self._watch.end_batch(self._moment, trainer.global_step, loss)
         if self._watch.recording:
-            self._note_facts(pl_module)
+            self._note_facts(trainer, pl_module)
         if self._watch.is_time(self._moment.step, trainer.is_last_batch) and not accumulates(trainer):
             self._look(trainer)
 
-    def _note_facts(self, pl_module: LightningModule) -> None:
+    def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what may be another thing when the step is looked at."""
         self._facts_then[self._moment.step] = {
             "norm_eval": norms_in_eval_mode(pl_module),
             "norm_values": self._watch.norm_values,
-            "without_gradient": self._gradient_seen.layers if self._gradient_seen is not None else (),
             **self._optimizers.facts(),
+            **(self._layers.facts(trainer.optimizers, self._watch.in_order) if self._layers is not None else {}),
         }
 
     def _look(self, trainer: Trainer) -> None:

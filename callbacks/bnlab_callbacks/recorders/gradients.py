@@ -78,8 +78,12 @@ class GradientReader(Reader, Protocol):
 class GradientRecorder:
     """Records the gradients of those optimizer steps that are due for one of its readers.
 
-    With several optimizers each layer is recorded at the first step of its optimizer. The first reader, the `leader`,
-    tells it what the training loop does.
+    With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen are
+    recorded from the step on that has set them free. The first reader, the `leader`, tells it what the training loop
+    does.
+
+    Attributes:
+        order: the order in which modules ran in the first batch.
 
     Args:
         model: the model.
@@ -89,9 +93,15 @@ class GradientRecorder:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self.readers: list[Any] = []
         self._scratch = Scratch()
-        self._weights = list(find_weights(model))
-        holders = {weight.module for weight in self._weights}
-        self._order: ForwardOrder | None = ForwardOrder((n, m) for n, m in model.named_modules() if n in holders)
+        self._model: nn.Module | None = model  # until the order is known
+        self._weights = list(find_weights(model, frozen=True))
+        self._trained = {weight.layer for weight in find_weights(model)}
+        self.order = ForwardOrder(
+            (name, module)
+            for name, module in model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        )
+        self._places: dict[str, int] = {}  # layer → its place in order of execution
         self._numbered: dict[str, str] = {}
         self._small: set[str] = set()
         self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
@@ -103,8 +113,8 @@ class GradientRecorder:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers that are watched, in order of definition."""
-        return [weight.layer for weight in self._weights]
+        """Names of the layers that are trained, in order of definition."""
+        return [weight.layer for weight in self._weights if weight.layer in self._trained]
 
     # readers
 
@@ -122,8 +132,8 @@ class GradientRecorder:
         if reader in self.readers:
             self.readers.remove(reader)
         if not self.readers:
-            if self._order is not None:
-                self._order.remove()
+            self._model = None
+            self.order.remove()
             self._scratch.clear()
             self._packed.clear()
             self._before.clear()
@@ -132,8 +142,7 @@ class GradientRecorder:
 
     def begin_batch(self) -> None:
         """A batch begins; until the order of execution is known, it is watched."""
-        if self._order is not None:
-            self._order.gate.open = True
+        self.order.gate.open = self._model is not None
 
     def before_optimizer_step(
         self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
@@ -146,8 +155,9 @@ class GradientRecorder:
             moment: the step's.
             loss_scale: gives what the gradients are still multiplied by.
         """
-        if self._order is not None:
-            self._number_layers(self._order)
+        if self._model is not None:
+            self._number_layers(self._model)
+            self._model = None
         due = [reader for reader in self.readers if reader.due(moment, stream)]
         if not due and not self._taken:
             return
@@ -167,6 +177,7 @@ class GradientRecorder:
                 and weight.has_gradient
                 and any(reader.wants(weight.layer) for reader in due)
             ]
+            self._number_late([weight.layer for weight in weights])
             with torch.no_grad():
                 parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))
             self._taken += [(part, due) for part in parts]
@@ -187,12 +198,25 @@ class GradientRecorder:
 
     # its work
 
-    def _number_layers(self, order: ForwardOrder) -> None:
+    def _number_layers(self, model: nn.Module) -> None:
         """Fix the layers' numbers, once: a tag must not change its name during a run."""
-        self._numbered = number(order.sort([(weight.layer, weight.module) for weight in self._weights]))
+        known = {weight.layer for weight in self._weights}
+        self._weights = list(find_weights(model, frozen=True))  # lazy ones have their shapes by now
+        self._trained |= {weight.layer for weight in find_weights(model)} - known
+        layers = self.order.sort([(weight.layer, weight.module) for weight in self._weights])
+        self._places = {layer: place for place, layer in enumerate(layers)}
+        self._numbered = number(layer for layer in layers if layer in self._trained)
         self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
-        order.remove()
-        self._order = None
+        self.order.remove()
+
+    def _number_late(self, layers: Sequence[str]) -> None:
+        """Layers that are trained from now on get the next numbers; their place is that of their execution."""
+        late = [layer for layer in layers if layer not in self._numbered]
+        if late:
+            named = self._numbered | {
+                layer: f"{at:02d}_{layer}" for at, layer in enumerate(late, start=len(self._numbered))
+            }
+            self._numbered = {layer: named[layer] for layer in sorted(named, key=self._places.__getitem__)}
 
     def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
         """The watched weights among an optimizer's parameters, by the parameter's identity."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from bnlab_callbacks.diagnosis.findings import Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History
@@ -11,7 +13,7 @@ from bnlab_callbacks.diagnosis.rules.advice import advice
 from bnlab_callbacks.diagnosis.rules.thresholds import COLLAPSED, standardised
 
 _DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
-_SATURATED = 0.8
+_SATURATED, _OTHER_SIDE = 0.8, 0.05
 _SHRINKS, _GROWS = 1e3, 30.0
 
 
@@ -40,10 +42,22 @@ def dead_units(history: History) -> Verdict | None:
 
 
 def saturated(history: History) -> Verdict | None:
-    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss is high."""
-    shares = history.now.of("sat_frac")
-    two_sided = history.now.of("sat_hi")
-    layers = [layer for layer, share in shares.items() if layer in two_sided and share > _SATURATED]
+    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss is high.
+
+    Large weights drive outputs to both sides, or training drives them to one. What was at one side alone from the first
+    step on is there by its bias, on purpose: a gate that begins shut or open, an output that begins at the share of a
+    rare class. One side alone is less than a twentieth of the saturated outputs on the other.
+    """
+    shares, high = history.now.of("sat_frac"), history.now.of("sat_hi")
+    first, first_high = history.first.of("sat_frac"), history.first.of("sat_hi")
+
+    def one_sided(layer: str) -> bool:
+        share = first.get(layer, 0.0)
+        other = min(first_high.get(layer, 0.0), share - first_high.get(layer, 0.0))
+        return share > _SATURATED / 2 and other < _OTHER_SIDE * share
+
+    layers = [layer for layer, share in shares.items() if layer in high and share > _SATURATED]
+    layers = [layer for layer in layers if not one_sided(layer)]
     if not layers or not history.unlearned():
         return None
     return Verdict(f"{shares[layers[0]]:.0%} of its outputs are saturated (above {_SATURATED:.0%})", layers[0])
@@ -61,22 +75,37 @@ def collapsed_output(history: History) -> Verdict | None:
 
 
 def poor_initialisation(history: History) -> Verdict | None:
-    """At the first step: outputs shrink by more than 1e3 or grow by more than 30 from the first layer to another.
+    """At the first step, outputs have shrunk by more than 1e3 or grown by more than 30 from a layer on to the last one.
 
     Weights that keep the size of the signal (Glorot & Bengio 2010; He et al. 2015) give a factor near 1. Measured: 0.03
     (batch norm, N(0, 1e-4²)) to 2.8 in nets that train, 24 in the thesis's CNN with dropout; wrong ones have 7 for each
     layer of 100 units (N(0, 1)) or a thousandth (N(0, 1e-4²)).
+
+    Such a size lasts to the net's end: what is small or large for itself, such as a gate, a branch that begins at 0 or
+    the features of a condition, is no part of the chain that theory is about. Nor is anything said of nets with norms,
+    which give signals a size of their own, or once the loss has halved.
     """
+    if history.facts.normalised or not history.unlearned():
+        return None
     sizes = {
         layer: math.hypot(value, history.first.of("act_mean").get(layer, 0.0))
         for layer, value in history.first.of("act_std").items()
     }
+    bounded = history.first.of("sat_hi")  # of sigmoid and tanh, which tell nothing of how large what comes in is
     first = next(iter(sizes.values()), 0.0)
-    for layer, size in sizes.items():
-        if first > 0 and (size > _GROWS * first or size < first / _SHRINKS):
-            change = f"{size / first:.1e} times those of {next(iter(sizes))}"
-            return Verdict(f"at the first step its outputs are {change}", layer)
-    return None
+    shrunk = _from_there_on(sizes, lambda layer: 0 < sizes[layer] < first / _SHRINKS)
+    grown = _from_there_on(sizes, lambda layer: layer in bounded or sizes[layer] > _GROWS * first)
+    layer = next((layer for layer in shrunk or grown if shrunk or layer not in bounded), None)
+    if layer is None or not first > 0:
+        return None
+    return Verdict(
+        f"at the first step its outputs are {sizes[layer] / first:.1e} times those of {next(iter(sizes))}", layer
+    )
+
+
+def _from_there_on(layers: Iterable[str], condition: Callable[[str], bool]) -> list[str]:
+    """The layers at the end, in order, that all meet a condition."""
+    return [*takewhile(condition, reversed(list(layers)))][::-1]
 
 
 def inputs_not_standardised(history: History) -> Verdict | None:

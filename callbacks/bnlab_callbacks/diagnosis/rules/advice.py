@@ -61,6 +61,11 @@ ADVICE = {
     "connect_to_the_loss": (
         "use the layer's output in the loss, and look for detach(), .data, no_grad or argmax on the way"
     ),
+    "end_of_the_net": (
+        "look at the end of the net: a softmax over one output or over the batch, an output activation that is 0 "
+        "everywhere, rounding"
+    ),
+    "activation_between": "an activation function between them",
     "look_behind_the_layer": "look for dead units or zero weights in the layers behind it",
     "use_or_freeze": "use or freeze them",
     "unfreeze": "set requires_grad=True, if that is not meant",

@@ -14,14 +14,16 @@ _GAIN, _FIRST_LOSS = 3.0, 1.2
 def constant_weights(history: History) -> Verdict | None:
     """A layer whose weights were all equal at the start, so that its units stay copies of each other.
 
-    Zeros count only if the layer's own gradient is 0 as well: a zero-initialized last layer, or one that ends a
-    residual branch, gets gradients and leaves 0.
+    Zeros count only if the layer's own gradient is 0 as well, for ten steps, while the loss is above half of chance: a
+    zero-initialised last layer, or one that ends a residual branch, gets gradients and leaves 0, and then so do those
+    before it.
     """
-    zero_gradients = history.now.of("grad_zero_frac")
+    seen = history.lately()
     for layer, weight in history.facts.constant.items():
         if weight != 0:
             return Verdict(f"all its weights began as {weight:g}, so that its units are copies of each other", layer)
-        if zero_gradients.get(layer) == 1:
+        still = [one.of("grad_zero_frac").get(layer) == 1 and one.of("weight_rms").get(layer) == 0 for one in seen]
+        if still and all(still) and history.unlearned():
             return Verdict("all its weights are 0, and so are their gradients", layer)
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -111,6 +111,7 @@ class RunWatch:
         failure: what went wrong on this rank; all ranks hear of it at the next `fetch`.
         knows_task: whether the first batch has told what the task is.
         recording: whether the present step is recorded.
+        scales: parameters that are no layers, and are not judged as such.
 
     Args:
         first_steps: see `LookSchedule`.
@@ -123,8 +124,9 @@ class RunWatch:
         self.knows_task = False
         self.recording = False
         self.prompt = prompt
+        self.scales: set[str] = set()
         self._schedule = LookSchedule(first_steps, every_n_steps)
-        self._gradients = _Reader(GradientTables(weight_rms=True, changed_frac=True), self._schedule)
+        self._gradients = _Reader(GradientTables(self._judged, weight_rms=True, changed_frac=True), self._schedule)
         self._gradients.changed_before = self._schedule.early
         self._activations = _Reader(ActivationTables(), self._schedule)
         self._norms = _Reader(BatchNormTables(), self._schedule)
@@ -140,6 +142,14 @@ class RunWatch:
     def norm_values(self) -> dict[str, NormBatch]:
         """Batch-norm layers → what the smallest batch gave them to normalize a channel with."""
         return dict(self._ends.norm_values)
+
+    def _judged(self, layer: str) -> bool:
+        return layer not in self.scales
+
+    def in_order(self, layers: Sequence[tuple[str, str]]) -> list[str]:
+        """Layers, given with the modules that hold them, by execution; as they are where that is not known."""
+        recorder = self._gradients.recorder
+        return recorder.order.sort(layers) if recorder is not None else [layer for layer, _ in layers]
 
     @property
     def failures(self) -> dict[str, str | None]:
