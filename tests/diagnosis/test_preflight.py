@@ -235,7 +235,7 @@ def test_parameters_that_will_not_learn() -> None:
 
     found = preflight(Partial(), batch())
     (unused,) = found.found("no_gradient")
-    assert (unused.severity, unused.layer, unused.value) == ("warning", "unused.weight", 2)
+    assert (unused.severity, unused.layer, unused.value) == ("note", "unused", 2)
     forgotten, frozen = found.found("not_updated")
     assert (forgotten.severity, forgotten.layer) == ("warning", "net.4.weight")
     assert (frozen.severity, frozen.layer) == ("note", "net.0")

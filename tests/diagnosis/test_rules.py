@@ -280,6 +280,8 @@ def test_only_the_first_layer_s_gradient_shows_that_gradients_vanish() -> None:
     first = Observation(0, {"grad_rms": {"fc1": 2e-7, "fc2": 1e-3}, "weight_rms": size})
     assert vanishing(history(first=first, grad_rms={"fc1": 7e-7, "fc2": 1e-3}, weight_rms=size)) is None  # it grows
     assert layer(vanishing(history(first=first, grad_rms={"fc1": 5e-7, "fc2": 1e-3}, weight_rms=size))) == "fc1"
+    small = history([1e-4], Facts(), grad_rms={"fc1": 2e-10, "fc2": 1e-7}, weight_rms=size)
+    assert vanishing(small) is None  # of a small loss
 
 
 def test_small_weights_with_their_gradients_do_not_vanish() -> None:

@@ -20,11 +20,14 @@ from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, output_spread
-from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, is_norm, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
+from bnlab_callbacks.diagnosis.watching.loss_graph import LossGraph
 from bnlab_callbacks.diagnosis.watching.task import guesses, logits_and_targets, task_of, tensors_of
 from bnlab_callbacks.replica.step_replica import Evaluation, RepeatableStep, StepReplica, devices_of, untouched
 
 SCHEMA = 1
+_SMALL_GAIN = 0.01
 _ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")
 
 
@@ -104,7 +107,9 @@ def look(
             measured.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
             measured.frozen = frozen_layers(module)
             measured.norms_in_eval = norms_in_eval_mode(module)
-            measured.constant = constant_layers(list(find_weights(module)))
+            measured.normalised = any(is_norm(part) for part in module.modules())
+            scales = LayerWatch(module, {}).scales
+            measured.constant = {k: weight for k, weight in constant_layers(module).items() if k not in scales}
             if isinstance(step, str):
                 measured.not_checked["step"] = step
             else:
@@ -129,17 +134,29 @@ def _look_at_step(
     weights = list(find_weights(twin))
     order = ForwardOrder({weight.module: twin.get_submodule(weight.module) for weight in weights}.items())
     order.gate.open = True
+    constant = constant_layers(twin)
+    watch = LayerWatch(twin, constant)
+
+    def see(loss: Tensor) -> None:
+        watch.trace(loss)
+        graph = LossGraph(loss)
+        small = (p for p in twin.parameters() if p.numel() and float(p.detach().abs().max()) <= _SMALL_GAIN)
+        m.small_gains = any(graph.is_gain(parameter) for parameter in small)
+
     try:
-        start = step.run(twin)
-    except (RuntimeError, ValueError, TypeError) as error:
-        m.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-        m.layers = hooks.finish()
+        start = step.run(twin, see)
+    except Exception as error:  # noqa: BLE001 - whatever a training step raises
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        m.layers, m.failure = hooks.finish(), text
         return
+    sorted_layers = order.sort([(weight.layer, weight.module) for weight in weights])
+    layers = [layer for layer in sorted_layers if layer not in watch.scales]
+    m.constant = {layer: constant[layer] for layer in layers if layer in constant}
     m.layers, m.norm_values, m.loss = hooks.finish(), hooks.norm_values, float(start.loss)
     spread = output_spread(hooks.output)
     m.output_std = float(spread["output_std"]) if spread else None
     m.chance_loss = _task(m, batch, hooks.output)
-    _take_gradients(m, twin, start, order.sort([(weight.layer, weight.module) for weight in weights]))
+    _take_gradients(m, twin, start, layers)
     unknown = _look_at_optimizers(m, step, start, optimizers, curvature_steps)
     if unknown:
         m.not_checked["learning_rate_too_high"] = unknown
@@ -151,10 +168,12 @@ def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list
     m.bad_gradients = [clean_name(name) for name, grad in start.grads.items() if not bool(torch.isfinite(grad).all())]
     names = {id(parameter): name for name, parameter in trainable.items()}
     by_layer = {weight.layer: weight.parameter for weight in find_weights(twin)}
+    m.first = order[0] if order else None
     for layer in order:
         weight = by_layer[layer]
         grad = start.grads.get(names[id(weight)])
         if grad is None:
+            m.without_gradient.append(layer)
             continue
         size, slope = (float(torch.linalg.vector_norm(x.detach().double())) for x in (weight, grad))
         if size > 0 and math.isfinite(slope):

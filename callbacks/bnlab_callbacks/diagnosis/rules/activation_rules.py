@@ -21,7 +21,8 @@ def dead_units(history: History) -> Verdict | None:
     """More than half of a rectifier layer's units silent over ten records, from step 20 on.
 
     A note: such nets can still learn, and deep vanilla nets that start slowly have up to .77. From .8 on a warning, and
-    failing where a whole layer is silent and the loss is at chance. Failing runs at lr 0.1: .83 to .96.
+    failing where a whole layer is silent, and the loss is at chance or no layer has a gradient. Failing runs at lr 0.1:
+    .83 to .96.
     """
     shares = history.now.of("dead_frac")
     layers = [layer for layer, share in shares.items() if share > _DEAD]
@@ -30,7 +31,8 @@ def dead_units(history: History) -> Verdict | None:
     layer = next((name for name in layers if shares[name] > _DEAD_WARNING), layers[0])
     share = shares[layer]
     silent = [name for name in layers if shares[name] == 1]
-    if silent and history.unlearned(0.9):
+    gradients = history.now.of("grad_zero_frac").values()
+    if silent and (history.unlearned(0.9) or (gradients and min(gradients) == 1)):
         return Verdict("no unit of the layer is ever positive, so no gradient passes", silent[0], "failing")
     severity: Severity = "warning" if share > _DEAD_WARNING and history.unlearned() else "note"
     samples = history.now.of("dead_samples").get(layer, 0)

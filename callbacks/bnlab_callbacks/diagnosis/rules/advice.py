@@ -61,9 +61,9 @@ ADVICE = {
     "connect_to_the_loss": (
         "use the layer's output in the loss, and look for detach(), .data, no_grad or argmax on the way"
     ),
-    "end_of_the_net": (
-        "look at the end of the net: a softmax over one output or over the batch, an output activation that is 0 "
-        "everywhere, rounding"
+    "way_to_the_loss": (
+        "look at the way from the net to its loss: a softmax over one output or over the batch, outputs that are all "
+        "0, rounding, argmax, detach()"
     ),
     "activation_between": "an activation function between them",
     "look_behind_the_layer": "look for dead units or zero weights in the layers behind it",

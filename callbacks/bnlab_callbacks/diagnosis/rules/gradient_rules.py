@@ -22,7 +22,8 @@ def vanishing(history: History) -> Verdict | None:
 
     The first in order of execution, since gradients that vanish do so on their way back to it. In residual nets those
     of branches are small for a while where a gain (LayerScale, ReZero) or their last layer begins near 0, and the first
-    layer's is not, or grows from step to step: above three times what it was is no verdict.
+    layer's is not, or grows from step to step: above three times what it was is no verdict. A loss below 1 (small
+    targets) has gradients as much smaller, so that they are compared with it.
     Failing runs: 5e-8 at most from the first step on; healthy ones: 1.9e-4 and more after step 10.
     """
     return _vanished(history, with_depth=False)
@@ -39,7 +40,9 @@ def vanishing_with_depth(history: History) -> Verdict | None:
 def _vanished(history: History, with_depth: bool) -> Verdict | None:
     ratios = history.now.relative_gradients()
     layer, low = next(iter(ratios.items()), ("", 0.0))
-    if not 0 < low < VANISHED or not history.unlearned():
+    loss = history.losses.smooth()
+    bound = VANISHED if loss is None else VANISHED * min(1.0, abs(loss))
+    if not 0 < low < bound or not history.unlearned():
         return None
     before = next((ratio for one in _all(history) if (ratio := one.relative_gradients().get(layer, 0.0)) > 0), low)
     if low > _GROWING * before:
@@ -49,7 +52,7 @@ def _vanished(history: History, with_depth: bool) -> Verdict | None:
     if (max(positive) / min(positive) > SPREAD) != with_depth:
         return None
     return Verdict(
-        f"‖gradient‖/‖weights‖ is {low:.1e}, below {VANISHED:.0e}; the largest, of {top}, is {ratios[top]:.1e}", layer
+        f"‖gradient‖/‖weights‖ is {low:.1e}, below {bound:.0e}; the largest, of {top}, is {ratios[top]:.1e}", layer
     )
 
 
@@ -63,10 +66,11 @@ def independent_loss(history: History) -> Verdict | None:
     Every element of every layer: the loss does not depend on the net's weights, so that no step changes it. A softmax
     over a single output or over a batch of one, an output activation that is 0 everywhere, rounding, `argmax` or
     `detach` between the net and its loss. Where the loss is not known, it must have been so from the first step on: a
-    loss that has reached 0 has no gradient either. Nets that begin with zeros alone are `poor_initialisation`.
+    loss that has reached 0 has no gradient either. Nets that begin with zeros alone are `poor_initialisation`; where a
+    rectifier's outputs are all 0, see `zero_gradient` and `dead_units`.
     """
     layers, missing = history.facts.weights, history.facts.without_gradient
-    if not layers or _mostly_zeros(history):
+    if not layers or _mostly_zeros(history) or _silent(history):
         return None
     loss = history.losses.smooth()
     if loss is not None and not abs(loss) > _NOTHING:
@@ -81,6 +85,11 @@ def independent_loss(history: History) -> Verdict | None:
 
 def _shown(loss: float | None) -> str:
     return "not known" if loss is None else f"{loss:.3g}"
+
+
+def _silent(history: History) -> bool:
+    """Whether all outputs of a rectifier are 0."""
+    return 1 in history.now.of("zero_frac").values()
 
 
 def _all_zero(observation: Observation) -> bool:
@@ -121,7 +130,8 @@ def zero_gradient(history: History) -> Verdict | None:
     seen = history.lately()
     shares = history.now.of("grad_zero_frac")
     zero = [layer for layer in shares if all(one.of("grad_zero_frac").get(layer) == 1 for one in seen)]
-    if not seen or not zero or len(zero) == len(shares) or not history.unlearned():
+    everywhere = len(zero) == len(shares) and not _silent(history)  # `independent_loss`
+    if not seen or not zero or everywhere or not history.unlearned():
         return None
     grave = zero[0] == next(iter(shares))
     return Verdict(f"the gradient of {_these(zero)} is exactly 0", zero[0], None if grave else "note")
@@ -193,7 +203,7 @@ GRADIENT_RULES = (
         "independent_loss",
         independent_loss,
         "failing",
-        advice("end_of_the_net", "connect_to_the_loss"),
+        advice("way_to_the_loss"),
         ("grad_rms",),
     ),
     Rule("vanishing", vanishing, "failing", advice("better_init", "larger_init"), ("weight_rms",), 5),

@@ -102,6 +102,11 @@ class LossGraph:
                     waiting.append(step)
         return False if known else None
 
+    def is_gain(self, parameter: Tensor) -> bool:
+        """Whether a parameter, as it is, is multiplied element by element, or is a norm's scale."""
+        users = self._through_shapes(self._leaves[id(parameter)]) if self.holds(parameter) else ()
+        return any(kind(user) == "Mul" or (operand == 1 and kind(user).endswith("Norm")) for user, operand in users)
+
     def bare_pairs(self, layers: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Pairs of linear layers of which the second gets the first one's outputs as they are.
 
