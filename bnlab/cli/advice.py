@@ -46,6 +46,8 @@ _ADVICE: dict[str, tuple[_Way, ...]] = {
     "looser_clip": (_Way("a clip near the usual norm of the gradient (--trainer.gradient_clip_val)"),),
     "lower_learning_rate_or_batch_norm": (_LOWER_LR, _BATCH_NORM._replace(joint=" or ")),
     "lower_learning_rate_or_clip": (_LOWER_LR, _Way("gradient clipping (--trainer.gradient_clip_val 1)", "clip")),
+    "lower_learning_rate": (_LOWER_LR,),
+    "own_init": (_INIT,),
     "random_weights": (_Way("random weights: --model.init auto", "init"),),
     "smaller_last_layer_or_better_init": (
         _Way("smaller weights in the last layer"),

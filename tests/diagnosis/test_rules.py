@@ -501,14 +501,28 @@ def test_nothing_recorded_is_nothing_found() -> None:
         assert [rule.name for rule in RULES if rule.judge(history([], facts, step=0))] == []
 
 
-def test_a_finding_begins_after_its_patience_and_ends_after_ten_calm_steps() -> None:
+def test_a_finding_begins_after_its_patience_and_is_over_at_the_first_calm_look() -> None:
     latch = Latch(Rule("r", lambda seen: Verdict("e") if seen.losses.last else None, "warning", ("a",), patience=3))
-    said = []
+    said, ended = [], []
     for step, bad in enumerate([1, 1, 0, 1, 1, 1, 1, *[0] * 9, 1, *[0] * 10]):
         finding = latch.update(history([bad], step=step))
+        ended.append(latch.findings[-1].ended if latch.findings else None)
         if finding:
             said.append((finding.since, finding.noticed, finding.ended))
-    assert said == [(3, 5, None), (3, 5, 26)]
+    assert ended[:17] == [None] * 7 + [7] * 9 + [None]  # opened again after nine calm steps
+    assert ended[17:] == [17] * 10
+    assert said == [(3, 5, None), (3, 5, 17)]  # its end is announced once it has not come back for ten steps
+    assert len(latch.findings) == 1
+
+
+def test_what_comes_back_later_needs_its_patience_and_is_a_finding_of_its_own_three_times() -> None:
+    latch = Latch(Rule("r", lambda seen: Verdict("e") if seen.losses.last else None, "warning", ("a",), patience=2))
+    said = 0
+    for period in range(5):
+        for step in range(20):
+            said += latch.update(history([float(step < 2)], step=20 * period + step)) is not None
+    assert [(finding.since, finding.ended) for finding in latch.findings] == [(0, 2), (20, 22), (40, 82)]
+    assert said == 8  # three beginnings, five ends
 
 
 @pytest.mark.parametrize(
@@ -530,17 +544,18 @@ def test_patience_is_of_steps_and_of_five_observations(patience: int, steps: Ite
     assert [finding.noticed for finding in found] == [said]
 
 
-@pytest.mark.parametrize(("patience", "ended"), [(1, 65), (20, 65), (40, 85)])
-def test_a_finding_is_over_after_as_many_calm_steps_and_five_observations(patience: int, ended: int) -> None:
+@pytest.mark.parametrize(("patience", "said"), [(1, 65), (20, 65), (40, 85)])
+def test_an_end_is_said_after_as_many_calm_steps_and_five_observations(patience: int, said: int) -> None:
     judge = {True: Verdict("e"), False: None}
     latch = Latch(Rule("r", lambda seen: judge[seen.now.step < 45], "warning", ("a",), patience=patience))
-    state: list[Finding] = []
+    state: list[tuple[int, int | None]] = []
     for step in [*range(20), *range(20, 100, 5), *range(100, 1000, 50)]:
         restored = Latch(latch.rule)
         restored.load_state_dict(latch.state_dict())  # at every observation, as after a checkpoint
         latch = restored
-        state += [finding for finding in [latch.update(history(step=step))] if finding]
-    assert [finding.ended for finding in state] == [None, ended]
+        state += [(step, finding.ended) for finding in [latch.update(history(step=step))] if finding]
+    assert [ended for _, ended in state] == [None, 45]
+    assert state[1][0] == said
 
 
 def test_a_finding_that_grows_worse_is_said_again_and_its_latch_survives_a_checkpoint() -> None:
@@ -554,6 +569,15 @@ def test_a_finding_that_grows_worse_is_said_again_and_its_latch_survives_a_check
     worse = other.update(history(step=2))
     assert worse is not None
     assert (worse.since, worse.noticed, worse.severity) == (0, 2, "failing")
+
+
+def test_a_finding_is_as_grave_as_it_is_now() -> None:
+    severities = iter(["failing", "note", "failing"])
+    latch = Latch(Rule("r", lambda seen: Verdict("e", None, next(severities)), "warning", ("a",)))  # type: ignore[arg-type]
+    assert latch.update(history(step=0)) is not None
+    assert latch.update(history(step=1)) is None
+    assert [(finding.severity, finding.since) for finding in latch.findings] == [("note", 0)]
+    assert latch.update(history(step=2)) is not None
 
 
 def test_losses_survive_a_checkpoint() -> None:

@@ -49,6 +49,7 @@ def diagnose(folder: Path, bad: int | None, scale: float = 1.0, lent: bool = Fal
     trainer_in(folder, callbacks=[*lenders, diagnosis], **options).fit(module, shard(bad))
     return {
         "findings": [finding.to_dict() for finding in diagnosis.findings],
+        "verdict": diagnosis.verdict,
         "steps": module.trainer.global_step,
         "files": sorted(path.name for path in folder.iterdir()) if folder.exists() else [],
     }

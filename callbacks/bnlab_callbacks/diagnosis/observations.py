@@ -51,6 +51,8 @@ class Facts:
         epoch_steps: optimizer steps of an epoch.
         normalised: whether there are norms of any kind in the net.
         bare_pairs: linear layers that follow one another with nothing between them.
+        has: what advice need not propose; see `fitting_advice.fitting`.
+        inputs: linear and convolution layers → inputs of a unit.
     """
 
     chance_loss: float | None = None
@@ -74,6 +76,8 @@ class Facts:
     epoch_steps: int | None = None
     normalised: bool = False
     bare_pairs: tuple[tuple[str, str], ...] = ()
+    has: frozenset[str] = frozenset()
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Observation:
         values: quantity → layer → value, layers in order of execution; as in `GradientMonitor`, `ActivationMonitor`
             and `BatchNormMonitor`, and `weight_rms`, ‖w‖₂/√n. Empty for what was not recorded.
         globals: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of
-            the last layer), `input_mean`, `input_std`, `input_absmax` of the batch.
+            the last layer), `input_mean`, `input_std`, `input_absmax` of the batch, and its number of `samples`.
         bad_rank: the rank of the first loss since the last observation that was not finite.
     """
 
@@ -141,15 +145,17 @@ class Losses:
         return next((n for n, loss in enumerate(reversed(self.recent)) if not condition(loss)), len(self.recent))
 
     def mean(self, steps: int, before: int = 0) -> float | None:
-        """Mean loss of `steps` steps, the last of them `before` steps ago; None where too few are known."""
+        """Mean loss of `steps` steps, the last of them `before` steps ago; None where too few are known.
+
+        Losses that are not finite are left out, unless all are: their steps may have been skipped.
+        """
         if len(self.recent) < steps + before:
             return None
-        values = list(self.recent)[len(self.recent) - steps - before : len(self.recent) - before]
-        return fmean(values)
+        return _mean(list(self.recent)[len(self.recent) - steps - before : len(self.recent) - before])
 
     def smooth(self) -> float | None:
-        """Mean of the last ten losses, or of all where there are fewer."""
-        return fmean(list(self.recent)[-10:]) if self.recent else None
+        """Mean of the last ten losses, or of all where there are fewer; of the finite ones, as `mean`."""
+        return _mean(list(self.recent)[-10:]) if self.recent else None
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: lists and numbers."""
@@ -165,6 +171,10 @@ class Losses:
         self.count, self.first = state["count"], state["first"]
         self.largest_early = state["largest_early"]
         self.recent = deque(state["recent"], maxlen=_RECENT_LOSSES)
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return fmean([loss for loss in losses if math.isfinite(loss)] or losses)
 
 
 def median_layer(values: Mapping[str, float]) -> str:

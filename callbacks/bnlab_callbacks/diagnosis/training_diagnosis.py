@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.files import replace_file
+from bnlab_callbacks.core.files import free_name
 from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.lightning.report import add_text, show, write_json
 from bnlab_callbacks.core.lightning.run_output import run_folder
-from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.core.lightning.trainer import (
     accumulates,
     is_trial,
@@ -29,17 +29,20 @@ from bnlab_callbacks.core.lightning.trainer import (
     sharding_strategy,
     steps_to_make,
 )
+from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.diagnosis.findings import Finding
-from bnlab_callbacks.diagnosis.judge import Judge, chosen_rules
+from bnlab_callbacks.diagnosis.judge import SHORT, Judge, chosen_rules
 from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
+from bnlab_callbacks.diagnosis.summary import FILE, brief, lines, to_dict, verdict_of, why_unknown
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
+from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
+from bnlab_callbacks.diagnosis.watching.task import samples_of
 
 
 class TrainingDiagnosis(Diagnostic):
@@ -121,12 +124,15 @@ class TrainingDiagnosis(Diagnostic):
         self.folder = folder
         self.advise: Callable[[str, str], str | None] | None = None
         self.rules = chosen_rules(without, rules)
+        self._handover = Handover()
+        self._handed: dict[str, Any] | None = None
         self._restart()
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found so far, the gravest first."""
-        return self._judge.findings
+        """What was found so far, each cause before what it explains; first what lasts, the gravest first."""
+        handed = self._handed_over()
+        return self._judge.findings if handed is None else [Finding.from_dict(one) for one in handed["findings"]]
 
     @property
     def facts(self) -> Facts:
@@ -135,13 +141,35 @@ class TrainingDiagnosis(Diagnostic):
 
     @property
     def verdict(self) -> str:
-        """`failing`, `warning` or `healthy`, after what lasts."""
-        return verdict_of(self.findings)
+        """`failing`, `warning` or `healthy`, after what lasts; `unknown` where nothing can be told (see `reason`)."""
+        return verdict_of(self.findings, self._reason)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the verdict is unknown; None where it is not."""
+        return self._reason if self.verdict == "unknown" else None
 
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        return self._judge.not_checked(self._watch.failures)
+        handed = self._handed_over()
+        return self._judge.not_checked(self._watch.failures) if handed is None else dict(handed["not_checked"])
+
+    @property
+    def _reason(self) -> str | None:
+        handed = self._handed_over()
+        if handed is not None:
+            return handed["reason"] if handed["verdict"] == "unknown" else None
+        return self._off or why_unknown(self._steps, self._judge.losses.count)
+
+    @property
+    def _steps(self) -> int:
+        return max(self._watch.optimizer_steps.values(), default=0)
+
+    def _handed_over(self) -> dict[str, Any] | None:
+        """The content of `diagnosis.json` of a run in another process that this one started."""
+        self._handed = self._handover.take() or self._handed
+        return self._handed
 
     def _restart(self) -> None:
         self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
@@ -153,9 +181,16 @@ class TrainingDiagnosis(Diagnostic):
         self._moment = Moment(0, 0)
         self._print: Callable[[str], None] = print
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
+        self._off: str | None = "no training was seen" if self.enabled else "it is switched off"
+        self._modules: list[str] = []
+        self._in_batch = self._short = False
+        self._file = FILE
+        self._resumed = False
+        self._handed = None
+        self._handover.take()
 
     def _say(self, line: str) -> None:
-        self._print(line)
+        show(self._print, [line])
 
     # one fit
 
@@ -172,6 +207,11 @@ class TrainingDiagnosis(Diagnostic):
         else:
             self._failure = self._failure or reason
 
+    def give_up(self, reason: str) -> None:
+        """Say once why nothing more is done, and let training go on; what was found until then stays."""
+        self._off = f"it was off: {reason.rstrip('.')}"
+        super().give_up(reason)
+
     def close(self) -> None:
         """Leave nothing behind."""
         super().close()
@@ -183,16 +223,21 @@ class TrainingDiagnosis(Diagnostic):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
-        sharding = sharding_strategy(trainer)
-        if sharding and self.enabled:
+        if not self.enabled:
+            return
+        self._ended, self._print = False, trainer.print
+        if sharding := sharding_strategy(trainer):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
-        elif self.enabled:
-            self.active, self._ended, self._alone = True, False, trainer.world_size == 1
-            self._print = trainer.print
+        else:
+            self.active, self._alone, self._off = True, trainer.world_size == 1, None
             self._start(trainer, pl_module)
 
     @keeps_training
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (folder := self._place(trainer)) is not None:
+            resumed = self._resumed or trainer.ckpt_path is not None
+            if not (resumed and (folder / self._file).exists()):
+                self._file = free_name(folder, FILE)
         self._watch.start(pl_module, publisher_of(trainer).recorders)
 
     @keeps_training
@@ -206,6 +251,9 @@ class TrainingDiagnosis(Diagnostic):
             facts.constant = constant_layers(pl_module)
         facts.clip_value = float(clip) if clip and not by_norm else None
         facts.run_steps, facts.epoch_steps = steps_to_make(trainer)
+        facts.has = parts_of(pl_module) | ({"clip"} if clip else set())
+        facts.inputs = inputs_of_units(pl_module)
+        self._modules = [clean_name(name) for name, _ in pl_module.named_modules()]
         self._judge.know(facts, resumed)
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
@@ -219,7 +267,7 @@ class TrainingDiagnosis(Diagnostic):
 
     @keeps_training
     def _begin_batch(self, trainer: Trainer, batch: Any) -> None:
-        self._moment = moment_of(trainer)
+        self._moment, self._in_batch = moment_of(trainer), True
         self._watch.begin_batch(self._moment, trainer.global_step, batch)
         if self._watch.recording:
             self._optimizers.begin_step(self._moment.step)
@@ -232,7 +280,7 @@ class TrainingDiagnosis(Diagnostic):
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             rank_zero_warn(f"TrainingDiagnosis makes no preflight: {type(error).__name__}: {error}")
         else:
-            trainer.print(f"preflight, before step 0:\n{text}")
+            show(trainer.print, ["preflight, before step 0:", *text.splitlines()])
 
     @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -251,8 +299,9 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        scale = partial(remaining_loss_scale, trainer, optimizer)
-        self._watch.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
+        scale, stream = partial(remaining_loss_scale, trainer, optimizer), optimizer_name(trainer, optimizer)
+        self._watch.count_step(optimizer, stream, trainer.global_step)
+        self._watch.before_optimizer_step(optimizer, stream, self._moment, scale)
         self._optimizers.before_step(optimizer, self._watch.recording)
         if self._watch.recording and self._layers is not None:
             self._layers.look(optimizer)
@@ -267,7 +316,9 @@ class TrainingDiagnosis(Diagnostic):
             loss = loss * trainer.accumulate_grad_batches if trainer.accumulate_grad_batches > 1 else loss
         else:
             loss = None
+        self._in_batch = False
         self._watch.end_batch(self._moment, trainer.global_step, loss)
+        self._short = trainer.is_last_batch and samples_of(batch) < SHORT * self._judge.usual_samples
         if self._watch.recording:
             self._note_facts(trainer, pl_module)
         if self._watch.is_time(self._moment.step, trainer.is_last_batch) and not accumulates(trainer):
@@ -282,14 +333,15 @@ class TrainingDiagnosis(Diagnostic):
             **(self._layers.facts(trainer.optimizers, self._watch.in_order) if self._layers is not None else {}),
         }
 
+    @keeps_training
     def _look(self, trainer: Trainer) -> None:
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
+        self._read()
         if not self.active:
             return
-        self._read()
         facts = self._judge.facts
+        task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
         try:
-            task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
             collected = self._watch.fetch(task, self._failure)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
@@ -319,22 +371,54 @@ class TrainingDiagnosis(Diagnostic):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what led up to it: Lightning calls no other hook then."""
         if trainer.world_size == 1:  # other ranks may be anywhere
+            self._end_unfinished(trainer)
             self._look(trainer)
         self._end(trainer)
         self.close()
+
+    @keeps_training
+    def _end_unfinished(self, trainer: Trainer) -> None:
+        """Take what a batch has left that did not come to its end."""
+        if self._in_batch:
+            self._in_batch = False
+            self._watch.end_batch(self._moment, trainer.global_step + 1, None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         self.close()
 
-    @keeps_training
     def _end(self, trainer: Trainer) -> None:
-        if self._ended or not trainer.is_global_zero or self._judge.first is None:
+        if self._ended:
             return
         self._ended = True
-        last = self._judge.observations[-1] if self._judge.observations else None
-        content = to_dict(self.findings, last, self._judge.losses.count, self.not_checked)
-        _publish(trainer, content, self.summary, self.folder)
+        try:
+            self._judge.close(self._short)
+            if trainer.is_global_zero:
+                self._publish(trainer)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            rank_zero_warn(f"TrainingDiagnosis cannot say what it found: {type(error).__name__}: {error}")
+
+    def _publish(self, trainer: Trainer) -> None:
+        """Write `diagnosis.json`, then show it, and give it to TensorBoard as the text `diagnosis`.
+
+        Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+        """
+        last = next((seen for seen in reversed(self._judge.observations) if seen.values), None)
+        content = to_dict(self.findings, last, self._steps, self.not_checked, self._reason, self._modules)
+        self._handover.leave(content)
+        if (folder := self._place(trainer)) is not None:
+            write_json(folder / self._file, content)
+        if self.summary:
+            show(trainer.print, ["", *brief(content)])
+        if not is_trial(trainer):
+            add_text(trainer, "diagnosis", lines(content))
+
+    def _place(self, trainer: Trainer) -> Path | None:
+        """The folder for `diagnosis.json`; None where none is to be written."""
+        try:
+            return None if is_trial(trainer) else run_folder(trainer, self.folder)
+        except ValueError:  # no logger keeps files here
+            return None
 
     # checkpoints
 
@@ -346,33 +430,11 @@ class TrainingDiagnosis(Diagnostic):
 
     def state_dict(self) -> dict[str, Any]:
         """Findings and baselines; lists, texts, numbers and tensors only."""
-        return self._judge.state_dict() | {"recorder": self._watch.state_dict()}
+        return self._judge.state_dict() | {"recorder": self._watch.state_dict(), "file": self._file}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._judge.load_state_dict(state_dict)
-        self._watch.load_state_dict(state_dict["recorder"])
-
-
-def _publish(trainer: Trainer, content: dict[str, Any], show: bool, folder: str | None) -> None:
-    """Show it (if `show`), give it to TensorBoard as the text `diagnosis`, and write `diagnosis.json`.
-
-    Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
-    """
-    table = lines(content)
-    if show:
-        trainer.print("\n" + "\n".join(table))
-    if is_trial(trainer):
-        return
-    for writer, prefix in tensorboard_writers(trainer):
-        writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in table), logged_step(trainer))
-    try:
-        place = run_folder(trainer, folder)
-    except ValueError:  # no logger keeps files here
-        return
-    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    replace_file(place / FILE, write)
+        older = {"optimizer_steps": {"0": self._judge.losses.count}}  # of before they were counted
+        self._watch.load_state_dict(older | state_dict["recorder"])
+        self._file, self._resumed = state_dict.get("file", FILE), True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bnlab_callbacks.diagnosis.findings import Advice
 
-_BETTER_INIT = "the activation's own initialization, or batch normalization"
+_OWN_INIT = "the activation's own initialization"
+_BETTER_INIT = f"{_OWN_INIT}, or batch normalization"
 
 ADVICE = {
     # learning rate and optimizer
@@ -45,16 +46,23 @@ ADVICE = {
     "schedule_interval": 'step it once an epoch, where it counts epochs ("interval": "epoch" in configure_optimizers)',
     # weights and activations
     "better_init": _BETTER_INIT,
+    "own_init": _OWN_INIT,
     "larger_init": "larger initial weights",
     "random_weights": "random weights, by the activation's own initialization",
+    "smaller_last_layer": "smaller weights in the last layer",
     "smaller_last_layer_or_better_init": f"smaller weights in the last layer; {_BETTER_INIT}",
+    "smaller_last_layer_or_own_init": f"smaller weights in the last layer; {_OWN_INIT}",
     "leaky_activation": "leaky ReLU or ELU instead of ReLU",
+    "zero_biases": "biases of 0",
     "zero_biases_or_leaky_activation": "biases of 0; leaky ReLU or ELU instead of ReLU",
+    "skips": "skip connections",
     "unsaturated_activation_or_skips": ("an activation that does not saturate, such as ReLU, or skip connections"),
     # inputs, labels and the way to the loss
     "standardise": "subtract the training set's mean and divide by its standard deviation",
     "check_for_nan": "check inputs and labels of this step for NaN",
+    "check_inputs": "look at the inputs",
     "check_inputs_or_better_init": f"look at the inputs; {_BETTER_INIT}",
+    "check_inputs_or_own_init": f"look at the inputs; {_OWN_INIT}",
     "check_labels": "check that labels belong to their inputs",
     "logits": "give the loss logits: leave out the softmax before F.cross_entropy",
     "return_the_loss": "return the loss with its graph",

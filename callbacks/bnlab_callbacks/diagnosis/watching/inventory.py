@@ -147,6 +147,11 @@ def norm_momenta(model: nn.Module) -> dict[str, float | None]:
     return {name: norm.momentum for name, norm in find_batch_norms(model) if norm.track_running_stats}
 
 
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Whether any of an optimizer's parameters has a gradient, so that its step can change something."""
+    return any(parameter.grad is not None for parameter in _parameters(optimizer))
+
+
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]

@@ -28,6 +28,11 @@ class LookSchedule:
         """Steps from the beginning in which every fifth or more are recorded."""
         return _FEWER * self.first_steps
 
+    def latest(self, step: int) -> int:
+        """The last recorded step up to `step`."""
+        dense, fewer = min(step, self.first_steps - 1), min(step, _FEWER * self.first_steps - 1)
+        return max(dense, fewer - fewer % _FEWER, step - step % self.every_n_steps)
+
     def looks(self, step: int) -> bool:
         """Whether to look right after a recorded step, where looks cannot wait: of dense ones at every fifth."""
         return step < _FEWER or step % _FEWER == 0 or step >= self.first_steps

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,9 +19,10 @@ from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.diagnosis.observations import NormBatch
 from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, input_statistics, output_spread
+from bnlab_callbacks.diagnosis.watching.inventory import has_gradient
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, StepCollector
-from bnlab_callbacks.diagnosis.watching.task import Task, guesses, task_of
+from bnlab_callbacks.diagnosis.watching.task import Task, guesses, samples_of, task_of
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
 from bnlab_callbacks.recorders.activations import ActivationRecorder
 from bnlab_callbacks.recorders.batch_norm import BatchNormRecorder, BatchNormTables
@@ -53,14 +56,25 @@ class _Reader:
         self.kept: list[tuple[int, DeviceValues]] = []  # step and what it left
         self._schedule = schedule
         self._marked: dict[str, int] = {}
+        self._start: int | None = None
+
+    def start(self, moment: Moment) -> None:
+        """Training begins, or goes on: what was due before this moment is not made up for."""
+        if self._start is None:
+            self._start = moment.step
 
     def due(self, moment: Moment, stream: str = "") -> bool:
-        """Several steps of one optimizer within a batch are one."""
-        return self._schedule.records(moment.step) and self._marked.get(stream) != moment.step
+        """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
+        before = self._marked.get(stream, (self._start or 0) - 1)
+        return before < self._schedule.latest(moment.step)
 
     def mark(self, moment: Moment, stream: str = "") -> None:
         """Note that the step is recorded."""
         self._marked[stream] = moment.step
+
+    def marked(self, stream: str) -> int | None:
+        """The step of an optimizer that was recorded last."""
+        return self._marked.get(stream)
 
     def wants(self, layer: str) -> bool:
         """Any layer."""
@@ -112,6 +126,7 @@ class RunWatch:
         knows_task: whether the first batch has told what the task is.
         recording: whether the present step is recorded.
         scales: parameters that are no layers, and are not judged as such.
+        optimizer_steps: of each optimizer so far, those with a gradient.
 
     Args:
         first_steps: see `LookSchedule`.
@@ -125,6 +140,8 @@ class RunWatch:
         self.recording = False
         self.prompt = prompt
         self.scales: set[str] = set()
+        self.optimizer_steps: Counter[str] = Counter()
+        self._counted: dict[str, int] = {}
         self._schedule = LookSchedule(first_steps, every_n_steps)
         self._gradients = _Reader(GradientTables(self._judged, weight_rms=True, changed_frac=True), self._schedule)
         self._gradients.changed_before = self._schedule.early
@@ -207,6 +224,8 @@ class RunWatch:
     def begin_batch(self, moment: Moment, optimizer_steps: int, batch: Any) -> None:
         """A batch begins; `optimizer_steps` is the number of steps made so far."""
         self.recording = self._schedule.records(moment.step)
+        for reader in self._readers:
+            reader.start(moment)
         if self.recording:
             self._since = min(self._since, perf_counter())
         if self._gradients.leads:
@@ -219,6 +238,10 @@ class RunWatch:
     @keeps_training
     def _open(self, step: int, batch: Any) -> None:
         self._ends.listen(self.recording)
+        if self.recording:
+            self._ends.norm_values.clear()
+            if samples := samples_of(batch):
+                self._collector.add_globals(step, {"samples": torch.tensor(float(samples))})
         if self.recording and not self.knows_task:
             self._batch = batch
             self._collector.add_globals(step, input_statistics(batch))
@@ -252,6 +275,18 @@ class RunWatch:
         """An optimizer step is about to be made; see `GradientRecorder`."""
         if self._gradients.leads:
             self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale)
+        if self._gradients.marked(stream) == moment.step:  # a look of this optimizer's own
+            self.recording = True
+            self._since = min(self._since, perf_counter())
+
+    def count_step(self, optimizer: Optimizer, stream: str, steps: int) -> None:
+        """Count an optimizer's step that is about to be made, `steps` of any after the run's first one.
+
+        A closure that is called again, as by L-BFGS, makes no other step, and one without gradients none at all.
+        """
+        if self._counted.get(stream) != steps and has_gradient(optimizer):
+            self._counted[stream] = steps
+            self.optimizer_steps[stream] += 1
 
     def end_batch(self, moment: Moment, optimizer_steps: int, loss: Tensor | None) -> None:
         """A batch is over; `loss` is undivided by the number of accumulated ones, None where there is none."""
@@ -303,7 +338,8 @@ class RunWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and tensors; `monitors` is what checkpoints have called the readers since version 0.1.0."""
-        return {"knows_task": self.knows_task, "monitors": [self._state(reader.tables) for reader in self._readers]}
+        tables = [self._state(reader.tables) for reader in self._readers]
+        return {"knows_task": self.knows_task, "monitors": tables, "optimizer_steps": dict(self.optimizer_steps)}
 
     def _state(self, tables: Any) -> dict[str, Any]:
         return {"numbered": dict(tables.numbered)} if isinstance(tables, BatchNormTables) else tables.state_dict()
@@ -311,6 +347,7 @@ class RunWatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self.knows_task = state["knows_task"]
+        self.optimizer_steps = Counter(state.get("optimizer_steps", {}))
         for reader, saved in zip(self._readers, state["monitors"], strict=True):
             if isinstance(reader.tables, BatchNormTables):
                 reader.tables.numbered = dict(saved.get("numbered", {}))

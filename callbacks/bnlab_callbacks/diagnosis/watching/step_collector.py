@@ -17,7 +17,7 @@ from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.watching.task import Guess
 
-GLOBALS = ("output_std", "input_mean", "input_std", "input_absmax")  # quantities of a step without a layer
+GLOBALS = ("output_std", "input_mean", "input_std", "input_absmax", "samples")  # quantities of a step without a layer
 
 
 class DisagreementError(RuntimeError):

@@ -91,3 +91,8 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for value in batch:
             yield from tensors_of(value)
+
+
+def samples_of(batch: Any) -> int:
+    """The length of the first tensor of a batch that has one; 0 where none has."""
+    return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim), 0)
