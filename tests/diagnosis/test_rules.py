@@ -9,7 +9,16 @@ import pytest
 
 from bnlab_callbacks.diagnosis.findings import Finding, Verdict, worst
 from bnlab_callbacks.diagnosis.latch import Latch
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, NormBatch, Observation
+from bnlab_callbacks.diagnosis.observations import (
+    KINDS,
+    Facts,
+    History,
+    Losses,
+    MedianUpdates,
+    NormBatch,
+    Observation,
+    Task,
+)
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.activation_rules import (
     collapsed_output,
@@ -44,6 +53,7 @@ from bnlab_callbacks.diagnosis.rules.loss_rules import (
     exploding,
     loss_scale_overflow,
     non_finite,
+    non_finite_formula,
     not_learning,
 )
 
@@ -106,6 +116,17 @@ def test_the_rank_whose_loss_was_not_finite_is_named() -> None:
     assert "first on rank 1" in verdict.evidence
 
 
+def test_a_loss_that_is_not_finite_though_its_outputs_are_names_its_formula() -> None:
+    formula = history([1.0, NAN], whole={"last_absmax": 3.0})
+    assert (non_finite(formula), non_finite_formula(formula) is not None) == (None, True)
+    for largest in (1e7, INF):
+        other = history([1.0, NAN], whole={"last_absmax": largest})
+        assert (non_finite(other) is not None, non_finite_formula(other)) == (True, None)
+    later = history([1.0, NAN, NAN], whole={"last_absmax": INF})
+    later.observations = [Observation(1, {}, {"last_absmax": 3.0}), later.now]  # by then all weights are NaN
+    assert (non_finite(later), non_finite_formula(later) is not None) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("losses", "found"),
     [
@@ -121,9 +142,11 @@ def test_exploding(losses: list[float], found: bool) -> None:
     assert (exploding(history(losses)) is not None) == found
 
 
-def test_exploding_without_classes_is_measured_by_the_first_losses() -> None:
-    assert exploding(history([0.01, 0.2, 0.5, 0.4, 0.4, 0.4, 5.1], Facts())) is not None
-    assert exploding(history([0.01, 0.2, 0.5, 0.4, 0.4, 0.4, 4.9], Facts())) is None
+def test_exploding_without_a_baseline_is_measured_by_the_first_losses() -> None:
+    assert exploding(history([1.0, 2.0, 5.0, 4.0, 4.0, 4.0, 51.0], Facts())) is not None
+    assert exploding(history([1.0, 2.0, 5.0, 4.0, 4.0, 4.0, 49.0], Facts())) is None
+    assert exploding(history([0.0, 0.01, 9.0], Facts())) is None  # ln of a queue's length, which was empty at first
+    assert exploding(history([0.0, 0.01, 31.0], Facts())) is not None
     assert exploding(history([-3.0, 1.0], Facts())) is None
 
 
@@ -251,8 +274,10 @@ def test_not_learning_needs_300_steps_near_chance() -> None:
     assert not_learning(history([2.2] * 300)) is None
     assert not_learning(history([2.33] * 200 + [2.3] * 100)) is None  # it falls, if slowly
     assert not_learning(history([2.5] * 200 + [2.31] * 100)) is not None  # it falls, but guessing is better still
-    assert not_learning(history([0.9] * 5 + [0.5] * 195 + [0.91] * 100, Facts())) is not None
-    assert not_learning(history([1.0] * 5 + [0.99] * 195 + [0.975] * 100, Facts())) is None
+    assert not_learning(history([0.9] * 300, Facts())) is None  # nobody knows what a guess would give
+    numbers = Facts(chance_loss=CHANCE, task=Task(KINDS.index("squared")))
+    assert not_learning(history([2.5] * 200 + [2.31] * 100, numbers)) is None  # may have begun far above
+    assert not_learning(history([2.31] * 300, numbers)) is not None
 
 
 def test_doubled_softmax() -> None:
@@ -401,6 +426,12 @@ def test_collapsed_output() -> None:
     assert collapsed_output(history(whole={"output_std": 9e-4})) is not None
     assert collapsed_output(history(whole={"output_std": 1.1e-3})) is None
     assert collapsed_output(history(facts=Facts(), whole={"output_std": 0.0})) is None
+    numbers = Facts(chance_loss=CHANCE, task=Task(KINDS.index("squared")))
+    assert collapsed_output(history(facts=numbers, whole={"output_std": 0.9, "target_std": 1e3})) is not None
+    assert collapsed_output(history(facts=numbers, whole={"output_std": 9e-4, "target_std": 0.5})) is None
+    growing = history(whole={"output_std": 9e-4})
+    growing.observations = [Observation(0, {}, {"output_std": 5e-4}), growing.now]  # from a last layer of zeros
+    assert collapsed_output(growing) is None
 
 
 def test_constant_weights() -> None:
@@ -474,8 +505,12 @@ def test_poor_initialisation_lasts_to_the_end_of_a_chain() -> None:
     [(0.0, 1.0, False), (0.13, 0.3, False), (33.0, 79.0, True), (5.1, 1.0, True), (0, 0.04, True)],
 )
 def test_inputs_not_standardised(mean: float, std: float, found: bool) -> None:
-    verdict = inputs_not_standardised(history(whole={"input_mean": mean, "input_std": std}))
+    inputs = {"input_mean": mean, "input_std": std}
+    verdict = inputs_not_standardised(history(step=5, whole=inputs))
     assert (verdict is not None) == found
+    assert inputs_not_standardised(history(step=4, whole=inputs)) is None
+    assert inputs_not_standardised(history([0.8 * CHANCE], step=5, whole=inputs)) is None  # it learns
+    assert inputs_not_standardised(history(step=5, whole=inputs | {"input_unscaled": 1.0})) is None
 
 
 def test_batch_norm() -> None:

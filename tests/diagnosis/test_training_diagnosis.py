@@ -186,10 +186,11 @@ def numbers() -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, y.float()), batch_size=16)
 
 
-def test_a_regression_has_no_chance_loss_and_explodes_by_its_own_measure(tmp_path: Path) -> None:
+def test_a_regression_is_measured_by_the_targets_variance(tmp_path: Path) -> None:
     healthy = fit(tmp_path, Regression(net(), lr=0.01), numbers())
-    assert (healthy.facts.chance_loss, found(healthy)) == (None, {})
-    assert healthy.not_checked["collapsed_output"].startswith("no classification")
+    assert found(healthy) == {}
+    assert healthy.facts.chance_loss == pytest.approx(2 / 3, rel=0.02)  # of 0, 1 and 2
+    assert healthy.not_checked["doubled_softmax"].startswith("no classification")
     wild = fit(tmp_path, Regression(net(), lr=3.0), numbers())
     assert {finding.name for finding in wild.findings} & {"exploding", "non_finite"}
     assert min(finding.since for finding in wild.findings) <= 5
@@ -211,10 +212,40 @@ class Manual(Net):
         optimizer.step()
 
 
-def test_a_loss_that_cannot_be_seen_is_no_finding(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_returned_is_that_of_the_backward_pass(tmp_path: Path) -> None:
     diagnosis = fit(tmp_path, Manual(net()))
+    assert (found(diagnosis), diagnosis._judge.losses.count) == ({}, 48)
+    assert diagnosis._judge.facts.chance_loss == pytest.approx(math.log(3))
+    assert "exploding" not in diagnosis.not_checked
+
+
+class Raw(Manual):
+    """Past Lightning: `loss.backward()` itself, of a loss of shape (1,)."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        (torch.zeros(1) + F.cross_entropy(self.net(batch[0]), batch[1])).backward()
+        optimizer.step()
+
+
+def test_a_loss_of_a_raw_backward_pass_is_seen_in_recorded_steps(tmp_path: Path) -> None:
+    diagnosis = fit(tmp_path, Raw(net()))
+    assert (found(diagnosis), diagnosis._judge.losses.count) == ({}, 26)
+    assert diagnosis._judge.facts.chance_loss == pytest.approx(math.log(3))
+
+
+class Idle(Manual):
+    """No loss at all."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.net(batch[0])
+
+
+def test_without_a_loss_the_rules_that_need_one_are_not_checked(tmp_path: Path) -> None:
+    diagnosis = fit(tmp_path, Idle(net()))
     assert found(diagnosis) == {}
-    assert diagnosis.not_checked["exploding"] == "training_step returns no loss"
+    assert diagnosis.not_checked["exploding"].startswith("no loss was seen")
 
 
 class Adversarial(LightningModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,15 @@ from typing import Any
 from bnlab_callbacks.diagnosis.causes import by_cause
 from bnlab_callbacks.diagnosis.findings import Advice, Advise, Finding, advised
 from bnlab_callbacks.diagnosis.latch import Announcer, Latch
-from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History, Losses, MedianUpdates, Observation
+from bnlab_callbacks.diagnosis.observations import (
+    EarlyChanges,
+    Facts,
+    History,
+    Losses,
+    MedianUpdates,
+    Observation,
+    Task,
+)
 from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.fitting_advice import fitting, is_kaiming
@@ -93,14 +102,27 @@ class Judge:
     def know(self, facts: Facts, resumed: bool) -> None:
         """Take in what is known of the net when training begins or goes on."""
         known, self.facts = self.facts, facts
-        self.know_task(known.chance_loss, known.softmax_twice)
+        self.facts.chance_loss, self.facts.softmax_twice = known.chance_loss, known.softmax_twice
+        self.facts.task = known.task
         if resumed:
             self.facts.constant = known.constant
 
-    def know_task(self, chance_loss: float | None, softmax_twice: bool) -> None:
-        """Take in what the first batch tells of the task; a loss that the user gave is not changed by it."""
-        self.facts.chance_loss = self._chance_loss or chance_loss
-        self.facts.softmax_twice = softmax_twice
+    def know_task(self, task: Task) -> None:
+        """Take in what is known of the task; a loss of guessing that the user gave is not changed by it."""
+        self.facts.chance_loss = self._chance_loss or (None if math.isnan(task.chance) else task.chance)
+        self.facts.softmax_twice = bool(task.probabilities)
+        self.facts.task = task
+
+    @property
+    def task_numbers(self) -> list[float]:
+        """What is known of the task, for other ranks to take over."""
+        return [self.facts.chance_loss or 0.0, float(self.facts.softmax_twice), *map(float, self.facts.task)]
+
+    @task_numbers.setter
+    def task_numbers(self, numbers: Sequence[float]) -> None:
+        chance, twice, *task = numbers
+        self.facts.chance_loss, self.facts.softmax_twice = chance or None, bool(twice)
+        self.facts.task = Task(*task)
 
     def judge(
         self,
@@ -161,13 +183,15 @@ class Judge:
 
     def observe(self, observation: Observation, short: bool = False) -> None:
         """Let rules look at the next observation: those for which it has anything, and of a short batch one alone."""
-        self._seen.update(observation.values, observation.globals, ["classes"] if self.facts.chance_loss else ())
+        task = self.facts.task
+        known = {"task": task.kind, "classes": task.classes or self._chance_loss, "chance": self.facts.chance_loss}
+        self._seen.update(observation.values, observation.globals, [name for name, there in known.items() if there])
         if self._broken:
             self.observations.pop()
         self.observations.append(observation)
         first = _first(self.first, observation)
-        known = {*first.values, *first.globals} - {*observation.values, *observation.globals}
-        latches = [latch for latch in self._latches if known.isdisjoint(latch.rule.needs)]
+        missing = {*first.values, *first.globals} - {*observation.values, *observation.globals}
+        latches = [latch for latch in self._latches if missing.isdisjoint(latch.rule.needs)]
         history = self._history(self.observations, first)
         self._broken = False
         for latch in (latch for latch in latches if latch.rule.name == NON_FINITE):
@@ -209,7 +233,7 @@ class Judge:
             "seen": sorted(self._seen),
             "said": sorted(self._announcer.said),
             "constant": dict(self.facts.constant),
-            "task": [self.facts.chance_loss, self.facts.softmax_twice],
+            "task": self.task_numbers,
             "samples": list(self._samples),
         }
 
@@ -227,7 +251,7 @@ class Judge:
         self.first = None if state["first"] is None else Observation(*state["first"])
         self._seen, self._announcer = set(state["seen"]), Announcer(state["said"])
         self.facts.constant = dict(state["constant"])
-        self.know_task(*state["task"])
+        self.task_numbers = state["task"]
         self._samples.extend(state.get("samples", ()))
 
 

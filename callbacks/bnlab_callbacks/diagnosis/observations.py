@@ -16,6 +16,7 @@ _FIRST_LOSSES = 5  # whose largest is the scale of a loss before anything is lea
 _MOST_UPDATES = 128  # that are kept
 _WARMING_UP = 1.5  # times
 _LATELY, _ENOUGH = 10, 5  # steps, observations
+_LEAST_SCALE = 3.0  # of a loss that is not known
 
 
 class NormBatch(NamedTuple):
@@ -25,12 +26,70 @@ class NormBatch(NamedTuple):
     samples: int
 
 
+KINDS = ("", "cross_entropy", "binary", "squared", "absolute")  # of tasks
+# whose values a loss may consume; the last two divide by a sum over one unit, or over the samples
+OUTPUTS = (
+    *("", "sigmoid", "hard sigmoid", "tanh", "ReLU", "softplus", "exp", "log softmax", "log sigmoid", "softmax"),
+    *("softmax of one", "softmax of the batch"),
+)
+
+
+class Task(NamedTuple):
+    """What a loss compares, seen in the training step; numbers alone, so that ranks can exchange them.
+
+    Attributes:
+        kind: place in `KINDS`; 0 where it is unknown.
+        chance: the loss of the best constant output on the targets so far; NaN where it is unknown.
+        classes: number of classes; 2 for numbers between 0 and 1; 0 without.
+        output: place in `OUTPUTS` of the function that made the outputs; 0 for another.
+        low: the least value that this function reaches.
+        high: the largest.
+        broadcast: whether each of N outputs is compared with each of N targets.
+        negated: whether the loss is the negative of one of this kind.
+        probabilities: whether the loss takes probabilities for logits.
+        not_normalised: how far outputs that should be log probabilities are from that: |ln Σ exp|.
+        label_low: the least target so far.
+        label_high: the largest.
+        label_count: number of targets so far.
+    """
+
+    kind: float = 0
+    chance: float = math.nan
+    classes: float = 0
+    output: float = 0
+    low: float = -math.inf
+    high: float = math.inf
+    broadcast: float = 0
+    negated: float = 0
+    probabilities: float = 0
+    not_normalised: float = 0
+    label_low: float = math.inf
+    label_high: float = -math.inf
+    label_count: float = 0
+
+    @property
+    def name(self) -> str:
+        """Of its kind; empty where it is unknown."""
+        return KINDS[int(self.kind)]
+
+    @property
+    def output_function(self) -> str:
+        """What made the outputs; empty for another function than those in `OUTPUTS`."""
+        return OUTPUTS[int(self.output)]
+
+    @property
+    def labels_differ(self) -> bool:
+        """Whether two targets so far were different."""
+        return self.label_high > self.label_low
+
+
 @dataclass
 class Facts:
     """A run's properties beside its records; None or empty where they are not known.
 
     Attributes:
-        chance_loss: the loss of guessing: ln C for cross entropy over C classes.
+        chance_loss: the loss of guessing, the best constant output's: about ln C for cross entropy over C classes.
+        task: what the loss compares.
         gradient_clip: the norm that the Trainer clips gradients to.
         clip_value: what the Trainer clips each of their values to.
         scaled: whether a loss scaler is in use, whose overflows are no fault.
@@ -56,6 +115,7 @@ class Facts:
     """
 
     chance_loss: float | None = None
+    task: Task = field(default_factory=Task)
     gradient_clip: float | None = None
     clip_value: float | None = None
     scaled: bool = False
@@ -88,8 +148,11 @@ class Observation:
         step: counted from 0.
         values: quantity → layer → value, layers in order of execution; as in `GradientMonitor`, `ActivationMonitor`
             and `BatchNormMonitor`, and `weight_rms`, ‖w‖₂/√n. Empty for what was not recorded.
-        globals: quantities without a layer: `output_std` (standard deviation over the batch, mean over the outputs of
-            the last layer), `input_mean`, `input_std`, `input_absmax` of the batch, and its number of `samples`.
+        globals: quantities without a layer; `samples` in the batch. Of what the first layer gets: `input_mean`,
+            `input_std`, `input_absmax`, and `input_unscaled`, 1 for what has no scale (one-hot, sound). Of the last
+            layer: `last_absmax`. Of the outputs that the loss consumes: `output_std` (over the batch, mean over
+            columns), `explained` (share of the targets' variance, or of the loss of guessing), `outside` (share of
+            targets that the outputs cannot reach). Of the targets: `target_std`.
         bad_rank: the rank of the first loss since the last observation that was not finite.
     """
 
@@ -267,17 +330,18 @@ class History:
         return {k: rms * math.sqrt(fans[k]) for k, rms in self.first.of("weight_rms").items() if k in fans}
 
     def scale(self) -> float | None:
-        """The loss of a net that has learned nothing: ln C or the first loss, whichever is larger.
+        """The loss of a net that has learned nothing: that of guessing or the first loss, whichever is larger.
 
-        Without classes the largest of the first losses; None without a loss.
+        Where that of guessing is unknown, the largest of the first losses, 3 at least: a first loss near 0 (of a queue
+        that fills, of a net that judges another) is no measure of what comes. None without a loss.
         """
         chance, first = self.facts.chance_loss, self.losses.first
         if chance is not None:
             return chance if first is None else max(first, chance)
-        return self.losses.largest_early or None
+        return max(self.losses.largest_early, _LEAST_SCALE) if self.losses.count else None
 
     def level(self) -> float | None:
-        """The mean of the last ten losses as a share of chance (or of the first losses); None without a loss."""
+        """The mean of the last ten losses as a share of chance, or where that is unknown of the first losses."""
         smooth = self.losses.smooth()
         reference = self.facts.chance_loss or self.losses.largest_early
         return None if smooth is None or not reference else smooth / reference

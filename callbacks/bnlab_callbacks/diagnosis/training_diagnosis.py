@@ -61,11 +61,12 @@ class TrainingDiagnosis(Diagnostic):
 
     With several ranks every rank comes to the same findings. Checkpoints hold them, so that a resumed run goes on with
     them. Works with any module, optimizer and loss; what a rule needs and cannot be seen (activation functions that are
-    no modules, a loss that `training_step` does not return) is listed as not checked.
+    no modules, targets that are not of the batch) is listed as not checked.
 
     Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
-    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`
-    (failing); `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`,
+    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`,
+    `unreachable_targets`, `broadcast_loss`, `targets_not_binary`, `not_log_probabilities`, `negated_loss`, `zero_loss`
+    (failing); `labels_all_equal`, `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`,
     `loss_scale_overflow`, `no_gradient`, `no_activation`, `not_updated`, `clipping_too_tight`, `dead_units`,
     `saturated`, `poor_initialisation`, `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`,
     `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
@@ -84,8 +85,8 @@ class TrainingDiagnosis(Diagnostic):
         stop: whether to end training once something failing has been found.
         without: names of rules to leave out.
         rules: rules of your own (`bnlab_callbacks.diagnosis.Rule`), in addition.
-        chance_loss: the loss of a net that knows nothing; None to find out: ln C for a classification of C classes, and
-            for other tasks the largest of the first five losses.
+        chance_loss: the loss of a net that knows nothing; None to find out: that of the best constant output on the
+            targets so far, where the loss is seen to compare outputs with targets.
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
             (`bnlab_callbacks.preflight`), and print what that says; some thirty passes over the batch.
         summary: whether to print the table at the end.
@@ -238,6 +239,7 @@ class TrainingDiagnosis(Diagnostic):
             resumed = self._resumed or trainer.ckpt_path is not None
             if not (resumed and (folder / self._file).exists()):
                 self._file = free_name(folder, FILE)
+        self._watch.several = not pl_module.automatic_optimization
         self._watch.start(pl_module, publisher_of(trainer).recorders)
 
     @keeps_training
@@ -287,7 +289,7 @@ class TrainingDiagnosis(Diagnostic):
         """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
         if self._layers is not None:
             self._layers.trace(loss)
-        self._watch.before_backward(self._moment.step, loss, trainer.accumulate_grad_batches)
+        self._watch.before_backward(loss, trainer.accumulate_grad_batches, self._judge.facts.scaled)
         self._optimizers.cleared.before_backward()
 
     @keeps_training
@@ -339,22 +341,19 @@ class TrainingDiagnosis(Diagnostic):
         self._read()
         if not self.active:
             return
-        facts = self._judge.facts
-        task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
         try:
-            collected = self._watch.fetch(task, self._failure)
+            collected = self._watch.fetch(self._judge.task_numbers, self._failure)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
             return
-        chance, twice = collected.extra  # rank 0's batch decides
-        facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)
+        self._judge.task_numbers = collected.extra  # rank 0's batches decide
         self._look_at(trainer, collected)
 
     @keeps_training
     def _read(self) -> None:
         task = self._watch.read()
         if task is not None:
-            self._judge.know_task(*task)
+            self._judge.know_task(task)
 
     @keeps_training
     def _look_at(self, trainer: Trainer, collected: Collected) -> None:

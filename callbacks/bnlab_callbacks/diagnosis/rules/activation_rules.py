@@ -15,6 +15,8 @@ from bnlab_callbacks.diagnosis.rules.thresholds import COLLAPSED, standardised
 _DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
 _SATURATED, _OTHER_SIDE = 0.8, 0.05
 _SHRINKS, _GROWS = 1e3, 30.0
+_APART = 1.5
+_TRIED = 5
 
 
 def dead_units(history: History) -> Verdict | None:
@@ -66,14 +68,24 @@ def saturated(history: History) -> Verdict | None:
 
 
 def collapsed_output(history: History) -> Verdict | None:
-    """Logits that differ by less than 1e-3 (standard deviation) between the inputs of a batch, for twenty steps.
+    """Outputs that differ by less than 1e-3 (standard deviation) between the inputs of a batch, for twenty steps.
 
-    Only for classification, where logits have a natural size. Failing runs with weights of N(0, 1e-4²): 1e-8.
+    Where they are to be like targets, less than 1e-3 of the targets' own. Only where the task is known, the loss near
+    that of guessing, and the outputs do not grow apart (1.5-fold in ten looks), as those of a last layer that begins at
+    zero do. Failing runs with weights of N(0, 1e-4²): 1e-8.
     """
-    spread = history.now.globals.get("output_std")
-    if spread is None or history.facts.chance_loss is None or not spread < COLLAPSED or not history.unlearned():
+    spread, size = history.now.globals.get("output_std"), 1.0
+    task = history.facts.task
+    if task.name in ("squared", "absolute"):
+        size = history.now.globals.get("target_std", 0.0)
+    known = task.kind or history.facts.chance_loss is not None
+    if spread is None or not known or not spread < COLLAPSED * size or not history.unlearned():
         return None
-    return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation, below {COLLAPSED})")
+    before = [seen.globals["output_std"] for seen in history.observations if "output_std" in seen.globals][-10:]
+    if spread > _APART * before[0]:
+        return None
+    share = "" if size == 1.0 else f", and targets by {size:.1e}"
+    return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation){share}")
 
 
 def poor_initialisation(history: History) -> Verdict | None:
@@ -111,14 +123,21 @@ def _from_there_on(layers: Iterable[str], condition: Callable[[str], bool]) -> l
 
 
 def inputs_not_standardised(history: History) -> Verdict | None:
-    """Inputs with a standard deviation outside 0.05 … 20, or whose mean is more than five of them from 0."""
+    """What the first layer with weights gets has a standard deviation outside 0.05 … 20, or a mean of five of them.
+
+    Not zeros and ones (one-hot), nor sound. From step 5 on, and only while the loss is above 90 % of chance: nets that
+    bring it down have no harm of their inputs.
+    """
     batch = history.first.globals
-    if "input_std" not in batch:
+    if "input_std" not in batch or batch.get("input_unscaled") or history.now.step < _TRIED:
         return None
     mean, std = batch["input_mean"], batch["input_std"]
-    if standardised(mean, std):
+    if standardised(mean, std) or not history.unlearned(0.9):
         return None
-    return Verdict(f"the first batch has mean {mean:.3g} and standard deviation {std:.3g}, far from 0 and 1")
+    return Verdict(
+        f"the net's first inputs have mean {mean:.3g} and standard deviation {std:.3g}, far from 0 and 1",
+        since=history.first.step,
+    )
 
 
 ACTIVATION_RULES = (
@@ -131,7 +150,7 @@ ACTIVATION_RULES = (
         3,
     ),
     Rule("saturated", saturated, "warning", advice("better_init", "lower_learning_rate"), ("sat_frac",), 20),
-    Rule("collapsed_output", collapsed_output, "failing", advice("better_init"), ("output_std", "classes"), 20),
+    Rule("collapsed_output", collapsed_output, "failing", advice("better_init"), ("output_std", "task"), 20),
     Rule("poor_initialisation", poor_initialisation, "warning", advice("better_init"), ("act_std",)),
     Rule("inputs_not_standardised", inputs_not_standardised, "warning", advice("standardise"), ("input_std",)),
 )

@@ -64,7 +64,16 @@ ADVICE = {
     "check_inputs_or_better_init": f"look at the inputs; {_BETTER_INIT}",
     "check_inputs_or_own_init": f"look at the inputs; {_OWN_INIT}",
     "check_labels": "check that labels belong to their inputs",
-    "logits": "give the loss logits: leave out the softmax before F.cross_entropy",
+    "check_formula": (
+        "a loss of torch.nn.functional that takes logits, instead of log or a division of what may be 0 or negative"
+    ),
+    "logits": "give the loss logits: leave out the softmax or sigmoid before it",
+    "log_probabilities": "F.cross_entropy instead of F.nll_loss, or log_softmax before it",
+    "minimise": "leave out the minus sign: the optimizer makes the loss small",
+    "one_output_a_class": "one output for each class and F.cross_entropy; targets of 0 and 1 for one output",
+    "reachable_targets": "an output without an activation, or targets that are scaled into its range",
+    "same_shapes": "outputs and targets of one shape, such as outputs.squeeze(1) against targets of shape (N,)",
+    "sigmoid_instead": "a sigmoid for one output; softmax over the classes, dim=1, for several",
     "return_the_loss": "return the loss with its graph",
     "connect_to_the_loss": (
         "use the layer's output in the loss, and look for detach(), .data, no_grad or argmax on the way"

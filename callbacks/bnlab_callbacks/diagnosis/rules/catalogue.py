@@ -12,9 +12,11 @@ from bnlab_callbacks.diagnosis.rules.loss_rules import LOSS_RULES
 from bnlab_callbacks.diagnosis.rules.optimizer_rules import OPTIMIZER_RULES
 from bnlab_callbacks.diagnosis.rules.precision_rules import PRECISION_RULES
 from bnlab_callbacks.diagnosis.rules.schedule_rules import SCHEDULE_RULES
+from bnlab_callbacks.diagnosis.rules.task_rules import TASK_RULES
 
 RULES: tuple[Rule, ...] = (
     *LOSS_RULES,
+    *TASK_RULES,
     *OPTIMIZER_RULES,
     *SCHEDULE_RULES,
     *PRECISION_RULES,

@@ -54,7 +54,7 @@ def large_weights(history: History) -> Verdict | None:
     matrix's batch-normalized nets train with N(0, 1)), nor for the last layer, whose size the loss shows.
     """
     chance, first = history.facts.chance_loss, history.losses.first
-    gains = history.initial_gains()
+    gains = history.initial_gains() if history.facts.task.name in ("", "cross_entropy") else {}
     if not gains or chance is None or first is None or not first > _FIRST_LOSS * chance or not history.unlearned():
         return None
     last = list(history.first.of("weight_rms"))[-1]

@@ -1,0 +1,127 @@
+"""The task: what a loss compares, by its value, and the loss of the best constant output on the targets so far."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+from torch import Tensor
+
+from bnlab_callbacks.diagnosis.observations import KINDS, OUTPUTS, Task
+from bnlab_callbacks.diagnosis.watching.candidates import Candidate
+from bnlab_callbacks.statistics.baselines import Moments, binary_entropy, entropy, merged
+
+SEEN = ("explained", "output_std", "target_std", "outside")  # quantities of an observation
+_SAME = 1e-3  # relative; half precision gives 1e-4 or so
+_RATIOS = 64  # that are kept
+_FEW = 8  # targets that tell nothing
+_BALANCED = 0.98  # of ln C, from which classes count as equally frequent
+
+
+class TaskReader:
+    """Reads the candidates of each step on the host, chooses among them, and follows the baseline.
+
+    Attributes:
+        task: as far as it is known.
+    """
+
+    def __init__(self) -> None:
+        self.task = Task()
+        self._ratios: deque[float] = deque(maxlen=_RATIOS)  # of the loss to the candidate's
+        self._moments: Moments | None = None
+        self._sums: Tensor | None = None  # of classes or ones
+        self._count = 0.0
+        self._constants: deque[float] = deque(maxlen=_RATIOS)
+        self._probabilities = True
+
+    def read(self, loss: float, candidates: Sequence[Candidate]) -> dict[str, float]:
+        """Take in a step's loss and candidates; gives what an observation holds of the chosen one."""
+        chosen = next((one for one in candidates if _explains(one, loss)), None) or _of_one_kind(candidates)
+        if chosen is None or (self.task.kind and KINDS[int(self.task.kind)] != chosen.kind):
+            return {}
+        values = {name: value for name, value in chosen.values.items() if value.ndim == 0}
+        numbers = {name: float(value) for name, value in values.items()}
+        ratio = loss / numbers["value"] if numbers["value"] else math.nan
+        if chosen.linear and not chosen.root and math.isfinite(ratio):
+            self._ratios.append(ratio)
+        self._probabilities &= bool(numbers.get("probabilities"))
+        own = self._own_chance(chosen, numbers)
+        factor = self._factor(chosen)
+        chance = math.sqrt(own) if chosen.root and own > 0 else own * factor
+        chance = chance if chance > 0 and _explains(chosen, loss) else math.nan
+        self.task = Task(
+            KINDS.index(chosen.kind),
+            chance,
+            chosen.classes,
+            OUTPUTS.index(chosen.function),
+            chosen.low,
+            chosen.high,
+            chosen.broadcast,
+            factor < 0,
+            self._probabilities,
+            numbers.get("not_normalised", 0.0),
+            min(self.task.label_low, numbers["label_low"]),
+            max(self.task.label_high, numbers["label_high"]),
+            self.task.label_count + numbers["label_count"],
+        )
+        if own > 0 and "own_loss" in numbers:
+            numbers["explained"] = 1 - numbers["own_loss"] / own
+        return {name: numbers[name] for name in SEEN if name in numbers and math.isfinite(numbers[name])}
+
+    def _factor(self, chosen: Candidate) -> float:
+        """The loss over the candidate's; 1 where it is a sum with others."""
+        return median(self._ratios) if self._ratios and chosen.linear else 1.0
+
+    def _own_chance(self, chosen: Candidate, numbers: Mapping[str, float]) -> float:
+        """The candidate's own value for the best constant output on the targets so far; NaN where it is unknown."""
+        values = chosen.values
+        if chosen.kind == "squared":
+            here = Moments(numbers["count"], values["mean"].double(), values["squares"].double())
+            before = self._moments
+            alike = before is not None and before.mean.shape == here.mean.shape
+            self._moments = merged(before, here) if before is not None and alike else here
+            count = self._moments.number
+            return self._moments.variance * count / (count - 1) if count >= _FEW else math.nan
+        if chosen.kind == "absolute":
+            self._constants += [numbers["constant"]] if "constant" in numbers else []
+            return fmean(self._constants) if self._constants else math.nan
+        return self._own_entropy(chosen)
+
+    def _own_entropy(self, chosen: Candidate) -> float:
+        if not chosen.own_share:
+            return math.log(chosen.classes) if chosen.kind == "cross_entropy" else math.nan
+        here = chosen.values["counts" if chosen.kind == "cross_entropy" else "ones"].double()
+        count = float(here.sum()) if chosen.kind == "cross_entropy" else float(chosen.values["count"])
+        here = here if chosen.kind == "cross_entropy" else here * count
+        if self._sums is None or self._sums.shape != here.shape:
+            self._sums, self._count = here, count
+        else:
+            self._sums, self._count = self._sums + here, self._count + count
+        # one more of each, so that few targets tell little
+        if chosen.kind == "binary":
+            return float(binary_entropy((self._sums + 1) / (self._count + 2)))
+        shares = (self._sums + 1) / (self._count + chosen.classes)
+        shares = (1 - chosen.smoothing) * shares + chosen.smoothing / chosen.classes
+        found, most = float(entropy(shares)), math.log(chosen.classes)
+        return most if found > _BALANCED * most else found
+
+
+def _of_one_kind(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The first of known functions that are all of one kind, in a loss that is made of them in another way (focal)."""
+    known = [one for one in candidates if one.certain]
+    alike = known and all((one.kind, one.classes) == (known[0].kind, known[0].classes) for one in known)
+    return known[0] if alike and known[0].classes else None
+
+
+def _explains(one: Candidate, loss: float) -> bool:
+    """Whether a loss is this candidate's, by its value; a known function may be one of several terms."""
+    value = float(one.values["value"])
+    value = math.sqrt(value) if one.root and value > 0 else value
+    if not (math.isfinite(loss) and math.isfinite(value)):
+        return one.certain
+    if one.certain:
+        return one.linear or 0.5 * value < loss < 2 * value
+    factors = (factor * half for factor in one.sizes for half in (1.0, 0.5))
+    return any(math.isclose(loss, sign * value * factor, rel_tol=_SAME) for factor in factors for sign in (1, -1))
