@@ -49,9 +49,9 @@ class Notes(TrainingDiagnosis):
         self.seen: list[Observation] = []
         observe = self._judge.observe
 
-        def noted(observation: Observation) -> None:
+        def noted(observation: Observation, short: bool = False) -> None:
             self.seen.append(observation)
-            observe(observation)
+            observe(observation, short)
 
         self._judge.observe = noted  # type: ignore[method-assign]
 
