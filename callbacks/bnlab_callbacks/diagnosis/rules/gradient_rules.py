@@ -12,7 +12,7 @@ from bnlab_callbacks.diagnosis.rules.thresholds import SPREAD, VANISHED
 
 _UNUSED_STEPS = 3
 _CLIPPED = 100.0
-_GROWING = 3.0
+_GROWING, _RECENT = 3.0, 10
 _LATE = 300
 _NOTHING = 1e-6  # a loss that is no more than this is 0 but for rounding
 
@@ -22,8 +22,8 @@ def vanishing(history: History) -> Verdict | None:
 
     The first in order of execution, since gradients that vanish do so on their way back to it. In residual nets those
     of branches are small for a while where a gain (LayerScale, ReZero) or their last layer begins near 0, and the first
-    layer's is not, or grows from step to step: above three times what it was is no verdict. A loss below 1 (small
-    targets) has gradients as much smaller, so that they are compared with it.
+    layer's is not, or grows from step to step: above three times the largest of the first half of the last ten records
+    is no verdict. A loss below 1 (small targets) has gradients as much smaller, so that they are compared with it.
     Failing runs: 5e-8 at most from the first step on; healthy ones: 1.9e-4 and more after step 10.
     """
     return _vanished(history, with_depth=False)
@@ -44,8 +44,8 @@ def _vanished(history: History, with_depth: bool) -> Verdict | None:
     bound = VANISHED if loss is None else VANISHED * min(1.0, abs(loss))
     if not 0 < low < bound or not history.unlearned():
         return None
-    before = next((ratio for one in _all(history) if (ratio := one.relative_gradients().get(layer, 0.0)) > 0), low)
-    if low > _GROWING * before:
+    recent = [one.relative_gradients().get(layer, 0.0) for one in history.observations][-_RECENT:]
+    if low > _GROWING * max(recent[: len(recent) // 2], default=low):
         return None
     top = max(ratios, key=lambda layer: ratios[layer])
     positive = [value for value in ratios.values() if value > 0]
@@ -54,10 +54,6 @@ def _vanished(history: History, with_depth: bool) -> Verdict | None:
     return Verdict(
         f"‖gradient‖/‖weights‖ is {low:.1e}, below {bound:.0e}; the largest, of {top}, is {ratios[top]:.1e}", layer
     )
-
-
-def _all(history: History) -> list[Observation]:
-    return [history.first, *history.observations]
 
 
 def independent_loss(history: History) -> Verdict | None:
