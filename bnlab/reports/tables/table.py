@@ -13,7 +13,7 @@ from bnlab.reports.estimates import Estimate, Measured
 
 MISSING = "—"
 
-Tone = Literal["", "agree", "differ", "within", "supported", "contradicted", "unknown"]
+Tone = Literal["", "agree", "differ", "within"]
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 
