@@ -1,7 +1,5 @@
 """Advice of the diagnosis in the words of `bnlab`: with its flags, and without what a run already has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Set
 from typing import NamedTuple
 

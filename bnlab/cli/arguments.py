@@ -1,7 +1,5 @@
 """The words of a command line, rearranged before they are parsed, and the parser of commands beside Lightning's."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

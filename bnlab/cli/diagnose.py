@@ -1,7 +1,5 @@
 """`bnlab diagnose RUN …`: the diagnoses of finished runs, side by side."""
 
-from __future__ import annotations
-
 import sys
 
 from bnlab.cli.arguments import CommandParser

@@ -1,7 +1,5 @@
 """The entry point `bnlab`: answers `--help` and `--version` at once, and hands everything else to LightningCLI."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

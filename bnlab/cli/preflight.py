@@ -1,7 +1,5 @@
 """`bnlab preflight`: one batch before training, with the flags of `bnlab fit`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`bnlab report`: a folder of runs as tables, figures and one page, beside the thesis's."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

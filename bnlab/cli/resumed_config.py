@@ -1,7 +1,5 @@
 """The configuration of a resumed run: its own, with the flags that may be changed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

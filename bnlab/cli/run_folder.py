@@ -3,8 +3,6 @@
 For `bnlab fit --resume` and `--run_folder`, the run that they mean and where it stands.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

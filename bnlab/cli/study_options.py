@@ -1,7 +1,5 @@
 """The options of `bnlab study`: flags of its own, those for `bnlab fit`, and a YAML file with the same keys."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

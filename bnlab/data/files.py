@@ -1,7 +1,5 @@
 """The files that each dataset is read from: their paths, their checksums, their download."""
 
-from __future__ import annotations
-
 from http.client import HTTPException
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The digits come with scikit-learn. MNIST's four IDX files are checked byte by by
 they exist; of SVHN and CIFAR torchvision verifies each file's md5. It imports scipy when it reads SVHN, and not before.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import warnings

@@ -3,8 +3,6 @@
 Every interval is two-sided and from Student's t-distribution, so it is wide for few runs. A single run has none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

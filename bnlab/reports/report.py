@@ -1,7 +1,5 @@
 """The report on a collection of runs: tables, figures and pages in a folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The event files and the table of records of a run, and their return to what a checkpoint knows of them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

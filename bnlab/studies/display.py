@@ -1,7 +1,5 @@
 """A study in words: the live display on a terminal, plain lines elsewhere, and the tables at its end."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """`result.json`, written when a run of a study has ended, and the records that tell how far a run is."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

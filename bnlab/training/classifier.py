@@ -1,7 +1,5 @@
 """`Classifier`: an image classifier trained after the protocol of Schilling 2016, chapter 6."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Loss and accuracy over a training epoch, at next to no cost per step."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Judges of test accuracies: two nets, one net against several, two gains, and all nine experiments."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Judges over batch sizes: trends of accuracy and of batch norm's overhead, and batch norm's gain at each size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The claims in the order of chapter 8, from `claims.yaml`; each names its judge, whose docstring has the rule."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from importlib import resources

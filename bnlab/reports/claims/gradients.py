@@ -1,7 +1,5 @@
 """Judges of gradients: how steady they are over training, and how large early on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Judges of training: whether a net learns at all, and how soon it converges."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 

@@ -1,7 +1,5 @@
 """The thesis's conclusions with our verdicts, for a terminal and CSV."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

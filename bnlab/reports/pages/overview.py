@@ -1,7 +1,5 @@
 """The report in a few sentences: runs, deviations from the thesis's numbers, signs and conclusions that agree."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean

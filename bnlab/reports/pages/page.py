@@ -4,8 +4,6 @@ All text of runs is escaped: by Jinja's autoescape in HTML, by the filter `md` i
 policy forbids requests and scripts besides.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Sequence

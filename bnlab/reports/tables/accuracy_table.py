@@ -1,7 +1,5 @@
 """Tables of test accuracy: the thesis's B.1 and B.2, and by batch size those of its figures 7.15 and 7.38."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 from bnlab.reports.estimates import AccuracyPair, Measured, compare_accuracies

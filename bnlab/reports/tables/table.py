@@ -1,7 +1,5 @@
 """A table with our numbers beside the thesis's, and its form as text, CSV and Markdown."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

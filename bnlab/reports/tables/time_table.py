@@ -1,7 +1,5 @@
 """The thesis's tables B.3 and B.4: seconds per epoch by batch size, and the mean overhead of batch norm."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The thesis's datasets, nine experiments and training protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The figures of the thesis's chapter 7 that ours stand beside."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from bnlab.reports.thesis.numbers import csv_rows

@@ -1,7 +1,5 @@
 """The thesis's own numbers, tables B.1 to B.4, from the CSV files in this folder."""
 
-from __future__ import annotations
-
 import csv
 from functools import cache
 from importlib import resources

@@ -1,7 +1,5 @@
 """A training step that can be run again, on copies: other weights, all else as it was, and nothing left in the run."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
