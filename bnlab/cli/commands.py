@@ -16,7 +16,6 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import bnlab_callbacks
 from bnlab.cli import run_folder
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
@@ -35,18 +34,28 @@ from bnlab.training import Classifier
 from bnlab.training.gloo_address import unreachable
 from bnlab.training.run_output import PredictionWriter
 from bnlab.training.run_record import RunRecord
+from bnlab_callbacks import (
+    ActivationMonitor,
+    BatchNormMonitor,
+    ChartLayout,
+    EpochTimer,
+    GradientMonitor,
+    LayerHeatmap,
+    RecordFile,
+    TrainingDiagnosis,
+)
 
 # the thesis's protocol (section 6.2), and what every run shares
 _TRAINER = {"max_epochs": 100, "enable_model_summary": False}
 _SECTIONS = {
-    "gradients": bnlab_callbacks.GradientMonitor,
-    "activations": bnlab_callbacks.ActivationMonitor,
-    "batch_norm": bnlab_callbacks.BatchNormMonitor,
-    "timing": bnlab_callbacks.EpochTimer,
-    "heatmaps": bnlab_callbacks.LayerHeatmap,
-    "charts": bnlab_callbacks.ChartLayout,
-    "records": bnlab_callbacks.RecordFile,
-    "diagnosis": bnlab_callbacks.TrainingDiagnosis,
+    "gradients": GradientMonitor,
+    "activations": ActivationMonitor,
+    "batch_norm": BatchNormMonitor,
+    "timing": EpochTimer,
+    "heatmaps": LayerHeatmap,
+    "charts": ChartLayout,
+    "records": RecordFile,
+    "diagnosis": TrainingDiagnosis,
     "early_stopping": EarlyStopping,
     "checkpoint": RunCheckpoint,
 }
