@@ -1,22 +1,17 @@
 """Curves of a run, read from its records: scalars by epoch, quantities of layers by step."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnlab.reports.reading.run import Run, clean
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from bnlab_callbacks import Row
+from bnlab_callbacks import Row, read_records
 
 SCALARS = ("train_loss", "val_acc", "time/epoch_s")
 
@@ -62,8 +57,6 @@ def read_curves(folder: Path, quantities: Collection[str] = ("grad_mean_abs",)) 
     A missing or broken table is no error: `problem` says what was wrong, and the rows before the fault are kept.
     Where a run was resumed from an earlier epoch, the rows of later epochs are dropped.
     """
-    from bnlab_callbacks import read_records
-
     curves = Curves()
     names = [name for name in ("records.csv", "records.parquet") if (folder / name).is_file()]
     if not names:
