@@ -23,8 +23,8 @@ class Experiment(NamedTuple):
     settings: Allowed  # that differ from the baseline's
 
 
-_PROTOCOL = yaml.safe_load(resources.files("bnlab.reports.thesis").joinpath("protocol.yaml").read_text("utf-8"))
-EXPERIMENTS = {name: Experiment(**given) for name, given in _PROTOCOL["experiments"].items()}
+PROTOCOL = yaml.safe_load(resources.files("bnlab.reports.thesis").joinpath("protocol.yaml").read_text("utf-8"))
+EXPERIMENTS = {name: Experiment(**given) for name, given in PROTOCOL["experiments"].items()}
 
 
 def departures(config: Mapping[str, Any], experiment: str | None) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def departures(config: Mapping[str, Any], experiment: str | None) -> dict[str, A
         config: sections of a run's `config.yaml`; a setting that is missing has its default.
         experiment: the thesis's; None for one of the user's own, whose net may be any.
     """
-    expected: Allowed = _PROTOCOL["training"]
+    expected: Allowed = PROTOCOL["training"]
     if experiment is not None:
-        expected = {**expected, **_PROTOCOL["baseline"], **EXPERIMENTS[experiment].settings}
+        expected = {**expected, **PROTOCOL["baseline"], **EXPERIMENTS[experiment].settings}
     found = {}
     for flag, allowed in expected.items():
         section, _, name = flag.partition(".")

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from bnlab.reports.thesis.experiments import PROTOCOL
 from bnlab.reports.thesis.numbers import csv_rows
 
 LARGE_BATCH = 1024  # the one batch size beside 64 that chapter 7 draws curves for
@@ -30,21 +31,11 @@ class Comparison(NamedTuple):
     figure: str
 
 
-_ACTIVATIONS = ("relu", "elu")
-_RATES = ("relu", "lr_high", "lr_low")
-_INITS = ("relu", "init_high", "init_low")
-_REGULARIZATION = ("relu", "dropout", "weight_decay")
-
-COMPARISONS = (
-    Comparison("mlp", "activations", "ReLU and ELU activations", _ACTIVATIONS, True, "7.4"),
-    Comparison("mlp", "learning_rates", "different initial learning rates", _RATES, False, "7.8"),
-    Comparison("mlp", "initializations", "different weight initializations", _INITS, False, "7.11"),
-    Comparison("mlp", "regularization", "different regularization methods", _REGULARIZATION, False, "7.14"),
-    Comparison("cnn", "activations", "ReLU and ELU activations", _ACTIVATIONS, False, "7.22"),
-    Comparison("cnn", "learning_rates", "different initial learning rates", _RATES, False, "7.27"),
-    Comparison("cnn", "initializations", "different weight initializations", _INITS, False, "7.32"),
-    Comparison("cnn", "regularization", "different regularization methods", _REGULARIZATION, False, "7.37"),
-)
+COMPARISONS = [
+    Comparison(net, name, given["words"], tuple(given["experiments"]), net in given.get("with_vanilla", ()), figure)
+    for name, given in PROTOCOL["comparisons"].items()
+    for net, figure in given["figures"].items()
+]
 
 
 def beside(figure: str | None) -> str:
