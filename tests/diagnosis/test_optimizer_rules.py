@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History
+from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History, Observation
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.rules.batch_norm_rules import statistics_not_finite
-from bnlab_callbacks.diagnosis.rules.gradient_rules import clipping_too_tight
+from bnlab_callbacks.diagnosis.rules.gradient_rules import clipping_too_tight, not_updated
+from bnlab_callbacks.diagnosis.rules.learning_rate_rules import learning_rate_too_low, weights_overwritten
 from bnlab_callbacks.diagnosis.rules.optimizer_rules import gradients_not_cleared, nothing_held
 from bnlab_callbacks.diagnosis.rules.precision_rules import epsilon_lost, updates_lost
 from bnlab_callbacks.diagnosis.rules.schedule_rules import (
@@ -231,3 +232,41 @@ def test_running_statistics_that_are_no_numbers(quantity: str) -> None:
     bad = {quantity: {"bn1": math.nan}}
     assert statistics_not_finite(history([math.nan], **bad)) is None  # the batch's own
     assert statistics_not_finite(history(**bad, act_absmax={"act1": math.inf})) is None
+
+
+def test_weights_that_grew_at_once_stay_overwritten() -> None:
+    """By step 100 ten times as large would be needed, had they not grown threefold in the first 20 steps."""
+    first = Observation(0, {"weight_rms": {"fc1": 0.2}})
+    facts = replace(Facts(chance_loss=CHANCE), fans={"fc1": 25})
+    early, now = (Observation(step, {"weight_rms": {"fc1": rms}}) for step, rms in ((20, 0.62), (100, 0.8)))
+    seen_so_far = history(facts=facts, step=100, first=first, weight_rms={"fc1": 0.8})
+    assert weights_overwritten(seen_so_far) is None
+    assert weights_overwritten(replace(seen_so_far, observations=[early, now])) is not None
+    recovered = replace(seen_so_far, observations=[early, replace(now, values={"weight_rms": {"fc1": 0.5}})])
+    assert weights_overwritten(recovered) is None
+
+
+def test_a_rate_below_what_a_schedule_is_made_for_is_not_too_low() -> None:
+    tiny = {"update_ratio": {"fc1": -4.5}}
+    first = Observation(0, tiny)
+
+    def judged(*states: OptimizerState) -> Any:
+        facts = Facts(chance_loss=CHANCE, optimizers=states)
+        return learning_rate_too_low(history(facts=facts, step=40, first=first, **tiny))
+
+    assert judged(OptimizerState("SGD", 1e-4, 1e-4, 1e-4, 1e-4)) is not None
+    assert judged(OptimizerState("SGD", 1e-4, 1e-2, 1e-4, 1e-4)) is None
+    assert judged(OptimizerState("SGD", 1e-5, 1e-4, 1e-4, 1e-4)) is not None  # it has come down
+
+
+def test_weights_that_a_schedule_holds_where_they_are() -> None:
+    still: dict[str, Any] = {"update_ratio": {"fc1": -math.inf}, "grad_rms": {"fc1": 0.1}}
+
+    def judged(*states: OptimizerState) -> Any:
+        return not_updated(history(facts=Facts(optimizers=states), **still))
+
+    at_zero = OptimizerState("SGD", 0.0, 0.1, 0.0, 0.1)
+    assert judged(at_zero._replace(rate=0.1)) is not None
+    assert judged(at_zero._replace(highest=0.0)) is not None  # no schedule: the rate itself is 0
+    assert judged(at_zero) is None
+    assert judged(at_zero._replace(highest=0.0, schedule=ONE_CYCLE)) is None

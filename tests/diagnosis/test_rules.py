@@ -181,8 +181,9 @@ def test_weights_that_grow_threefold_at_once() -> None:
 
     assert layer(grown(3.1)) == "fc2"  # in the middle of the three that have a usual size: 0.2 · √25 = 1
     assert grown(2.9) is None
-    assert grown(4.4, step=350) is None  # 1 % a step are 4.5
-    assert layer(grown(4.6, step=350)) == "fc2"
+    assert grown(4.4, step=35) is None  # 10 % a step are 4.5
+    assert layer(grown(4.6, step=35)) == "fc2"
+    assert grown(3.1, losses=[*[CHANCE] * 7, *[0.69 * CHANCE] * 3]) is None  # it falls fast
     assert grown(3.1, losses=[0.69 * CHANCE]) is None
     assert grown(3.1, losses=[]) is None  # the loss is not seen: it may be low
     assert weights_overwritten(history(facts=TEN, first=first, weight_rms={"fc1": 9.0})) is None  # no fans known

@@ -216,9 +216,9 @@ class Losses:
             return None
         return _mean(list(self.recent)[len(self.recent) - steps - before : len(self.recent) - before])
 
-    def smooth(self) -> float | None:
-        """Mean of the last ten losses, or of all where there are fewer; of the finite ones, as `mean`."""
-        return _mean(list(self.recent)[-10:]) if self.recent else None
+    def smooth(self, steps: int = 10) -> float | None:
+        """Mean of the last losses, or of all where there are fewer; of the finite ones, as `mean`."""
+        return _mean(list(self.recent)[-steps:]) if self.recent else None
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: lists and numbers."""
@@ -340,9 +340,9 @@ class History:
             return chance if first is None else max(first, chance)
         return max(self.losses.largest_early, _LEAST_SCALE) if self.losses.count else None
 
-    def level(self) -> float | None:
-        """The mean of the last ten losses as a share of chance, or where that is unknown of the first losses."""
-        smooth = self.losses.smooth()
+    def level(self, steps: int = 10) -> float | None:
+        """The mean of the last losses as a share of chance, or where that is unknown of the first losses."""
+        smooth = self.losses.smooth(steps)
         reference = self.facts.chance_loss or self.losses.largest_early
         return None if smooth is None or not reference else smooth / reference
 

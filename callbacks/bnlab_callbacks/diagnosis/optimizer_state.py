@@ -55,11 +55,19 @@ class OptimizerState(NamedTuple):
     uncleared: int = 0
 
     @property
+    def held_back(self) -> bool:
+        """Whether a schedule has held the rate below half of its base so far, as a warm-up does."""
+        return self.base is not None and self.highest < 0.5 * self.base
+
+    @property
+    def at_zero(self) -> bool:
+        """Whether it is a schedule that has the rate at 0."""
+        return self.rate == 0 and (self.schedule is not None or self.highest > 0)
+
+    @property
     def settled(self) -> bool:
         """Whether the rate is that of its schedule, or its first one, and no warm-up has led to it or is to come."""
-        if self.rate is None or self.began is None or self.base is None:
-            return True
-        return self.highest <= 1.5 * self.began and self.highest >= 0.5 * self.base
+        return not self.held_back and (self.began is None or self.highest <= 1.5 * self.began)
 
 
 class Coverage(NamedTuple):
