@@ -19,6 +19,7 @@ from bnlab_callbacks.diagnosis.watching.optimizer_facts import (
     coverage,
     learning_rate,
     lost_epsilon,
+    samples_or_places,
     schedule_of,
 )
 from tests.diagnosis.small_runs import Net, batches, fit, net
@@ -295,3 +296,18 @@ def test_shares_of_bf16_weights_that_change(tmp_path: Path) -> None:
     for step, share in seen.items():
         assert math.isclose(share, shares[step], rel_tol=1e-6)
     assert ("warning", "updates_lost_to_rounding") in names(diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [
+        ((torch.ones(16, 3), torch.arange(16)), 16),
+        ((torch.ones(1, 3), torch.ones(1, 1)), 1),
+        ({"x": torch.ones(1, 3, 8, 8), "y": torch.tensor([4])}, 1),
+        ({"ids": torch.arange(7)[None]}, 7),  # words of one text
+        ((torch.ones(1, 3, 8, 8), torch.ones(1, 8, 8, dtype=torch.int64)), 64),  # classes of one picture's places
+        ((torch.tensor(3.0), "text"), None),
+    ],
+)
+def test_samples_of_a_batch(batch: Any, samples: int | None) -> None:
+    assert samples_or_places(batch) == samples

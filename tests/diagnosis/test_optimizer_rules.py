@@ -10,8 +10,12 @@ from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History,
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.rules.batch_norm_rules import statistics_not_finite
 from bnlab_callbacks.diagnosis.rules.gradient_rules import clipping_too_tight, not_updated
-from bnlab_callbacks.diagnosis.rules.learning_rate_rules import learning_rate_too_low, weights_overwritten
-from bnlab_callbacks.diagnosis.rules.optimizer_rules import gradients_not_cleared, nothing_held
+from bnlab_callbacks.diagnosis.rules.learning_rate_rules import (
+    learning_rate_too_high,
+    learning_rate_too_low,
+    weights_overwritten,
+)
+from bnlab_callbacks.diagnosis.rules.optimizer_rules import batch_of_one, gradients_not_cleared, nothing_held
 from bnlab_callbacks.diagnosis.rules.precision_rules import epsilon_lost, updates_lost
 from bnlab_callbacks.diagnosis.rules.schedule_rules import (
     annealed_by_epoch,
@@ -270,3 +274,28 @@ def test_weights_that_a_schedule_holds_where_they_are() -> None:
     assert judged(at_zero._replace(highest=0.0)) is not None  # no schedule: the rate itself is 0
     assert judged(at_zero) is None
     assert judged(at_zero._replace(highest=0.0, schedule=ONE_CYCLE)) is None
+
+
+def test_batches_of_one() -> None:
+    def judged(losses: list[float], samples: int | None = 1) -> Any:
+        return batch_of_one(history(losses, Facts(chance_loss=CHANCE, samples=samples)))
+
+    noisy = judged([CHANCE] * 299)
+    assert (noisy.severity, noisy.evidence) == ("note", "each step is made of one sample, and follows its noise")
+    assert judged([CHANCE] * 300).severity == "warning"
+    assert judged([CHANCE] * 200 + [0.89 * CHANCE] * 100).severity == "note"
+    assert judged([CHANCE] * 300, samples=2) is None
+    assert judged([CHANCE] * 300, samples=None) is None
+
+
+def test_one_loss_that_is_large_is_no_rate_that_is_too_high() -> None:
+    def judged(*losses: float) -> Any:
+        return learning_rate_too_high(history(losses, step=30, update_ratio={"fc1": -1.0}))
+
+    ten = 10 * CHANCE
+    assert judged(CHANCE, ten, CHANCE, ten, CHANCE, CHANCE) is None
+    assert judged(CHANCE, ten) is None
+    assert judged(CHANCE, ten, ten).evidence.startswith(f"the loss went up to {ten:.3g}, 10.0 times where it began")
+    assert judged(CHANCE, ten, ten, *[CHANCE] * 16) is not None  # of the last twenty
+    assert judged(CHANCE, ten, ten, *[CHANCE] * 21) is None
+    assert judged(CHANCE, math.nan, ten, ten) is not None

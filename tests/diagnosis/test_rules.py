@@ -158,9 +158,9 @@ def test_exploding_names_the_first_layer_that_grew() -> None:
 
 def test_learning_rate_too_high() -> None:
     big, small = {"fc1": -2.0, "fc2": -1.0}, {"fc1": -2.0, "fc2": -1.4}
-    assert layer(learning_rate_too_high(history([3.0, 9.1], update_ratio=big))) == "fc2"
-    assert learning_rate_too_high(history([3.0, 8.9], update_ratio=big)) is None
-    assert learning_rate_too_high(history([3.0, 9.1], update_ratio=small)) is None
+    assert layer(learning_rate_too_high(history([3.0, 9.1, 9.1], update_ratio=big))) == "fc2"
+    assert learning_rate_too_high(history([3.0, 8.9, 8.9], update_ratio=big)) is None
+    assert learning_rate_too_high(history([3.0, 9.1, 9.1], update_ratio=small)) is None
 
 
 def test_steps_too_large() -> None:

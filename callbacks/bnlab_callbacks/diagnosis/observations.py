@@ -106,6 +106,7 @@ class Facts:
         rescaled: those of them right before a norm that cancels their scale.
         optimizers: each as it was when the step began.
         coverage: how much of the model they hold.
+        samples: that the present step is made of.
         run_steps: optimizer steps that the run is to have.
         epoch_steps: optimizer steps of an epoch.
         normalised: whether there are norms of any kind in the net.
@@ -132,6 +133,7 @@ class Facts:
     rescaled: frozenset[str] = frozenset()
     optimizers: tuple[OptimizerState, ...] = ()
     coverage: Coverage | None = None
+    samples: int | None = None
     run_steps: int | None = None
     epoch_steps: int | None = None
     normalised: bool = False

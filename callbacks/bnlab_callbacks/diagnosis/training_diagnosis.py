@@ -38,7 +38,7 @@ from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, brief, lines, to_dict, verdict_of, why_unknown
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
-from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
+from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch, samples_or_places
 from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
@@ -177,6 +177,7 @@ class TrainingDiagnosis(Diagnostic):
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
         self._optimizers = OptimizerWatch(nn.Module(), ())
         self._layers: LayerWatch | None = None
+        self._samples: int | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = self._alone = True
         self._moment = Moment(0, 0)
@@ -273,6 +274,8 @@ class TrainingDiagnosis(Diagnostic):
         self._watch.begin_batch(self._moment, trainer.global_step, batch)
         if self._watch.recording:
             self._optimizers.begin_step(self._moment.step)
+            samples = samples_or_places(batch)
+            self._samples = samples and samples * trainer.accumulate_grad_batches * trainer.world_size
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         from bnlab_callbacks.diagnosis.preflight import preflight
@@ -331,6 +334,7 @@ class TrainingDiagnosis(Diagnostic):
         self._facts_then[self._moment.step] = {
             "norm_eval": norms_in_eval_mode(pl_module),
             "norm_values": self._watch.norm_values,
+            "samples": self._samples,
             **self._optimizers.facts(),
             **(self._layers.facts(trainer.optimizers, self._watch.in_order) if self._layers is not None else {}),
         }

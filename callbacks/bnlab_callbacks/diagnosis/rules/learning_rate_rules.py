@@ -7,7 +7,8 @@ CNNs, LSTMs, ResNets and transformers of the fault matrix (docs/diagnosis.md) wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
+from statistics import median_low
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History, Observation, median_layer
@@ -23,13 +24,15 @@ _SMALL_MOVE, _PACE = -4.0, 1e-3
 def learning_rate_too_high(history: History) -> Verdict | None:
     """Steps of more than 5 % of a layer's weights, while the loss is three times that of guessing.
 
-    Healthy runs make large steps too, after a small initialization, but their loss stays below 2.1 times.
+    The median of five losses in a row: with batches of one, single losses are 27 times the first ones in runs that
+    learn well, and after one large step some nets are back at the next. Healthy runs make large steps too, after a
+    small initialization, but their loss stays below 2.1 times.
     """
     scale, last = history.scale(), history.losses.last
     moves = {k: v for seen in list(history.observations)[-20:] for k, v in seen.of("update_ratio").items()}
     if scale is None or last is None or not moves or history.now.step < 1:
         return None
-    peak = max(list(history.losses.recent)[-20:])
+    peak = _typical_peak(history.losses.recent)
     layer = max(moves, key=lambda name: moves[name])
     if not (peak > _PEAK * scale and moves[layer] > _LARGE_MOVE):
         return None
@@ -38,6 +41,12 @@ def learning_rate_too_high(history: History) -> Verdict | None:
         f"{10 ** moves[layer]:.1%} of the weights (at most {10**_LARGE_MOVE:.0%} is usual)",
         layer,
     )
+
+
+def _typical_peak(losses: Iterable[float]) -> float:
+    """The largest median of up to five losses in a row, of the last twenty; losses that are not finite do not count."""
+    known = [loss for loss in losses if math.isfinite(loss)][-20:]
+    return max((median_low(known[max(end - 5, 0) : end]) for end in range(1, len(known) + 1)), default=0.0)
 
 
 def steps_too_large(history: History) -> Verdict | None:

@@ -8,6 +8,7 @@ from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
 
 _UNCLEARED = 3  # steps in a row
+_FLAT = 0.9
 
 
 def nothing_held(history: History) -> Verdict | None:
@@ -39,7 +40,24 @@ def gradients_not_cleared(history: History) -> Verdict | None:
     )
 
 
+def batch_of_one(history: History) -> Verdict | None:
+    """Steps that are made of one sample each: a note, and a warning where the loss does not fall with them.
+
+    From step 300 on: the mean of 100 losses is above 90 % of chance, and of what it was 200 steps before. A batch
+    counts as one sample where the first dimension of all its tensors is 1, and none holds more than one whole number.
+    """
+    if history.facts.samples != 1:
+        return None
+    now, before, level = history.losses.mean(100), history.losses.mean(100, before=200), history.level(100)
+    stuck = now is not None and before is not None and level is not None and level > _FLAT and now > _FLAT * before
+    return Verdict(
+        "each step is made of one sample, and follows its noise" + (": the loss does not fall" if stuck else ""),
+        severity="warning" if stuck else "note",
+    )
+
+
 OPTIMIZER_RULES = (
     Rule("not_updated", nothing_held, "failing", advice("all_parameters_to_the_optimizer", "optimizer_of_this_model")),
     Rule("gradients_not_cleared", gradients_not_cleared, "warning", advice("clear_gradients")),
+    Rule("batch_of_one", batch_of_one, "note", advice("larger_batch"), patience=10),
 )

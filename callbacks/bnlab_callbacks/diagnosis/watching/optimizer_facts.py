@@ -12,6 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
+from bnlab_callbacks.diagnosis.watching.task import tensors_of
 
 _NOTHING = 1e-4  # × the highest rate
 _RETURNS = (lr_scheduler.CosineAnnealingLR, lr_scheduler.CosineAnnealingWarmRestarts, lr_scheduler.CyclicLR)
@@ -75,6 +76,16 @@ class OptimizerWatch:
         )
         if self._coverage.held:
             self._versions = []
+
+
+def samples_or_places(batch: Any) -> int | None:
+    """Samples of a batch: the largest first dimension of its tensors, or number of integers; None without a tensor.
+
+    Whole numbers may be words of one text or classes of one picture's places.
+    """
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
+    whole = (one.numel() for one in tensors if not one.is_floating_point() and not one.is_complex())
+    return max([*(one.shape[0] for one in tensors), *whole], default=None)
 
 
 def _at(step: int, state: OptimizerState, rate: float | None, base: float | None) -> OptimizerState:
