@@ -95,6 +95,7 @@ class GradientMonitor(Monitor):
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradient sums of this optimizer's layers: whole window, all ranks, unscaled, before clipping."""
+        self.told_of(optimizer)
         if self.leads:
             scale = partial(remaining_loss_scale, trainer, optimizer)
             self._recorder.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)

@@ -16,6 +16,7 @@ from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.lightning.raw_steps import optimizer_steps
 from bnlab_callbacks.core.lightning.report import add_text, show, write_json
 from bnlab_callbacks.core.lightning.run_output import run_folder
 from bnlab_callbacks.core.lightning.trainer import (
@@ -261,6 +262,7 @@ class TrainingDiagnosis(Diagnostic):
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
         self._watch.scales = self._layers.scales
+        self.hear_of_raw_steps(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the hooks on for a step that is recorded."""
@@ -271,7 +273,7 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def _begin_batch(self, trainer: Trainer, batch: Any) -> None:
         self._moment, self._in_batch = moment_of(trainer), True
-        self._watch.begin_batch(self._moment, trainer.global_step, batch)
+        self._watch.begin_batch(self._moment, optimizer_steps(trainer), batch)
         if self._watch.recording:
             self._optimizers.begin_step(self._moment.step)
             samples = samples_or_places(batch)
@@ -304,8 +306,9 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
+        self.told_of(optimizer)
         scale, stream = partial(remaining_loss_scale, trainer, optimizer), optimizer_name(trainer, optimizer)
-        self._watch.count_step(optimizer, stream, trainer.global_step)
+        self._watch.count_step(optimizer, stream, optimizer_steps(trainer))
         self._watch.before_optimizer_step(optimizer, stream, self._moment, scale)
         self._optimizers.before_step(optimizer, self._watch.recording)
         if self._watch.recording and self._layers is not None:
@@ -322,7 +325,7 @@ class TrainingDiagnosis(Diagnostic):
         else:
             loss = None
         self._in_batch = False
-        self._watch.end_batch(self._moment, trainer.global_step, loss)
+        self._watch.end_batch(self._moment, optimizer_steps(trainer), loss)
         self._short = trainer.is_last_batch and samples_of(batch) < SHORT * self._judge.usual_samples
         if self._watch.recording:
             self._note_facts(trainer, pl_module)

@@ -239,6 +239,11 @@ class Monitor(Diagnostic):
         self._publisher.join(self)
         self.watch(trainer, pl_module)
 
+    @keeps_training
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hear of all optimizer steps."""
+        self.hear_of_raw_steps(trainer)
+
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         super().close()
