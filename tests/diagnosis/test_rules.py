@@ -392,18 +392,27 @@ def test_clipping_too_tight_is_by_the_norm_over_all_layers() -> None:
 @pytest.mark.parametrize(
     ("share", "losses", "severity"),
     [
-        (0.5, CHANCE, None),
-        (0.6, CHANCE, "note"),
-        (0.9, CHANCE, "warning"),
-        (0.9, 0.1, "note"),
-        (1.0, CHANCE, "failing"),
+        (0.5, [CHANCE] * 21, None),
+        (0.6, [CHANCE] * 21, "note"),
+        (0.9, [CHANCE] * 100, "note"),  # it may come back
+        (0.9, [CHANCE] * 101, "warning"),
+        (0.9, [CHANCE] * 81 + [2.0] * 20, "note"),  # it falls
+        (0.9, [0.1] * 101, "note"),
+        (1.0, [CHANCE] * 21, "failing"),
+        (1.0, [CHANCE] * 20, None),
     ],
 )
-def test_dead_units(share: float, losses: float, severity: str | None) -> None:
-    verdict = dead_units(history([losses] * 21, dead_frac={"a": 0.1, "b": share}, dead_samples={"b": 640.0}))
+def test_dead_units(share: float, losses: list[float], severity: str | None) -> None:
+    verdict = dead_units(history(losses, dead_frac={"a": 0.1, "b": share}, dead_samples={"b": 640.0}))
     assert (verdict and verdict.severity) == severity
     assert verdict is None or verdict.layer == "b"
-    assert dead_units(history([losses] * 20, dead_frac={"b": share})) is None
+
+
+def test_a_silent_layer_without_any_gradient_is_dead_whatever_the_loss_was() -> None:
+    exploded = [1e9, CHANCE] + [2.0] * 99  # far below the first losses
+    silent = {"dead_frac": {"a": 1.0}, "grad_zero_frac": {"fc1": 1.0, "fc2": 1.0}}
+    assert severity(dead_units(history(exploded, Facts(), **silent))) == "failing"
+    assert severity(dead_units(history(exploded, Facts(), **silent | {"grad_zero_frac": {"fc1": 0.9}}))) == "note"
 
 
 def test_saturated_is_for_functions_with_two_sides() -> None:
@@ -411,6 +420,8 @@ def test_saturated_is_for_functions_with_two_sides() -> None:
     assert saturated(history(sat_frac={"a": 0.79}, sat_hi={"a": 0.5})) is None
     assert saturated(history(sat_frac={"a": 0.91})) is None
     assert saturated(history([0.1] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None
+    assert saturated(history([4.0] * 20 + [3.5] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None  # it falls
+    assert saturated(history([4.0] * 20 + [3.7] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is not None
 
 
 def test_what_begins_at_one_side_is_there_on_purpose() -> None:
@@ -469,6 +480,9 @@ def test_large_weights() -> None:
         return large_weights(history(losses, facts, first=first))
 
     assert layer(begun(0.2, 0.61)) == "fc2"  # 0.61 · 5 = 3.05
+    assert severity(begun(0.2, 0.61)) == "note"
+    assert severity(begun(0.2, 0.61, [3.0] * 30)) == "warning"
+    assert severity(begun(0.2, 0.61, [3.0] * 20 + [2.6] * 10)) == "note"
     assert begun(0.2, 0.59) is None
     assert layer(begun(0.76, 0.61)) == "fc1"
     assert begun(0.2, 0.61, [1.19 * CHANCE]) is None  # trained before, perhaps

@@ -326,6 +326,11 @@ class History:
         lately = lately if len(lately) >= _ENOUGH else seen[-_ENOUGH:]
         return lately if len(lately) >= _ENOUGH and step - lately[0].step >= _LATELY - 1 else []
 
+    def falls(self) -> bool | None:
+        """Whether the last ten losses are a tenth below those of twenty steps before; None where too few are known."""
+        now, before = self.losses.mean(10), self.losses.mean(10, before=20)
+        return None if now is None or before is None else now < 0.9 * before
+
     def initial_gains(self) -> dict[str, float]:
         """Layers → root mean square of their first weights times √fan; about 1 in usual initializations."""
         fans = self.facts.fans

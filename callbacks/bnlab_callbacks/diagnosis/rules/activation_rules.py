@@ -12,7 +12,7 @@ from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
 from bnlab_callbacks.diagnosis.rules.thresholds import COLLAPSED, standardised
 
-_DEAD, _DEAD_WARNING, _DEAD_FROM = 0.5, 0.8, 20
+_DEAD, _DEAD_WARNING, _DEAD_FROM, _STUCK_FROM = 0.5, 0.8, 20, 100
 _SATURATED, _OTHER_SIDE = 0.8, 0.05
 _SHRINKS, _GROWS = 1e3, 30.0
 _APART = 1.5
@@ -22,7 +22,8 @@ _TRIED = 5
 def dead_units(history: History) -> Verdict | None:
     """More than half of a rectifier layer's units silent over ten records, from step 20 on.
 
-    A note: such nets can still learn, and deep vanilla nets that start slowly have up to .77. From .8 on a warning, and
+    A note: such nets can still learn, and deep vanilla nets that start slowly have up to .77. From .8 on a warning, if
+    the loss is above half of chance and does not fall at step 100 or later (some come back from chance before), and
     failing where a whole layer is silent, and the loss is at chance or no layer has a gradient. Failing runs at lr 0.1:
     .83 to .96.
     """
@@ -36,7 +37,8 @@ def dead_units(history: History) -> Verdict | None:
     gradients = history.now.of("grad_zero_frac").values()
     if silent and (history.unlearned(0.9) or (gradients and min(gradients) == 1)):
         return Verdict("no unit of the layer is ever positive, so no gradient passes", silent[0], "failing")
-    severity: Severity = "warning" if share > _DEAD_WARNING and history.unlearned() else "note"
+    stuck = history.now.step >= _STUCK_FROM and history.unlearned() and not history.falls()
+    severity: Severity = "warning" if share > _DEAD_WARNING and stuck else "note"
     samples = history.now.of("dead_samples").get(layer, 0)
     return Verdict(
         f"{share:.0%} of its units were not once positive over {samples:.0f} samples (above {_DEAD:.0%})",
@@ -46,7 +48,7 @@ def dead_units(history: History) -> Verdict | None:
 
 
 def saturated(history: History) -> Verdict | None:
-    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss is high.
+    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss stays high.
 
     Large weights drive outputs to both sides, or training drives them to one. What was at one side alone from the first
     step on is there by its bias, on purpose: a gate that begins shut or open, an output that begins at the share of a
@@ -62,7 +64,7 @@ def saturated(history: History) -> Verdict | None:
 
     layers = [layer for layer, share in shares.items() if layer in high and share > _SATURATED]
     layers = [layer for layer in layers if not one_sided(layer)]
-    if not layers or not history.unlearned():
+    if not layers or not history.unlearned() or history.falls():
         return None
     return Verdict(f"{shares[layers[0]]:.0%} of its outputs are saturated (above {_SATURATED:.0%})", layers[0])
 

@@ -102,7 +102,7 @@ class LayerWatch:
             self._state = state
             layers = {w.layer: w for w in self._weights if w.parameter.requires_grad and w.layer not in self.scales}
             outside = layers_without_optimizer(list(layers.values()), optimizers)
-            idle = {*outside, *(self._without & layers.keys())}
+            idle = {*outside, *self._without} & layers.keys()
             shapes = {layer: weight.parameter.shape for layer, weight in layers.items()}
             rest = set(resting(idle, shapes.keys() - idle, shapes))
             order = sort([(layer, weight.module) for layer, weight in layers.items()])

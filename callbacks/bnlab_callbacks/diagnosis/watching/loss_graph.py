@@ -48,7 +48,7 @@ class LossGraph:
         self._users: dict[Any, list[tuple[Any, int]]] = defaultdict(list)  # node → what it goes into, as which operand
         self._leaves: dict[int, Any] = {}  # id of a parameter → its node
         self.whole = True  # whether all of it could be seen
-        waiting = [loss.grad_fn] if loss.grad_fn is not None else []
+        waiting: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
         seen = set(waiting)
         while waiting:
             node = waiting.pop()
