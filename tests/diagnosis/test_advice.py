@@ -69,7 +69,7 @@ def test_findings_of_older_releases_are_read() -> None:
 def test_a_diagnosis_and_its_preflight_give_advice_in_other_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = Net(net(nn.Linear(20, 20), nn.ReLU()))
+    module = Net(net(nn.Linear(20, 20), nn.ReLU()), lr=1e-9)
     for parameter in module.parameters():
         nn.init.constant_(parameter, 1e-6)
     diagnosis = TrainingDiagnosis(folder=str(tmp_path), preflight=True)

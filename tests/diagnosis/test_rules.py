@@ -322,9 +322,12 @@ def zeros(shares: dict[str, float], times: int = 10, loss: float | None = 2.3, *
 
 def test_no_gradient_is_grave_where_the_first_layer_has_none() -> None:
     facts = Facts(chance_loss=CHANCE, without_gradient=("fc1", "fc2"), weights=dict.fromkeys(["fc1", "fc2", "fc3"], 9))
-    found = no_gradient(history([2.3] * 3, facts))
+    found = no_gradient(history([2.3] * 30, facts))
     assert (layer(found), severity(found)) == ("fc1", None)
-    assert severity(no_gradient(history([0.1] * 3, facts))) == "note"  # a probe of a fixed part that learns
+    assert severity(no_gradient(history([2.3] * 29, facts))) == "note"  # it may be a probe of a fixed part
+    assert severity(no_gradient(history([2.3] * 20 + [2.0] * 10, facts))) == "note"
+    assert severity(no_gradient(history([2.0] * 300, facts))) == "note"
+    assert severity(no_gradient(history([2.0] * 301, facts))) is None
     assert no_gradient(history([2.3] * 2, facts)) is None
     unused = no_gradient(history([2.3] * 3, replace(facts, without_gradient=("fc3",))))
     assert (layer(unused), severity(unused)) == ("fc3", "note")
@@ -367,12 +370,17 @@ def test_linear_layers_in_a_row() -> None:
     assert severity(no_activation(history([1.9] * 301, facts))) == "note"
     assert no_activation(history([0.1] * 301, facts)) is None
     assert no_activation(history([2.3] * 301)) is None
+    assert no_activation(history([], facts, 301)) is None  # two nets of a GAN
 
 
 def test_not_updated() -> None:
-    outside = replace(TEN, without_optimizer=("fc1",))
+    outside = replace(TEN, without_optimizer=("fc1",), held=(2, 4))
     assert layer(not_updated(history(facts=outside))) == "fc1"
-    assert severity(not_updated(history([0.1], outside))) == "note"
+    assert severity(not_updated(history([2.3] * 29, outside))) == "note"
+    assert severity(not_updated(history([2.3] * 30, outside))) == "warning"
+    assert severity(not_updated(history([2.3] * 20 + [2.0] * 10, outside))) == "note"
+    none = not_updated(history(facts=replace(outside, held=(0, 4))))
+    assert none == Verdict("the optimizers hold none of the 4 trainable parameters")
     still = {"fc1": -3.0, "fc2": -INF}
     assert layer(not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 1.0}))) == "fc2"
     assert not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 0.0})) is None
@@ -483,6 +491,7 @@ def test_large_weights() -> None:
     assert severity(begun(0.2, 0.61)) == "note"
     assert severity(begun(0.2, 0.61, [3.0] * 30)) == "warning"
     assert severity(begun(0.2, 0.61, [3.0] * 20 + [2.6] * 10)) == "note"
+    assert severity(begun(0.2, 0.61, [3.0, 9.1])) == "warning"
     assert begun(0.2, 0.59) is None
     assert layer(begun(0.76, 0.61)) == "fc1"
     assert begun(0.2, 0.61, [1.19 * CHANCE]) is None  # trained before, perhaps

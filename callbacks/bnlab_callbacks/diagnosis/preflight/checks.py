@@ -87,7 +87,7 @@ class Measured:
     bad_gradients: list[str] = field(default_factory=list)  # parameters with a gradient that is not finite
     zero: dict[str, bool] = field(default_factory=dict)  # weights that are all 0 → whether they have a gradient
     constant: dict[str, float] = field(default_factory=dict)  # weights that all are one other number → that number
-    first: str | None = None  # the layer that is executed first
+    layer_order: list[str] = field(default_factory=list)  # trained layers in order of execution
     without_gradient: list[str] = field(default_factory=list)  # layers, in order of execution
     unused: list[str] = field(default_factory=list)  # trainable parameters without a gradient
     normalised: bool = False  # whether there are norms of any kind in the net
@@ -171,12 +171,12 @@ def gradients(m: Measured) -> Iterator[Check]:
         lost = any(words in m.failure for words in _NO_LOSS)
         advice = "return_the_loss" if lost else ""
         yield _check("no_gradient", "failing" if lost else "warning", None, None, None, m.failure, advice)
-    elif m.ratios and not any(m.ratios.values()) and not m.zero:
-        text = "all gradients are exactly 0: the loss does not depend on the weights"
+    elif m.layer_order and not any(m.ratios.values()) and not m.zero and not m.bad_gradients:
+        text = "all gradients are exactly 0, or there are none: the loss does not depend on the weights"
         yield _check("independent_loss", "failing", None, 0.0, None, text, "way_to_the_loss")
-    if m.unused and not m.failure:
+    if m.unused and m.ratios:
         text = f"{len(m.unused)} trainable parameters have no gradient: unused, or cut off from the loss"
-        grave = m.first in m.without_gradient
+        grave = m.layer_order[0] in m.without_gradient
         layer = (m.without_gradient or m.unused)[0]
         severity: Severity = "warning" if grave else "note"
         yield _check("no_gradient", severity, layer, len(m.unused), 0.0, text, "use_or_freeze")

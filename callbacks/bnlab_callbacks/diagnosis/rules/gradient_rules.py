@@ -102,14 +102,14 @@ def _mostly_zeros(history: History) -> bool:
 def no_gradient(history: History) -> Verdict | None:
     """Layers without a gradient in every step so far.
 
-    A warning where the net's first layer is among them, while the loss is above half of chance: the graph is cut
-    between it and the loss. Else a note: libraries' modules have branches that a task does not use (a pooler, an
-    auxiliary head), experts may get nothing, and target networks are run without a graph.
+    A warning where the net's first layer is among them, and the loss stays near chance: the graph is cut between it and
+    the loss. Else a note: the head alone may be trained on purpose, libraries' modules have branches that a task does
+    not use (a pooler, an auxiliary head), and experts may get nothing.
     """
     missing = history.facts.without_gradient
     if not missing or history.losses.count < _UNUSED_STEPS or len(missing) == len(history.facts.weights):
         return None
-    grave = missing[0] == next(iter(history.facts.weights), None) and history.unlearned()
+    grave = missing[0] == next(iter(history.facts.weights), None) and _stuck(history)
     return Verdict(
         f"{_these(missing)} had no gradient at all in {history.losses.count} steps",
         missing[0],
@@ -134,19 +134,29 @@ def zero_gradient(history: History) -> Verdict | None:
 
 
 def not_updated(history: History) -> Verdict | None:
-    """A trainable layer that no optimizer holds, or whose weights did not move for twenty steps.
+    """Trainable layers that no optimizer holds, or whose weights did not move for twenty steps.
 
-    A note where the loss is below half of chance: a part may be left out of the optimizer on purpose.
+    A warning where optimizers hold none of the trainable parameters, or where the loss stays near chance; else a note,
+    since a part may be left out of the optimizer on purpose.
     """
+    held, trainable = history.facts.held
+    if trainable and not held:
+        return Verdict(f"the optimizers hold none of the {trainable} trainable parameters")
     outside = history.facts.without_optimizer
     if outside:
-        return Verdict(f"no optimizer holds {_these(outside)}", outside[0], None if history.unlearned() else "note")
+        severity: Severity = "warning" if _stuck(history) else "note"
+        return Verdict(f"no optimizer holds {_these(outside)}", outside[0], severity)
     still = [layer for layer, move in history.now.of("update_ratio").items() if move == -math.inf]
     gradients = history.now.of("grad_rms")
     still = [layer for layer in still if gradients.get(layer, 0.0) > 0]
     if not still or not history.unlearned() or any(state.at_zero for state in history.facts.optimizers):
         return None
     return Verdict(f"the weights of {_these(still)} do not move, though there is a gradient", still[0])
+
+
+def _stuck(history: History) -> bool:
+    """Whether the loss of 30 steps does not fall, and is above nine tenths of chance, from step 300 on above half."""
+    return history.falls() is False and history.unlearned(0.5 if history.now.step >= _LATE else 0.9)
 
 
 def no_activation(history: History) -> Verdict | None:
@@ -157,7 +167,7 @@ def no_activation(history: History) -> Verdict | None:
     the loss is above nine tenths of chance.
     """
     pairs = history.facts.bare_pairs
-    if not pairs or not history.unlearned():
+    if not pairs or history.level() is None or not history.unlearned():
         return None
     severity: Severity = "warning" if history.now.step >= _LATE and history.unlearned(0.9) else "note"
     evidence = f"its outputs go into {pairs[0][1]} as they are: two linear layers in a row are one"

@@ -58,9 +58,9 @@ def frozen_layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def layers_without_optimizer(weights: Sequence[Weight], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
-    """Trainable layers that are in no optimizer's parameter groups."""
+    """Trainable layers that are in no optimizer's parameter groups; none where there are no optimizers to see."""
     held = {id(parameter) for optimizer in optimizers for parameter in _parameters(optimizer)}
-    return tuple(weight.layer for weight in weights if id(weight.parameter) not in held)
+    return tuple(weight.layer for weight in weights if id(weight.parameter) not in held) if optimizers else ()
 
 
 def fans(model: nn.Module, weights: Sequence[Weight]) -> dict[str, int]:
