@@ -68,6 +68,6 @@ if __name__ == "__main__":
         "bad, lent": diagnose(file.with_suffix(".bad_lent"), 7, lent=True, stop=True),
     }
     if RANK == 1:
-        run_watch.task_of = broken
+        run_watch.TaskReader.read = broken  # type: ignore[method-assign]
     found["broken"] = diagnose(file.with_suffix(".broken"), None)
     file.write_text(json.dumps(found))

@@ -155,8 +155,9 @@ class Observation:
         globals: quantities without a layer; `samples` in the batch. Of what the first layer gets: `input_mean`,
             `input_std`, `input_absmax`, and `input_unscaled`, 1 for what has no scale (one-hot, sound). Of the last
             layer: `last_absmax`. Of the outputs that the loss consumes: `output_std` (over the batch, mean over
-            columns), `explained` (share of the targets' variance, or of the loss of guessing), `outside` (share of
-            targets that the outputs cannot reach). Of the targets: `target_std`.
+            columns), `explained` (share of the loss of guessing on the targets so far), `r_squared` (of the variance of
+            the batch's targets), `outside` (share of targets that the outputs cannot reach). Of the targets:
+            `target_std`.
         bad_rank: the rank of the first loss since the last observation that was not finite.
     """
 

@@ -66,23 +66,31 @@ def non_finite_formula(history: History) -> Verdict | None:
 def exploding(history: History) -> Verdict | None:
     """Loss above 10 times where it began, and above 10 times that of guessing.
 
-    Not where outputs are no worse than twice a guess: then it is the targets of a batch that lie far out. Failing runs
-    pass it within 5 steps (1e4 to 1e18); healthy ones stay below 2.1 times. A classification that begins above 50 times
-    (healthy: 11 times at most) gets a warning: after unscaled inputs some nets recover.
+    Not for an error that one batch brings whose targets lie far out: below 10 times that again, and either the first
+    such loss, or of outputs that are no worse than twice a guess for that batch. Failing runs pass it within 5 steps
+    (1e4 to 1e18); healthy ones stay below 2.1 times. A classification that begins above 50 times (healthy: 11 times at
+    most) gets a warning: after unscaled inputs some nets recover.
     """
     scale, last = history.scale(), history.losses.last
     if scale is None or last is None or not math.isfinite(last):
         return None
     chance = history.facts.chance_loss
-    if last > _EXPLODED * scale and not history.now.globals.get("explained", -math.inf) > _WORSE:
+    numbers = history.facts.task.name in ("squared", "absolute")  # which may lie anywhere
+    if last > _EXPLODED * scale and not (numbers and _single(history, _EXPLODED * scale)):
         evidence = f"the loss is {last:.3g}, above {_EXPLODED:g} times the first losses"
         since = _began(history, lambda loss: loss > _EXPLODED * scale)
         return Verdict(evidence + _moved_before(history), grown_most(history), since=since)
-    numbers = history.facts.task.name in ("squared", "absolute")  # which may lie anywhere
     if chance is not None and last > INITIAL_LOSS * chance and not numbers:
         evidence = f"the loss is {last:.3g}, above {INITIAL_LOSS:g} times that of guessing, {chance:.3g}"
         return Verdict(evidence, grown_most(history), "warning")
     return None
+
+
+def _single(history: History, limit: float) -> bool:
+    """Whether a large error may be that of a single batch."""
+    last = history.losses.recent[-1]
+    known = history.now.globals.get("r_squared", -math.inf) > _WORSE
+    return last < _EXPLODED * limit and (known or history.losses.streak(lambda loss: loss > limit) == 1)
 
 
 def not_learning(history: History) -> Verdict | None:

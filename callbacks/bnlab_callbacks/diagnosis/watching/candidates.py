@@ -117,7 +117,7 @@ def _spreads(base: Candidate, outputs: Tensor, targets: Tensor) -> dict[str, Ten
     found = {"label_low": low, "label_high": high, "label_count": low.new_tensor(float(targets.numel()))}
     if len(outputs) > 1:
         found |= {"output_std": spread(outputs), "target_std": spread(targets)}
-        found["explained"] = r_squared(outputs, targets)
+        found["r_squared"] = r_squared(outputs, targets)
     if base.function:
         width = base.high - base.low if base.high < torch.inf and base.low > -torch.inf else 0.0
         found["outside"] = share_outside(targets, base.low, base.high, _SLACK * width)

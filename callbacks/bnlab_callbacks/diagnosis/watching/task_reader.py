@@ -13,7 +13,7 @@ from bnlab_callbacks.diagnosis.observations import KINDS, OUTPUTS, Task
 from bnlab_callbacks.diagnosis.watching.candidates import Candidate
 from bnlab_callbacks.statistics.baselines import Moments, binary_entropy, entropy, merged
 
-SEEN = ("explained", "output_std", "target_std", "outside")  # quantities of an observation
+SEEN = ("explained", "r_squared", "output_std", "target_std", "outside")  # quantities of an observation
 _SAME = 1e-3  # relative; half precision gives 1e-4 or so
 _RATIOS = 64  # that are kept
 _FEW = 8  # targets that tell nothing
@@ -66,8 +66,8 @@ class TaskReader:
             max(self.task.label_high, numbers["label_high"]),
             self.task.label_count + numbers["label_count"],
         )
-        if own > 0 and "own_loss" in numbers:
-            numbers["explained"] = 1 - numbers["own_loss"] / own
+        if own > 0:
+            numbers["explained"] = 1 - numbers.get("own_loss", numbers["value"]) / own
         return {name: numbers[name] for name in SEEN if name in numbers and math.isfinite(numbers[name])}
 
     def _factor(self, chosen: Candidate) -> float:
