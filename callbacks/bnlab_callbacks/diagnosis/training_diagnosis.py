@@ -57,12 +57,15 @@ class TrainingDiagnosis(Diagnostic):
     What was recorded is brought to the host in one copy and judged within 3 seconds; with `stop`, and on several ranks,
     at once (the first 20 steps, but for the first five, in fives). What is found is the same.
 
-    Prints a line when a finding begins, and one when it is over; at the end of `fit` a table of the layers. Writes, on
-    rank 0, `diagnosis.json` into the run's folder and, for TensorBoard loggers, the text `diagnosis`. Logs no scalars.
+    Prints a line when a finding begins, with what it explains, and one when it is over; at the end of `fit` one line,
+    or, where something is wrong, a table of the layers. Writes, on rank 0, `diagnosis.json` into the run's folder
+    (`diagnosis-2.json` if a run before has left one there; a resumed run goes on in its own) and, for TensorBoard
+    loggers, the text `diagnosis`. Logs no scalars.
 
-    With several ranks every rank comes to the same findings. Checkpoints hold them, so that a resumed run goes on with
-    them. Works with any module, optimizer and loss; what a rule needs and cannot be seen (activation functions that are
-    no modules, targets that are not of the batch) is listed as not checked.
+    With several ranks every rank comes to the same findings, and where a strategy starts processes of its own, the main
+    process has them too. Checkpoints hold them, so that a resumed run goes on with them. Works with any module,
+    optimizer and loss; what a rule needs and cannot be seen (activation functions that are no modules, targets that are
+    not of the batch) is listed as not checked.
 
     Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
     runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`,
@@ -73,8 +76,9 @@ class TrainingDiagnosis(Diagnostic):
     `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
 
     Attributes:
-        findings: what was found so far, the gravest first; also those that are over.
-        verdict: `failing`, `warning` or `healthy`, after what lasts.
+        findings: what was found so far, each cause before what it explains; also those that are over.
+        verdict: `failing`, `warning` or `healthy`, after what lasts; `unknown` where nothing can be told.
+        reason: why the verdict is unknown; None where it is not.
         not_checked: rule → why it could not be checked.
         advise: a function of an advice's stable key and its text (as in `Finding`), which gives the text to show, or
             None to leave that advice out; where it would leave out all that a finding advises, the texts stay. To be
@@ -90,7 +94,7 @@ class TrainingDiagnosis(Diagnostic):
             targets so far, where the loss is seen to compare outputs with targets.
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
             (`bnlab_callbacks.preflight`), and print what that says; some thirty passes over the batch.
-        summary: whether to print the table at the end.
+        summary: whether to print what the run was like at the end.
         folder: where `diagnosis.json` goes; None for the folder of the run's logger; without either none is written.
         enabled: False switches the callback off.
 
