@@ -69,6 +69,7 @@ class RecordFile(RunOutput):
         self.folder = folder
         self.format = format
         self._path = Path(_TABLE)
+        self._own = False  # whether the table at this path, if there is one, is this run's
         self._forget()
 
     def _forget(self) -> None:
@@ -82,14 +83,15 @@ class RecordFile(RunOutput):
     def begin(self, trainer: Trainer) -> None:
         """Find the folder; which table, is known when a checkpoint was loaded."""
         self._forget()
-        self._path = run_folder(trainer, self.folder) / _TABLE
+        self._own = logged_step(trainer) > 0  # the same Trainer trains on
+        self._path = run_folder(trainer, self.folder) / (self._path.name if self._own else _TABLE)
         if self.format == "parquet":
             self._to_parquet = _can_write_parquet()
 
     @keeps_training
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's own table, and mend what a kill left of it; a fresh run begins one of its own."""
-        if trainer.ckpt_path is None:
+        if not self._own and trainer.ckpt_path is None:
             self._path = self._path.with_name(free_name(self._path.parent, _TABLE, ".parquet"))
         elif self._path.exists():
             mend(self._path)
@@ -199,7 +201,7 @@ class RecordFile(RunOutput):
         """Go on where the checkpoint stopped."""
         self._know(state_dict["tags"])
         self._of_validation = set(state_dict["of_validation"])
-        self._path = self._path.with_name(state_dict.get("table", _TABLE))
+        self._path, self._own = self._path.with_name(state_dict.get("table", _TABLE)), True
 
 
 def _append(path: Path, lines: str) -> None:

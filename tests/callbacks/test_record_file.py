@@ -431,6 +431,12 @@ def test_a_fresh_run_leaves_the_table_of_another_alone_and_a_resumed_one_goes_on
     ]
     assert (tmp_path / "records.csv").read_bytes() == whole
     assert (steps("records.csv"), steps("records-2.csv")) == ([0, 1], [*range(6)])
+    run = trainer(RecordFile(str(tmp_path / "on")), *monitors(), max_epochs=1)
+    run.fit(Module(mlp()), loader())
+    run.fit_loop.max_epochs = 2
+    run.fit(run.lightning_module, loader())  # the same Trainer trains on
+    assert sorted(path.name for path in (tmp_path / "on").iterdir()) == ["dead_units.csv", "records.csv"]
+    assert steps("on/records.csv") == [*range(6)]
 
 
 def test_parquet_is_made_after_an_exception_and_csv_stays_if_that_fails(

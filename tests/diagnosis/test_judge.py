@@ -104,3 +104,10 @@ def test_the_last_loss_of_a_short_batch_is_no_last_word() -> None:
     judge.judge({4: 99.0}, {}, {})
     judge.close()
     assert [one.name for one in judge.findings] == ["exploding"]
+
+
+def test_a_name_of_several_rules_is_not_listed_as_unchecked_where_one_of_them_was_checked() -> None:
+    one, other = (Rule("twice", lambda seen: None, "note", (), (need,)) for need in ("grad_rms", "classes"))
+    judge = judge_of(one, other, Rule("once", lambda seen: None, "note", (), ("loss",)))
+    judge.observe(Observation(0, {"grad_rms": {"fc": 1.0}}))
+    assert judge.not_checked({}) == {"once": "training_step returns no loss"}

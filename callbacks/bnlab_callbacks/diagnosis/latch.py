@@ -84,8 +84,8 @@ class Latch:
         known = self.findings[-1] = replace(self.findings[-1], ended=None)
         if severity == known.severity:
             return None
-        self.findings[-1] = replace(finding, since=known.since)
         worse = SEVERITIES.index(severity) < SEVERITIES.index(known.severity)
+        self.findings[-1] = replace(finding, since=known.since, noticed=step if worse else known.noticed)
         return self.findings[-1] if worse else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.files import free_name
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
@@ -35,8 +34,9 @@ from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.judge import SHORT, Judge, chosen_rules
 from bnlab_callbacks.diagnosis.observations import Facts
+from bnlab_callbacks.diagnosis.outcome import Outcome
 from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.summary import FILE, brief, lines, to_dict, verdict_of, why_unknown
+from bnlab_callbacks.diagnosis.summary import FILE, brief, lines
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch, samples_or_places
@@ -131,14 +131,12 @@ class TrainingDiagnosis(Diagnostic):
         self.advise: Callable[[str, str], str | None] | None = None
         self.rules = chosen_rules(without, rules)
         self._handover = Handover()
-        self._handed: dict[str, Any] | None = None
         self._restart()
 
     @property
     def findings(self) -> list[Finding]:
         """What was found so far, each cause before what it explains; first what lasts, the gravest first."""
-        handed = self._handed_over()
-        return self._judge.findings if handed is None else [Finding.from_dict(one) for one in handed["findings"]]
+        return self._outcome.findings
 
     @property
     def facts(self) -> Facts:
@@ -148,34 +146,17 @@ class TrainingDiagnosis(Diagnostic):
     @property
     def verdict(self) -> str:
         """`failing`, `warning` or `healthy`, after what lasts; `unknown` where nothing can be told (see `reason`)."""
-        return verdict_of(self.findings, self._reason)
+        return self._outcome.verdict
 
     @property
     def reason(self) -> str | None:
         """Why the verdict is unknown; None where it is not."""
-        return self._reason if self.verdict == "unknown" else None
+        return self._outcome.reason
 
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        handed = self._handed_over()
-        return self._judge.not_checked(self._watch.failures) if handed is None else dict(handed["not_checked"])
-
-    @property
-    def _reason(self) -> str | None:
-        handed = self._handed_over()
-        if handed is not None:
-            return handed["reason"] if handed["verdict"] == "unknown" else None
-        return self._off or why_unknown(self._steps, self._judge.losses.count)
-
-    @property
-    def _steps(self) -> int:
-        return max(self._watch.optimizer_steps.values(), default=0)
-
-    def _handed_over(self) -> dict[str, Any] | None:
-        """The content of `diagnosis.json` of a run in another process that this one started."""
-        self._handed = self._handover.take() or self._handed
-        return self._handed
+        return self._outcome.not_checked
 
     def _restart(self) -> None:
         self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
@@ -188,13 +169,10 @@ class TrainingDiagnosis(Diagnostic):
         self._moment = Moment(0, 0)
         self._print: Callable[[str], None] = print
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
-        self._off: str | None = "no training was seen" if self.enabled else "it is switched off"
+        off = "no training was seen" if self.enabled else "it is switched off"
+        self._outcome = Outcome(self._judge, self._watch, self._handover, off)
         self._modules: list[str] = []
         self._in_batch = self._short = False
-        self._file = FILE
-        self._resumed = False
-        self._handed = None
-        self._handover.take()
 
     def _say(self, line: str) -> None:
         show(self._print, [line])
@@ -216,7 +194,7 @@ class TrainingDiagnosis(Diagnostic):
 
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is done, and let training go on; what was found until then stays."""
-        self._off = f"it was off: {reason.rstrip('.')}"
+        self._outcome.off = f"it was off: {reason.rstrip('.')}"
         super().give_up(reason)
 
     def close(self) -> None:
@@ -232,19 +210,20 @@ class TrainingDiagnosis(Diagnostic):
         """Put hooks on, before anything is compiled."""
         if not self.enabled:
             return
-        self._ended, self._print = False, trainer.print
+        self.active, self._ended, self._alone = True, False, trainer.world_size == 1
+        self._print, self._outcome.off = trainer.print, None
+        self._name_file(trainer)
         if sharding := sharding_strategy(trainer):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
-        else:
-            self.active, self._alone, self._off = True, trainer.world_size == 1, None
-            self._start(trainer, pl_module)
+        self._start(trainer, pl_module)
+
+    @keeps_training
+    def _name_file(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and (folder := self._place(trainer)) is not None:
+            self._outcome.name_file(folder, trainer.ckpt_path is not None)
 
     @keeps_training
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (folder := self._place(trainer)) is not None:
-            resumed = self._resumed or trainer.ckpt_path is not None
-            if not (resumed and (folder / self._file).exists()):
-                self._file = free_name(folder, FILE)
         self._watch.several = not pl_module.automatic_optimization
         self._watch.start(pl_module, publisher_of(trainer).recorders)
 
@@ -402,7 +381,8 @@ class TrainingDiagnosis(Diagnostic):
             return
         self._ended = True
         try:
-            self._judge.close(self._short)
+            if self.active:
+                self._judge.close(self._short)
             if trainer.is_global_zero:
                 self._publish(trainer)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
@@ -413,11 +393,9 @@ class TrainingDiagnosis(Diagnostic):
 
         Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
         """
-        last = next((seen for seen in reversed(self._judge.observations) if seen.values), None)
-        content = to_dict(self.findings, last, self._steps, self.not_checked, self._reason, self._modules)
-        self._handover.leave(content)
+        content = self._outcome.content(self._modules)
         if (folder := self._place(trainer)) is not None:
-            write_json(folder / self._file, content)
+            write_json(folder / self._outcome.file, content)
         if self.summary:
             show(trainer.print, ["", *brief(content)])
         if not is_trial(trainer):
@@ -440,11 +418,11 @@ class TrainingDiagnosis(Diagnostic):
 
     def state_dict(self) -> dict[str, Any]:
         """Findings and baselines; lists, texts, numbers and tensors only."""
-        return self._judge.state_dict() | {"recorder": self._watch.state_dict(), "file": self._file}
+        return self._judge.state_dict() | {"recorder": self._watch.state_dict(), "file": self._outcome.file}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._judge.load_state_dict(state_dict)
         older = {"optimizer_steps": {"0": self._judge.losses.count}}  # of before they were counted
         self._watch.load_state_dict(older | state_dict["recorder"])
-        self._file, self._resumed = state_dict.get("file", FILE), True
+        self._outcome.file, self._outcome.resumed = state_dict.get("file", FILE), True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND
 from bnlab_callbacks.diagnosis.rule import Rule
@@ -15,11 +15,11 @@ _REASONS = {
 }
 
 
-def unchecked(rules: Iterable[Rule], seen: Set[str], failures: Mapping[str, str | None]) -> dict[str, str]:
-    """Names of rules → why they could not be checked.
+def unchecked(rules: Sequence[Rule], seen: Set[str], failures: Mapping[str, str | None]) -> dict[str, str]:
+    """Names of rules → why they could not be checked, where no other rule of that name was that needs anything.
 
     Args:
-        rules: all of them.
+        rules: all of them, to be gone through more than once.
         seen: quantities that were recorded at least once, and `loss`, `classes`.
         failures: what quantities begin with (`act_`) → why their monitor is off; None where it is not.
     """
@@ -33,4 +33,5 @@ def unchecked(rules: Iterable[Rule], seen: Set[str], failures: Mapping[str, str 
             known = [_REASONS[need] for need in needs if need in _REASONS]
             off = [why for prefix, why in failures.items() if why and any(need.startswith(prefix) for need in needs)]
             found[rule.name] = [*known, *off, NOTHING_OF_THE_KIND][0]
-    return found
+    checked = {rule.name for rule in rules if rule.needs and seen >= {*rule.needs}}
+    return {name: why for name, why in found.items() if name not in checked}
