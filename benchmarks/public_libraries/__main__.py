@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--callbacks", type=Path, default=ROOT / "callbacks", help="where bnlab_callbacks lies")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for the fits of a library")
     parser.add_argument("--install-limit", type=float, default=600, help="seconds for pip")
+    parser.add_argument("--verdicts", action="store_true", help="with the callbacks alone, in about half the time")
     options = parser.parse_args()
     unknown = set(options.libraries) - REQUIREMENTS.keys()
     if unknown:
@@ -43,7 +44,7 @@ def main() -> None:
         options.out.write_text("", encoding="utf-8")
     for library in options.libraries or REQUIREMENTS:
         with _folder(options.envs) as folder:
-            new = rows_of(library, folder, options.callbacks, options.limit, options.install_limit)
+            new = rows_of(library, folder, options)
         rows += new
         print(*table(new), sep="\n", flush=True)
         if options.out:
@@ -62,23 +63,24 @@ def _folder(given: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def rows_of(library: str, folder: Path, callbacks: Path, limit: float, install_limit: float) -> list[Row]:
+def rows_of(library: str, folder: Path, options: argparse.Namespace) -> list[Row]:
     """Its fits; what went wrong, if so, is the last row."""
     try:
-        python = python_of(library, folder, install_limit)
+        python = python_of(library, folder, options.install_limit)
     except InstallError as error:
         return [Row(library, error=str(error))]
     out, log = folder / f"{library}.jsonl", folder / f"{library}.log"
     out.write_text("", encoding="utf-8")
     command = [python, "-m", "benchmarks.public_libraries.run", library, "--out", out]
-    paths = os.pathsep.join((str(ROOT), str(callbacks.resolve())))
+    command += ["--verdicts"] if options.verdicts else []
+    paths = os.pathsep.join((str(ROOT), str(options.callbacks.resolve())))
     trouble = None
     with log.open("w", encoding="utf-8") as output:
         try:
             environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-            subprocess.run(command, stdout=output, stderr=output, env=environment, timeout=limit, check=True)
+            subprocess.run(command, stdout=output, stderr=output, env=environment, timeout=options.limit, check=True)
         except subprocess.TimeoutExpired:
-            trouble = f"not ready after {limit:.0f} s"
+            trouble = f"not ready after {options.limit:.0f} s"
         except subprocess.CalledProcessError as error:
             said = reason(log.read_text(encoding="utf-8", errors="replace"))
             trouble = f"ended with status {error.returncode}: {said}"

@@ -21,6 +21,7 @@ class Row:
     verdict: str = ""
     findings: list[dict[str, Any]] = field(default_factory=list)
     not_checked: dict[str, str] = field(default_factory=dict)
+    compared: bool = False  # it was made without the callbacks too
     repeatable: bool = False  # the run without callbacks leaves the same bits twice
     same_weights: bool = False
     same_random: bool = False
@@ -58,19 +59,21 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     """How many fits there were, with an alarm, with other bits; CPU time as a ratio."""
     made = [row for row in rows if row.verdict and not row.error]
     alarmed, failing = [row for row in made if row.alarms], [row for row in made if row.verdict == "failing"]
-    repeatable = [row for row in made if row.repeatable]
-    other = [row for row in repeatable if not (row.same_weights and row.same_random)]
     yield (
         f"{len(made)} fits of {len({row.library for row in made})} libraries: {len(alarmed)} with a warning or worse "
         f"at some time, {sum(row.verdict != 'healthy' for row in made)} at the end, {len(failing)} failing at the end"
     )
+    compared = [row for row in made if row.compared]
+    if not compared:
+        return
+    repeatable = [row for row in compared if row.repeatable]
+    other = [row for row in repeatable if not (row.same_weights and row.same_random)]
     yield (
         f"other weights or random states with the callbacks than without: {len(other)} of the {len(repeatable)} that "
         "are the same twice without them"
     )
-    without, watched = (sum(getattr(row, name) for row in made) for name in ("seconds_without", "seconds_with"))
-    if without:
-        yield f"CPU time: {without:.0f} s without, {watched:.0f} s with ({watched / without:.2f} times)"
+    without, watched = (sum(getattr(row, name) for row in compared) for name in ("seconds_without", "seconds_with"))
+    yield f"CPU time: {without:.0f} s without, {watched:.0f} s with ({watched / max(without, 1e-9):.2f} times)"
 
 
 def _line(row: Row) -> str:
@@ -78,8 +81,9 @@ def _line(row: Row) -> str:
     if not row.verdict:
         return f"{head}: not run: {row.error}"
     losses = "" if row.first_loss is None else f", loss {row.first_loss:.4g} → {row.last_loss:.4g}"
-    bits = "not repeatable" if not row.repeatable else "same bits" if row.same_weights else "OTHER WEIGHTS"
-    bits += "" if row.same_random or not row.repeatable else ", OTHER RANDOM STATE"
-    seconds = f"{row.seconds_without:.1f} → {row.seconds_with:.1f} s"
-    trouble = f", {row.error}" if row.error else ""
-    return f"{head}: {row.verdict}; {row.steps} steps{losses}; {bits}; {seconds}{trouble}"
+    said = [row.verdict, f"{row.steps} steps{losses}"]
+    if row.compared:
+        bits = "not repeatable" if not row.repeatable else "same bits" if row.same_weights else "OTHER WEIGHTS"
+        bits += "" if row.same_random or not row.repeatable else ", OTHER RANDOM STATE"
+        said += [bits, f"{row.seconds_without:.1f} → {row.seconds_with:.1f} s"]
+    return f"{head}: {'; '.join(said)}" + (f", {row.error}" if row.error else "")

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("library")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="fits whose name has this in it")
+    parser.add_argument("--verdicts", action="store_true", help="with the callbacks alone")
     options = parser.parse_args()
     torch.set_num_threads(1)  # sums over threads may differ from run to run
     warnings.simplefilter("ignore")
@@ -29,7 +30,8 @@ def main() -> None:
         os.chdir(folder)
         for name, train in library.FITS.items():
             if options.only in name:
-                for row in both_ways(options.library, version(library.DISTRIBUTION), name, train):
+                release = version(library.DISTRIBUTION)
+                for row in both_ways(options.library, release, name, train, options.verdicts):
                     print(row.to_json(), file=out, flush=True)
         os.chdir("/")
 

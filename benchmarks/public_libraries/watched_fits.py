@@ -24,7 +24,7 @@ CALLBACKS = "GradientMonitor,ActivationMonitor,EpochTimer,TrainingDiagnosis"
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
-@dataclass
+@dataclass(eq=False)
 class Fit:
     """What one call of `Trainer.fit` left."""
 
@@ -42,34 +42,40 @@ class Fit:
         return self.weights, self.random
 
 
-def both_ways(library: str, version: str, name: str, train: Callable[[], object]) -> list[Row]:
-    """A row for each fit that `train` makes; it is called without and with the callbacks.
+def both_ways(library: str, version: str, name: str, train: Callable[[], object], verdicts: bool) -> list[Row]:
+    """A row for each fit that `train` makes; it is called without the callbacks (not if `verdicts` only) and with them.
 
     Where that leaves other bits, it is called without them once more, which tells whether the library's own training is
     the same twice.
     """
-    plain, watched = _fits(train, ""), _fits(train, CALLBACKS)
+    plain, watched = [] if verdicts else _fits(train, ""), _fits(train, CALLBACKS)
     if not watched:
         return [Row(library, version, name, error="no fit was made")]
+    if verdicts:
+        return [_filled(Row(library, version, _label(name, watched, fit)), fit) for fit in watched]
     plain += [Fit(error="not made without the callbacks") for _ in watched[len(plain) :]]
     same = all(fit.bits == other.bits for fit, other in zip(watched, plain, strict=False))
     again = plain if same else _fits(train, "")
     rows = []
     for number, fit in enumerate(watched):
-        row = Row(library, version, name if len(watched) == 1 else f"{name} {number + 1}")
-        row.repeatable = number < len(again) and again[number].bits == plain[number].bits
-        rows.append(_filled(row, fit, plain[number]))
+        row = _filled(Row(library, version, _label(name, watched, fit)), fit)
+        row.compared, row.repeatable = True, number < len(again) and again[number].bits == plain[number].bits
+        row.same_weights, row.same_random = fit.weights == plain[number].weights, fit.random == plain[number].random
+        row.seconds_without, row.error = round(plain[number].seconds, 2), row.error or plain[number].error
+        rows.append(row)
     return rows
 
 
-def _filled(row: Row, fit: Fit, plain: Fit) -> Row:
+def _label(name: str, fits: list[Fit], fit: Fit) -> str:
+    return name if len(fits) == 1 else f"{name} {fits.index(fit) + 1}"
+
+
+def _filled(row: Row, fit: Fit) -> Row:
     tenth = max(1, len(fit.losses) // 10)
     if fit.losses:
         row.first_loss, row.last_loss = np.mean(fit.losses[:tenth]).item(), np.mean(fit.losses[-tenth:]).item()
     row.steps = fit.steps
-    row.same_weights, row.same_random = fit.weights == plain.weights, fit.random == plain.random
-    row.seconds_without, row.seconds_with = round(plain.seconds, 2), round(fit.seconds, 2)
-    row.error = fit.error or plain.error
+    row.seconds_with, row.error = round(fit.seconds, 2), fit.error
     diagnosis = next((one for one in fit.callbacks if type(one).__name__ == "TrainingDiagnosis"), None)
     if diagnosis is None:
         row.error = row.error or "the Trainer did not take the callbacks: is bnlab-callbacks installed?"

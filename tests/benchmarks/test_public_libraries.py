@@ -43,7 +43,7 @@ def test_a_fit_that_hides_its_trainer_is_run_with_and_without_the_callbacks(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BNLAB_CALLBACKS", "")
     original = Trainer.fit
-    (row,) = both_ways("library", "1.0", "linear", train)
+    (row,) = both_ways("library", "1.0", "linear", train, verdicts=False)
     assert (row.verdict, row.error, row.steps) == ("healthy", None, 20)
     assert row.repeatable
     assert row.same_weights
@@ -52,16 +52,19 @@ def test_a_fit_that_hides_its_trainer_is_run_with_and_without_the_callbacks(
     assert row.last_loss is not None
     assert row.last_loss < row.first_loss / 2
     assert Trainer.fit is original
+    (alone,) = both_ways("library", "1.0", "linear", train, verdicts=True)
+    assert (alone.verdict, alone.findings, alone.last_loss) == (row.verdict, row.findings, row.last_loss)
+    assert not alone.compared
 
 
 def test_a_call_without_a_fit_and_one_that_raises_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNLAB_CALLBACKS", "")
-    assert [row.error for row in both_ways("library", "1.0", "nothing", lambda: None)] == ["no fit was made"]
+    assert [row.error for row in both_ways("library", "1.0", "nothing", lambda: None, False)] == ["no fit was made"]
 
     def breaks() -> None:
         raise ValueError("no weights here")
 
-    (row,) = both_ways("library", "1.0", "broken", breaks)
+    (row,) = both_ways("library", "1.0", "broken", breaks, False)
     assert row.error == "ValueError: no weights here"
     assert list(table([row])) == ["library 1.0 broken: not run: ValueError: no weights here"]
 
@@ -81,10 +84,12 @@ def test_a_row_is_the_same_after_json() -> None:
 
 
 def test_the_table_and_its_counts() -> None:
-    fine = Row("a", "1", "b", 10, 1.0, 0.5, "healthy", repeatable=True, same_weights=True, same_random=True)
-    ended = Row("a", "1", "c", 10, verdict="healthy", findings=[FINDING | {"ended": 7}], repeatable=True)
+    fine = Row("a", "1", "b", 10, 1.0, 0.5, "healthy", compared=True)
+    fine.repeatable = fine.same_weights = fine.same_random = True
+    ended = Row("a", "1", "c", 10, verdict="healthy", findings=[FINDING | {"ended": 7}])
+    ended.compared = ended.repeatable = True
     failing = Row("d", "2", "e", 10, verdict="failing", findings=[FINDING | {"severity": "note"}, FINDING])
-    fine.seconds_without, fine.seconds_with = 2.0, 3.0
+    fine.seconds_without, fine.seconds_with, failing.seconds_with = 2.0, 3.0, 4.0
     assert list(table([fine, ended])) == [
         "a 1 b: healthy; 10 steps, loss 1 → 0.5; same bits; 2.0 → 3.0 s",
         "a 1 c: healthy; 10 steps; OTHER WEIGHTS, OTHER RANDOM STATE; 0.0 → 0.0 s",

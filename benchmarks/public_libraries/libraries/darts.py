@@ -21,10 +21,10 @@ def waves() -> TimeSeries:
     return Scaler().fit_transform(TimeSeries.from_values(values.astype(np.float32)))
 
 
-def _fit(model: Callable[..., Any], epochs: int = 20, **options: Any) -> None:
+def _fit(kind: Callable[..., Any], epochs: int = 20, /, **options: Any) -> None:
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    window = {} if model is RNNModel else {"output_chunk_length": 7}
-    made = model(input_chunk_length=28, n_epochs=epochs, random_state=0, pl_trainer_kwargs=quiet, **window, **options)
+    window = {} if kind is RNNModel else {"output_chunk_length": 7}
+    made = kind(input_chunk_length=28, n_epochs=epochs, random_state=0, pl_trainer_kwargs=quiet, **window, **options)
     made.fit(waves())
 
 

@@ -14,6 +14,7 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summa
 
 def cells(accessible: bool = False) -> AnnData:
     """Counts (400, 80) of genes, or 0 and 1 for regions."""
+    scvi.settings.seed = 0  # cells are split by it, not by numpy's state
     kind = np.random.randint(0, 3, 400)
     rates = np.exp(np.random.randn(3, 80))[kind] * np.random.lognormal(0, 0.3, (400, 1))
     counts = np.random.poisson(rates).astype(np.float32)
