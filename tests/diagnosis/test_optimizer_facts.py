@@ -53,6 +53,7 @@ def test_a_model_that_no_optimizer_holds_is_looked_at_until_one_does() -> None:
     watch.before_step(optimizer, recorded=True)
     assert watch.facts()["coverage"].held == 34
     assert OptimizerWatch(model, []).facts()["coverage"] is None
+    assert OptimizerWatch().facts() == {"optimizers": (), "coverage": None, "resting": ()}
 
 
 def test_the_rate_is_the_largest_of_the_groups_that_train() -> None:
@@ -66,6 +67,21 @@ def test_the_rate_is_the_largest_of_the_groups_that_train() -> None:
     assert learning_rate(optimizer) is None
     model.requires_grad_(False)
     assert learning_rate(optimizer) is None
+
+
+def test_a_group_with_a_rate_of_zero_beside_others_rests() -> None:
+    model = parts()
+    groups: list[dict[str, Any]] = [
+        {"params": list(model[0].parameters()), "lr": 0.0},
+        {"params": model[2].parameters()},
+    ]
+    optimizer = SGD(groups, 0.1)
+    watch = OptimizerWatch(model, [optimizer])
+    watch.begin_step(0)
+    assert watch.facts()["resting"] == ("0",)
+    optimizer.param_groups[1]["lr"] = 0.0  # a schedule's, then
+    watch.begin_step(1)
+    assert watch.facts()["resting"] == ()
 
 
 def test_rates_of_a_run_that_fall_to_nothing() -> None:

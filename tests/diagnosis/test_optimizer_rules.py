@@ -93,6 +93,15 @@ def test_a_warm_up_by_epochs_that_begins_at_nothing() -> None:
     assert stepped_by_epoch(seen(state, step=19)) is None
     assert stepped_by_epoch(seen(state, step=20, run=2501)) is None  # an epoch of more than ten
     assert stepped_by_epoch(seen(state._replace(nothing_since=None), step=20)) is None
+    rises = state._replace(rate=9e-5, highest=9e-5, nothing_since=None)
+    verdict = stepped_by_epoch(seen(rises, step=250))
+    assert verdict is not None
+    assert verdict.evidence == (
+        "the learning rate is 9e-05 at step 250 of 500, and still rises to 0.001: LambdaLR is stepped once an epoch"
+    )
+    assert stepped_by_epoch(seen(rises, step=249)) is None
+    assert stepped_by_epoch(seen(rises._replace(highest=1e-4), step=250)) is None
+    assert stepped_by_epoch(seen(rises._replace(rate=1e-4, highest=1e-4), step=250)) is None
 
 
 def test_annealed_once_an_epoch_or_after_each_batch() -> None:
@@ -274,6 +283,7 @@ def test_weights_that_a_schedule_holds_where_they_are() -> None:
     assert judged(at_zero._replace(highest=0.0)) is not None  # no schedule: the rate itself is 0
     assert judged(at_zero) is None
     assert judged(at_zero._replace(highest=0.0, schedule=ONE_CYCLE)) is None
+    assert not_updated(history(facts=Facts(resting=("fc1",)), **still)) is None
 
 
 def test_batches_of_one() -> None:

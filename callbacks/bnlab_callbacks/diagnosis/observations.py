@@ -107,6 +107,7 @@ class Facts:
         rescaled: those of them right before a norm that cancels their scale.
         optimizers: each as it was when the step began.
         coverage: how much of the model they hold.
+        resting: layers of an optimizer's groups with a learning rate of 0, beside others.
         samples: that the present step is made of.
         run_steps: optimizer steps that the run is to have.
         epoch_steps: optimizer steps of an epoch.
@@ -135,6 +136,7 @@ class Facts:
     rescaled: frozenset[str] = frozenset()
     optimizers: tuple[OptimizerState, ...] = ()
     coverage: Coverage | None = None
+    resting: tuple[str, ...] = ()
     samples: int | None = None
     run_steps: int | None = None
     epoch_steps: int | None = None

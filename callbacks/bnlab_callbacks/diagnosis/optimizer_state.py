@@ -57,7 +57,11 @@ class OptimizerState(NamedTuple):
     @property
     def held_back(self) -> bool:
         """Whether a schedule has held the rate below half of its base so far, as a warm-up does."""
-        return self.base is not None and self.highest < 0.5 * self.base
+        return self.held_back_to(0.5)
+
+    def held_back_to(self, share: float) -> bool:
+        """Whether it has held it below a share of its base."""
+        return self.base is not None and self.highest < share * self.base
 
     @property
     def at_zero(self) -> bool:

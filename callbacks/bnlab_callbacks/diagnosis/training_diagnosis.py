@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from bnlab_callbacks.core.guard import keeps_training
@@ -161,7 +161,7 @@ class TrainingDiagnosis(Diagnostic):
     def _restart(self) -> None:
         self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
-        self._optimizers = OptimizerWatch(nn.Module(), ())
+        self._optimizers = OptimizerWatch()
         self._layers: LayerWatch | None = None
         self._samples: int | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
@@ -202,7 +202,7 @@ class TrainingDiagnosis(Diagnostic):
         super().close()
         self._watch.stop()
         self._facts_then.clear()
-        self._optimizers = OptimizerWatch(nn.Module(), ())
+        self._optimizers = OptimizerWatch()
         self._layers = None
         self._print = print  # not the Trainer's, which it would keep alive
 

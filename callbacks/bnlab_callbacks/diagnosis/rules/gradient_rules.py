@@ -148,7 +148,7 @@ def not_updated(history: History) -> Verdict | None:
         return Verdict(f"no optimizer holds {_these(outside)}", outside[0], severity)
     still = [layer for layer, move in history.now.of("update_ratio").items() if move == -math.inf]
     gradients = history.now.of("grad_rms")
-    still = [layer for layer in still if gradients.get(layer, 0.0) > 0]
+    still = [layer for layer in still if gradients.get(layer, 0.0) > 0 and layer not in history.facts.resting]
     if not still or not history.unlearned() or any(state.at_zero for state in history.facts.optimizers):
         return None
     return Verdict(f"the weights of {_these(still)} do not move, though there is a gradient", still[0])

@@ -19,14 +19,15 @@ _LONG = 300  # steps of a run that is no trial
 _MANY = 5.0  # × the epochs
 _NEAR = 0.05
 _LEFT, _LASTED, _AT_ZERO = 0.2, 0.1, 10
-_WAITS = 20
+_WAITS, _TENTH = 20, 0.1
 
 
 def stepped_by_epoch(history: History) -> Verdict | None:
     """A schedule made for optimizer steps that makes a step at the end of an epoch, as Lightning does by default.
 
-    It reaches its largest rate at twice the run's number of steps or later; or it began at nothing (below a
-    ten-thousandth of its rate), and is still there after 20 steps of a run of up to ten epochs.
+    It reaches its largest rate at twice the run's number of steps or later; it rises, and half of the run has not
+    brought it to a tenth of its base; or it began at nothing (below a ten-thousandth of it), and is still there after
+    20 steps of a run of up to ten epochs.
     """
     run, epoch = history.facts.run_steps, history.facts.epoch_steps
     for state, schedule in _scheduled(history):
@@ -38,6 +39,9 @@ def stepped_by_epoch(history: History) -> Verdict | None:
             return Verdict(
                 f"{_rate(state, history, run)}, scheduled to reach its peak{_of(schedule)} at step {peak:,}: {each}"
             )
+        rises = state.began is not None and state.began < state.rate == state.highest
+        if rises and state.held_back_to(_TENTH) and 2 * history.now.step >= run:
+            return Verdict(f"{_rate(state, history, run)}, and still rises to {state.base:.3g}: {each}")
         if state.nothing_since == history.first.step and history.now.step >= _WAITS and run <= 10 * epoch:
             return Verdict(f"{_rate(state, history, run)}, and has been so from the first one on: {each}")
     return None

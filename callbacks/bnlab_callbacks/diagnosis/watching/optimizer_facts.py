@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
+from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
 from bnlab_callbacks.diagnosis.watching.task import tensors_of
@@ -24,27 +25,34 @@ class OptimizerWatch:
     """Follows a run's optimizers; what is to be read is read in recorded steps only.
 
     Args:
-        model: the model.
+        model: the model; None for none yet.
         optimizers: all that train it.
         schedules: (scheduler, whether it makes a step at the end of an epoch, at one of how many ends).
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], schedules: Sequence[tuple[Any, bool, int]] = ()
+        self,
+        model: nn.Module | None = None,
+        optimizers: Sequence[Optimizer] = (),
+        schedules: Sequence[tuple[Any, bool, int]] = (),
     ) -> None:
         self.cleared = ClearedGradients()
         self._model = model
         self._optimizers = list(optimizers)
-        known = {id(getattr(one, "optimizer", None)): schedule_of(one, *when) for one, *when in schedules}  # type: ignore[arg-type]
+        known = {
+            id(getattr(scheduler, "optimizer", None)): schedule_of(scheduler, by_epoch, every)
+            for scheduler, by_epoch, every in schedules
+        }
         self._states = [
             OptimizerState(
                 type(one).__name__, schedule=known.get(id(one)), own=_own(one), lost_epsilon=lost_epsilon(one)
             )
             for one in self._optimizers
         ]
-        self._coverage = coverage(model, self._optimizers)
-        alone = self._optimizers and not self._coverage.held
-        trainable = [one for one in model.parameters() if one.requires_grad] if alone else []
+        self._resting: tuple[str, ...] = ()
+        self._coverage = coverage(model, self._optimizers) if model is not None and optimizers else None
+        alone = model is not None and self._coverage is not None and not self._coverage.held
+        trainable = [one for one in model.parameters() if one.requires_grad] if model is not None and alone else []
         self._versions = [(one, one._version) for one in trainable]
 
     def begin_step(self, step: int) -> None:
@@ -53,6 +61,9 @@ class OptimizerWatch:
             _at(step, state, learning_rate(one), base_rate(one))
             for state, one in zip(self._states, self._optimizers, strict=True)
         ]
+        resting = {id(parameter) for one in self._optimizers for parameter in at_rest(one)}
+        weights = find_weights(self._model) if resting and self._model is not None else ()
+        self._resting = tuple(weight.layer for weight in weights if id(weight.parameter) in resting)
 
     def before_step(self, optimizer: Optimizer, recorded: bool) -> None:
         """An optimizer step is about to be made, of gradients that are there."""
@@ -66,10 +77,12 @@ class OptimizerWatch:
             state._replace(uncleared=self.cleared.uncleared(one))
             for state, one in zip(self._states, self._optimizers, strict=True)
         ]
-        return {"optimizers": tuple(states), "coverage": self._coverage if self._optimizers else None}
+        return {"optimizers": tuple(states), "coverage": self._coverage, "resting": self._resting}
 
     def _look_at_coverage(self) -> None:
         """Only while no optimizer holds anything that trains: else there is nothing to say."""
+        if self._model is None or self._coverage is None:
+            return
         self._coverage = coverage(self._model, self._optimizers)._replace(
             moved=any(one._version != version for one, version in self._versions),
             reached=self._coverage.reached or any(one.grad is not None for one, _ in self._versions),
@@ -119,6 +132,16 @@ def learning_rate(optimizer: Optimizer) -> float | None:
     """The largest of an optimizer's groups that train anything; None where some rate is not to be read on the host."""
     rates = [_number(group.get("lr")) for group in optimizer.param_groups if _trains(group)]
     return None if None in rates else max((rate for rate in rates if rate is not None), default=None)
+
+
+def at_rest(optimizer: Optimizer) -> list[Tensor]:
+    """Parameters of groups with a learning rate of 0, where other groups have another one: they are meant to rest."""
+    rates = [_number(group.get("lr")) for group in optimizer.param_groups]
+    if not any(rates):
+        return []
+    return [
+        one for group, rate in zip(optimizer.param_groups, rates, strict=True) if rate == 0 for one in group["params"]
+    ]
 
 
 def base_rate(optimizer: Optimizer) -> float | None:
