@@ -30,8 +30,12 @@ MEETINGS = {
     **dict.fromkeys(("mul", "__mul__", "__rmul__", "multiply"), "product"),
     **dict.fromkeys(("gather", "__getitem__", "take_along_dim"), "choice"),
 }
+# whose other tensors lend shape or type alone, and whose first does, too; not so noise, which a net may have to find
+_LIKE_THE_FIRST = ("type_as", "expand_as", "view_as", "reshape_as", "to")
+_OUT_OF_NOTHING = ("zeros_like", "ones_like", "full_like", "empty_like")
 _MET = 4  # meetings by hand that are kept at most: what a net does with its inputs meets them as well
-_NODES = 400  # of a loss's graph that are looked at
+_NODES = 100  # of a loss's graph that are looked at
+_SHORT = 32  # of them in a row
 _LINEAR = ("Mul", "Div", "Mean", "Sum", "Neg", "View", "Squeeze", "Unsqueeze", "ToCopy", "Reshape", "Select", "Expand")
 
 
@@ -108,34 +112,39 @@ class LossWatch:
         if how is not None:
             self._note_loss(how, args, kwargs, out)
             return
-        given = list(_tensors(args, kwargs))
-        if not given:
+        outs = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
+        if not outs:
             return
-        weights = any(isinstance(tensor, nn.Parameter) for tensor in given)
-        of_net = [tensor for tensor in given if tensor.requires_grad and tensor.grad_fn is not None]
+        given = _tensors(args, kwargs)
+        weights, of_net = False, None
+        for tensor in given:
+            if _is_weight(tensor):
+                weights = True
+            elif of_net is None and tensor.requires_grad and not tensor.is_leaf:
+                of_net = tensor
         if isinstance(out, Tensor) and out.requires_grad:
-            if weights and (of_net or any(not isinstance(tensor, nn.Parameter) for tensor in given)):
+            if weights and not all(map(_is_weight, given)):
                 self._met.clear()  # a layer of the net, which goes on
-            elif of_net and not weights:
-                self._note_meeting(getattr(function, "__name__", ""), of_net[0], given, out)
+            elif of_net is not None and not weights:
+                self._note_meeting(getattr(function, "__name__", ""), of_net, given, out)
             return
         if function is torch.broadcast_tensors:  # it gives each back
-            for tensor, origin in zip(out, map(self._origin, given), strict=True):
-                if origin is not None:
-                    self._mark(tensor, origin)
-            return
-        origins = [self._origin(tensor) for tensor in given[:1] if _like_the_first(function)] or [
-            self._origin(tensor) for tensor in given
-        ]
-        if weights or of_net or False in origins:
-            pure = False
-        elif True in origins and not _out_of_nothing(function):
-            pure = True
+            made: list[bool | None] = [self._origin(tensor) for tensor in given]
+        elif weights or of_net is not None:
+            made = [False] * len(outs)
         else:
-            return
-        for tensor in [out] if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ():
-            if isinstance(tensor, Tensor):
+            made = [self._origin_of_all(function, given)] * len(outs)
+        for tensor, pure in zip(outs, made, strict=True):
+            if pure is not None and isinstance(tensor, Tensor):
                 self._mark(tensor, pure)
+
+    def _origin_of_all(self, function: Callable[..., Any], given: Sequence[Tensor]) -> bool | None:
+        """The origin of what is made of tensors without gradients."""
+        name = getattr(function, "__name__", "")
+        if name in _OUT_OF_NOTHING or name.startswith("new_"):
+            return None
+        origins = [self._origin(tensor) for tensor in (given[:1] if name in _LIKE_THE_FIRST else given)]
+        return False if False in origins else True if True in origins else None
 
     def take(self, loss: Tensor) -> list[Consumed]:
         """What this loss comes from, the surest first; keeps nothing of it."""
@@ -146,7 +155,7 @@ class LossWatch:
         found = []
         for call in [*losses, *reversed(met)]:
             node = call.result.grad_fn
-            if node is None or not (node in nodes or call.result is loss):
+            if node is None or node not in nodes:
                 continue
             before = line[: line.index(node)] if node in line else None
             names = [one.name().split("Backward")[0] for one in before or ()]
@@ -183,23 +192,19 @@ class LossWatch:
         return made[1] if made is not None and made[0]() is tensor else None
 
 
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    for value in (*args, *kwargs.values()):
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple | list):
-            yield from (each for each in value if isinstance(each, Tensor))
+            found += [each for each in value if isinstance(each, Tensor)]
+    return found
 
 
-def _like_the_first(function: Callable[..., Any]) -> bool:
-    """Whether the other tensors lend shape or type alone."""
-    return getattr(function, "__name__", "") in ("type_as", "expand_as", "view_as", "reshape_as", "to")
-
-
-def _out_of_nothing(function: Callable[..., Any]) -> bool:
-    """Whether even the first lends shape or type alone; not so noise, which a net may be asked for."""
-    name = getattr(function, "__name__", "")
-    return name in ("zeros_like", "ones_like", "full_like", "empty_like") or name.startswith("new_")
+def _is_weight(tensor: Tensor) -> bool:
+    """Whether it is a parameter; asked of subclasses alone, since the question costs more than all others."""
+    return type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)
 
 
 def _may_be_target(how: str, output: Tensor, target: Tensor) -> bool:
@@ -222,8 +227,10 @@ def _graph(root: Any) -> Iterator[Any]:
 
 
 def _line(root: Any) -> Iterator[Any]:
-    """The nodes from the root on as long as each has one that follows."""
-    while root is not None:
+    """The nodes from the root on as long as each has one that follows; a loss is short."""
+    for _ in range(_SHORT):
+        if root is None:
+            return
         yield root
         following = [node for node, _ in root.next_functions if node is not None]
         root = following[0] if len(following) == 1 else None
@@ -243,7 +250,7 @@ def reach_of(output: Tensor) -> tuple[str, float, float] | None:
                 return "softmax of one", 1.0, 1.0
             return "softmax of the batch" if result.ndim > 1 and dim % result.ndim == 0 else "softmax", 0.0, 1.0
         if name in _REACH:
-            return (_REACH[name][0], *_REACH[name][1:])
+            return _REACH[name]
         if not name.startswith(_VIEWS):
             return None
     return None
