@@ -100,6 +100,8 @@ class FunctionMode(TorchFunctionMode):
 
     def leave(self) -> None:
         """See nothing more; harmless when repeated."""
+        if not self._wanted:
+            return
         self._wanted = False
         self._hooks.take_off()
         self.put(False)

@@ -76,11 +76,9 @@ def collapsed_output(history: History) -> Verdict | None:
     that of guessing, and the outputs do not grow apart (1.5-fold in ten looks), as those of a last layer that begins at
     zero do. Failing runs with weights of N(0, 1e-4²): 1e-8.
     """
-    spread, size = history.now.globals.get("output_std"), 1.0
-    task = history.facts.task
-    if task.name in ("squared", "absolute"):
-        size = history.now.globals.get("target_std", 0.0)
-    known = task.kind or history.facts.chance_loss is not None
+    seen = history.now.globals
+    spread, size = seen.get("output_std"), seen.get("target_std", 1.0)
+    known = history.facts.task.kind or history.facts.chance_loss is not None
     if spread is None or not known or not spread < COLLAPSED * size or not history.unlearned():
         return None
     before = [seen.globals["output_std"] for seen in history.observations if "output_std" in seen.globals][-10:]

@@ -72,7 +72,7 @@ def candidates(consumed: Sequence[Consumed]) -> list[Candidate]:
 def _base(one: Consumed, kind: str, certain: bool) -> Candidate:
     reach = reach_of(one.output) or ("", -torch.inf, torch.inf)
     function, low, high = reach
-    linear = one.linear or not certain
+    linear = (one.linear and one.single) or not certain
     return Candidate(kind, certain, linear, one.root, function=function, low=low, high=high)
 
 
@@ -135,12 +135,14 @@ def _absolute(output: Tensor, target: Tensor) -> Tensor:
 def _known_numbers(kind: str, loss: Callable[..., Tensor], *names: str) -> Callable[[Consumed], list[Candidate]]:
     def read(one: Consumed) -> list[Candidate]:
         options = _options(one, *names)
+        if one.options.get("weight") is not None:
+            return []
 
         def of(output: Tensor, target: Tensor) -> Tensor:
             shape = (output - target).shape
             return loss(output.expand(shape), target.expand(shape), **options)
 
-        found = _of_numbers(one, kind, of, True)
+        found = _of_numbers(one, kind, of, one.single)
         return [] if found is None else [found]
 
     return read
@@ -257,6 +259,8 @@ def _binary(one: Consumed) -> list[Candidate]:
     base.values = numbers | {"count": count, "label_count": labels, "ones": targets.clamp(0, 1).mean(0)}
     if len(outputs) > 1:
         base.values["output_std"] = spread(outputs)
+    if len(outputs) > 1 and not logits:  # which have no size of their own
+        base.values["target_std"] = spread(targets)
     if logits:
         base.values["probabilities"] = own.new_tensor(float(base.function == "sigmoid"))
     return [base]

@@ -48,6 +48,7 @@ class Consumed(NamedTuple):
         target: without a gradient; the batch's, or made of that.
         options: of the loss function.
         linear: whether the loss is a multiple of what the call gave, a mean or a sum of it.
+        single: whether the call gave one number; what is made of several may be a mean over some.
         root: whether it is the square root of that.
         samples: in the batch.
     """
@@ -57,6 +58,7 @@ class Consumed(NamedTuple):
     target: Tensor
     options: Mapping[str, Any]
     linear: bool
+    single: bool
     root: bool
     samples: int
 
@@ -161,7 +163,9 @@ class LossWatch:
             names = [one.name().split("Backward")[0] for one in before or ()]
             root = "Sqrt" in names
             linear = before is not None and all(name.startswith((*_LINEAR, "Sqrt")) for name in names)
-            found.append(Consumed(call.how, call.output, call.target, call.options, linear, root, samples))
+            found.append(
+                Consumed(call.how, call.output, call.target, call.options, linear, call.result.ndim == 0, root, samples)
+            )
         return found
 
     def _note_loss(self, how: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:

@@ -275,7 +275,7 @@ class RunWatch:
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.before_backward()
-        if self._loss is None:
+        if self._loss is None and (self.recording or self.several):
             self._close(loss, math.nan if scaled else accumulated)
 
     def _raw_backward(self, loss: Tensor) -> None:

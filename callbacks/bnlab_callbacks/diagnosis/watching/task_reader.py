@@ -15,6 +15,7 @@ from bnlab_callbacks.statistics.baselines import Moments, binary_entropy, entrop
 
 SEEN = ("explained", "r_squared", "output_std", "target_std", "outside")  # quantities of an observation
 _SAME = 1e-3  # relative; half precision gives 1e-4 or so
+_NEAR = 1.5  # times, of a loss and the term that it is mainly made of
 _RATIOS = 64  # that are kept
 _FEW = 8  # targets that tell nothing
 _BALANCED = 0.98  # of ln C, from which classes count as equally frequent
@@ -50,7 +51,8 @@ class TaskReader:
         own = self._own_chance(chosen, numbers)
         factor = self._factor(chosen)
         chance = math.sqrt(own) if chosen.root and own > 0 else own * factor
-        chance = chance if chance > 0 and _explains(chosen, loss) else math.nan
+        alone = chosen.linear or (bool(chosen.classes) and sum(one.certain for one in candidates) == 1)
+        chance = chance if chance > 0 and alone and _explains(chosen, loss) else math.nan
         self.task = Task(
             KINDS.index(chosen.kind),
             chance,
@@ -122,6 +124,6 @@ def _explains(one: Candidate, loss: float) -> bool:
     if not (math.isfinite(loss) and math.isfinite(value)):
         return one.certain
     if one.certain:
-        return one.linear or 0.5 * value < loss < 2 * value
+        return one.linear or value < _NEAR * loss < _NEAR * _NEAR * value
     factors = (factor * half for factor in one.sizes for half in (1.0, 0.5))
     return any(math.isclose(loss, sign * value * factor, rel_tol=_SAME) for factor in factors for sign in (1, -1))
