@@ -23,10 +23,11 @@ class GradientMonitor(Monitor):
     The gradient is the effective one: averaged over accumulated batches and over ranks, free of the loss scale, before
     clipping. A layer is a parameter with two or more dimensions (weights of linear, convolution, embedding, recurrent
     and attention layers; neither biases nor the scales of norms: a bias before batch norm has a gradient of rounding
-    noise that looks like a vanishing one). Layers whose gradient is None are not logged. All values are computed in
-    float32 or wider.
+    noise that looks like a vanishing one), or one of weights that lie flat in one dimension (e3nn, escnn). Layers whose
+    gradient is None are not logged; those that are set free later are from then on. All values are computed in float32
+    or wider.
 
-    Logs, for each layer, `NN` being its place in the order of execution:
+    Logs, for each layer, `NN` being its place in the order of execution (the next number, if it was set free later):
 
     - `grad_mean_abs/<NN>_<layer>`: ‖g‖₁/n, the "mean gradients" of Schilling 2016, figures 7.6 ff.
     - `grad_mean/<NN>_<layer>`: Σg/n

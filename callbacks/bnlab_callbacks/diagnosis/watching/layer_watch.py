@@ -46,6 +46,7 @@ class LayerWatch:
         self._by_id = {id(weight.parameter): weight for weight in self._weights}
         self._modules = {weight.layer: modules[weight.module] for weight in self._weights}
         self._parameters = list(self._model.parameters())
+        self._unseen = list(self._weights)  # which no loss has shown yet
         self.scales.clear()
         self.scales.update(weight.layer for weight in self._weights if not is_layer(*self._place(weight)))
         self.bare_pairs: list[tuple[str, str]] = []
@@ -63,12 +64,15 @@ class LayerWatch:
             self._find()  # lazy layers have their shapes by now
         self._traces += 1
         graph = LossGraph(loss)
+        self._unseen = [weight for weight in self._unseen if not graph.holds(weight.parameter)]
+        if not self._unseen:
+            self._traces = _TRACES
         for weight in self._weights:
             enters = None if multiplies(self._modules[weight.layer]) else graph.multiplies(weight.parameter)
             if enters is not None:
                 (self.scales.discard if enters else self.scales.add)(weight.layer)
         linear = {w.layer: w.parameter for w in self._weights if isinstance(self._modules[w.layer], nn.Linear)}
-        self.bare_pairs += graph.bare_pairs(linear)
+        self.bare_pairs = list(dict.fromkeys([*self.bare_pairs, *graph.bare_pairs(linear)]))
 
     def look(self, optimizer: Optimizer) -> None:
         """Note which of an optimizer's layers have a gradient, before it makes its step."""
