@@ -258,6 +258,26 @@ def test_a_target_network_rests_also_where_it_runs_first() -> None:
     assert found.found("no_gradient") == found.found("not_updated") == []
 
 
+def test_parts_are_named_by_execution() -> None:
+    class Backwards(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.ModuleDict({name: nn.Linear(20, 20) for name in ("d", "c", "b", "a")}))
+            self.net["a"].requires_grad_(False)  # type: ignore[index]
+            self.net["b"].requires_grad_(False)  # type: ignore[index]
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            x = batch[0]
+            for name in ("a", "b", "c", "d"):
+                x = torch.tanh(self.net[name](x))  # type: ignore[index]
+            return x.square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    forgotten, frozen = preflight(Backwards(), batch()).found("not_updated")
+    assert (forgotten.layer, frozen.layer) == ("net.c.weight", "net.a")
+
+
 def test_activations_that_work_in_place() -> None:
     net = nn.Sequential(
         nn.Linear(20, 20), nn.ReLU(inplace=True), nn.Linear(20, 20), nn.Hardswish(inplace=True), nn.Linear(20, 5)

@@ -133,7 +133,8 @@ def _look_at_step(
     twin = step.twin({})
     hooks = FlowHooks(twin)
     weights = list(find_weights(twin))
-    order = ForwardOrder({weight.module: twin.get_submodule(weight.module) for weight in weights}.items())
+    holders = {weight.module: twin.get_submodule(weight.module) for weight in find_weights(twin, frozen=True)}
+    order = ForwardOrder(holders.items())
     order.gate.open = True
     constant = constant_layers(twin)
     watch = LayerWatch(twin, constant)
@@ -150,6 +151,7 @@ def _look_at_step(
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         m.layers, m.failure = hooks.finish(), text
         return
+    m.frozen = tuple(order.sort([(name, name) for name in m.frozen]))
     sorted_layers = order.sort([(weight.layer, weight.module) for weight in weights])
     layers = [layer for layer in sorted_layers if layer not in watch.scales]
     m.constant = {layer: constant[layer] for layer in layers if constant.get(layer)}
@@ -193,7 +195,9 @@ def _leave_copies_out(m: Measured, weights: list[Weight]) -> None:
     rest = set(resting(idle, shapes.keys() - idle, shapes))
     places = {modules[layer] for layer in rest}
     m.unused = [name for name in m.unused if name.rpartition(".")[0] not in places]
-    m.not_optimized = [name for name in m.not_optimized if name.rpartition(".")[0] not in places]
+    order = {modules[layer]: place for place, layer in enumerate(m.layer_order)}
+    held_out = [name for name in m.not_optimized if name.rpartition(".")[0] not in places]
+    m.not_optimized = sorted(held_out, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
     m.without_gradient = [layer for layer in m.without_gradient if layer not in rest]
     m.layer_order = [layer for layer in m.layer_order if layer not in rest]
 
