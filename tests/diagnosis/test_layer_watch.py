@@ -19,15 +19,16 @@ def definition(pairs: Any) -> list[str]:
 
 
 def test_copies_of_trained_parts_rest() -> None:
-    shapes = {
-        "online.0.fc": (2, 3),
-        "target.0.fc": (2, 3),
-        "online.1.fc": (2, 3),
-        "head": (2, 3),
-        "target.2.fc": (4, 3),
-    }
-    idle = ["target.0.fc", "head", "target.2.fc", "online.1.fc"]
-    assert list(resting(idle, ["online.0.fc"], shapes)) == ["target.0.fc"]  # numbers tell blocks apart, not copies
+    def idle(*layers: str, **shapes: tuple[int, int]) -> list[str]:
+        every = {name.replace("_", "."): shape for name, shape in shapes.items()}
+        return list(resting(layers, every.keys() - set(layers), every))
+
+    nets = {"online_0_fc": (2, 3), "online_1_fc": (3, 3), "target_0_fc": (2, 3), "target_1_fc": (3, 3), "head": (2, 3)}
+    assert idle("target.0.fc", "target.1.fc", "head", **nets) == ["target.0.fc", "target.1.fc"]
+    assert idle("target.0.fc", **nets) == []  # a part of it only
+    assert idle("target.0.fc", "target.1.fc", **nets | {"target_1_fc": (3, 4)}) == []  # an actor and its critic
+    assert idle("net.target.fc", net=(2, 2), net_online_fc=(2, 2), net_target_fc=(2, 2)) == ["net.target.fc"]
+    assert idle("net.0", net_0=(2, 2), net_2=(2, 2)) == []  # numbers tell layers apart, not copies
 
 
 def test_what_has_no_gradient_or_optimizer_is_known_by_execution() -> None:

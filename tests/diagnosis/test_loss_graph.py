@@ -36,6 +36,8 @@ W, GAIN, VECTOR, FLAT = parameter(3, 4), parameter(5, 4), parameter(1, 4), param
         (lambda: F.linear(X * GAIN, torch.ones(3, 4)), GAIN, False),
         (lambda: F.linear(X + GAIN, torch.ones(3, 4)), GAIN, False),  # positions
         (lambda: F.linear(X * VECTOR, torch.ones(3, 4)), VECTOR, False),
+        (lambda: (X * GAIN)[None] @ X.T[None].contiguous(), GAIN, False),
+        (lambda: X[None] @ (X * GAIN)[None].transpose(1, 2), GAIN, False),  # a gain of attention's keys
         (lambda: torch.exp(W).sum(0) * X, W, False),
         (lambda: X, W, None),  # not there
     ],
@@ -72,8 +74,13 @@ def test_inside_of_a_checkpoint_nothing_is_known() -> None:
     assert LossGraph(Own.apply(gain).sum()).multiplies(gain) is None  # type: ignore[no-untyped-call]
     hidden = checkpoint(lambda x: F.linear(x, W), inputs, use_reentrant=True)
     assert LossGraph(hidden.sum()).multiplies(W) is None
-    assert not LossGraph(hidden.sum()).whole
-    assert LossGraph(F.linear(X, W).sum()).whole
+
+
+def test_of_a_part_of_a_graph_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab_callbacks.diagnosis.watching.loss_graph._MOST_NODES", 2)
+    graph = LossGraph(F.linear(X, W).square().sum())
+    assert graph.multiplies(W) is None
+    assert not graph.holds(W)
 
 
 def test_gains_are_multiplied_or_are_scales_of_norms() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.weights import Weight, find_weights, is_layer, multiplies
 from bnlab_callbacks.diagnosis.watching.inventory import frozen_layers, layers_without_optimizer
 from bnlab_callbacks.diagnosis.watching.loss_graph import LossGraph
@@ -101,6 +100,8 @@ class LayerWatch:
             [len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups],
             len(self._with),
             len(self._without),
+            len(self.scales),
+            len(self.bare_pairs),
         )
         if state != self._state:
             self._state = state
@@ -128,24 +129,30 @@ class LayerWatch:
 
 
 def resting(idle: Iterable[str], at_work: Iterable[str], shapes: Mapping[str, Any]) -> Iterator[str]:
-    """Idle layers that are copies of layers at work in another part of the net: of target and momentum networks.
+    """Idle layers of parts that are copies of parts at work, as target and momentum networks are.
 
-    A copy has the same shape and the same name, but for one word that is no number and not the layer's own:
-    `target.0.fc` of `online.0.fc`, not `net.0` of `net.2`.
+    A copy is idle as a whole, and each of its layers has the shape and the name of one at work, but for one word that
+    is no number and not the layer's own: `target.0.fc` and `online.0.fc`, not `net.0` and `net.2`.
 
     Args:
         idle: layers without a gradient or an optimizer.
         at_work: layers with both.
         shapes: layer → its shape.
     """
-    forms = {(form, shapes[layer]) for layer in at_work for form in _forms(layer)}
-    for layer in idle:
-        if any((form, shapes[layer]) in forms for form in _forms(layer)):
-            yield layer
+    idle, at_work, parts = set(idle), set(at_work), [layer.split(".") for layer in shapes]
+    for layer in sorted(idle):
+        words = layer.split(".")
+        for place in (place for place, word in enumerate(words[:-1]) if not word.isdecimal()):
+            copy = [part for part in parts if part[: place + 1] == words[: place + 1]]
+            beside = {part[place] for part in parts if part[:place] == words[:place] and len(part) > place}
+            if any(all(_twins(part, place, name, idle, at_work, shapes) for part in copy) for name in beside):
+                yield layer
+                break
 
 
-def _forms(layer: str) -> Iterator[tuple[str, ...]]:
-    words = clean_name(layer).split(".")
-    for place, word in enumerate(words[:-1]):
-        if not word.isdecimal():
-            yield (*words[:place], "", *words[place + 1 :])
+def _twins(
+    part: list[str], place: int, name: str, idle: Set[str], at_work: Set[str], shapes: Mapping[str, Any]
+) -> bool:
+    """Whether a layer is idle, and the one with `name` as its word at this place is at work and has its shape."""
+    layer, twin = ".".join(part), ".".join([*part[:place], name, *part[place + 1 :]])
+    return layer in idle and twin in at_work and shapes[twin] == shapes[layer]

@@ -17,12 +17,12 @@ _SHAPES = re.compile(
 # linear in each operand: what a weight may pass before it is multiplied, in masks, mixtures and sampled weights
 _LINEAR = ("Add", "Sub", "Rsub", "Mul", "Div", "Neg")
 # → the operand that is the weight
-_PRODUCTS = {
+_PRODUCTS: dict[str, int | None] = {
     "Addmm": 2,
     "Mm": 1,
-    "Bmm": 1,
-    "Baddbmm": 2,
-    "Addbmm": 2,
+    "Bmm": None,  # of two signals, or as `einsum` puts it
+    "Baddbmm": None,
+    "Addbmm": None,
     "Mv": 0,
     "Addmv": 1,
     "Linear": 1,
@@ -47,14 +47,12 @@ class LossGraph:
     def __init__(self, loss: Tensor) -> None:
         self._users: dict[Any, list[tuple[Any, int]]] = defaultdict(list)  # node → what it goes into, as which operand
         self._leaves: dict[int, Any] = {}  # id of a parameter → its node
-        self.whole = True  # whether all of it could be seen
         waiting: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
         seen = set(waiting)
         while waiting:
             node = waiting.pop()
             if node.name() == "torch::autograd::AccumulateGrad":
                 self._leaves[id(node.variable)] = node
-            self.whole = self.whole and not _is_closed(node)
             for operand, (source, _) in enumerate(node.next_functions):
                 if source is None:
                     continue
@@ -63,7 +61,7 @@ class LossGraph:
                     seen.add(source)
                     waiting.append(source)
             if len(seen) > _MOST_NODES:
-                self.whole = False
+                self._leaves.clear()  # of a part nothing could be said
                 break
 
     def holds(self, parameter: Tensor) -> bool:
@@ -91,7 +89,7 @@ class LossGraph:
                 name = kind(user)
                 if name in _PRODUCTS:
                     is_weight = operand == _PRODUCTS[name]
-                    if (as_it_is and is_weight) or (not vector and (as_it_is or is_weight)):
+                    if (as_it_is and (is_weight or not vector)) or (is_weight and not vector):
                         return True
                     continue
                 known = known and not _is_closed(user)
