@@ -17,7 +17,6 @@ FLOORS = ({"core"}, {"statistics"}, {"recorders"}, {"replica"}, {"diagnosis"}, {
 FLOORS_OF_DIAGNOSIS = (
     {"findings", "optimizer_state"},
     {"observations"},
-    {"rule"},
     {"rules"},
     {"causes"},
     {"latch", "summary"},

@@ -6,8 +6,8 @@ from typing import Any
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.judge import Judge
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 NAN = math.nan
 
@@ -110,4 +110,6 @@ def test_a_name_of_several_rules_is_not_listed_as_unchecked_where_one_of_them_wa
     one, other = (Rule("twice", lambda seen: None, "note", (), (need,)) for need in ("grad_rms", "classes"))
     judge = judge_of(one, other, Rule("once", lambda seen: None, "note", (), ("loss",)))
     judge.observe(Observation(0, {"grad_rms": {"fc": 1.0}}))
-    assert judge.not_checked({}) == {"once": "training_step returns no loss"}
+    assert judge.not_checked({}) == {
+        "once": "no loss was seen: training_step returns none, and none was traced to its backward pass"
+    }

@@ -19,7 +19,6 @@ from bnlab_callbacks.diagnosis.observations import (
     Observation,
     Task,
 )
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.activation_rules import (
     collapsed_output,
     dead_units,
@@ -56,6 +55,7 @@ from bnlab_callbacks.diagnosis.rules.loss_rules import (
     non_finite_formula,
     not_learning,
 )
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 CHANCE = math.log(10)
 NAN, INF = math.nan, math.inf
@@ -303,9 +303,16 @@ def test_vanishing_and_vanishing_with_depth_share_the_ground() -> None:
 def test_only_the_first_layer_s_gradient_shows_that_gradients_vanish() -> None:
     size = {"fc1": 1.0, "fc2": 1.0}
     assert vanishing(history(grad_rms={"fc1": 1e-3, "fc2": 9e-7}, weight_rms=size)) is None  # a branch that begins at 0
-    first = Observation(0, {"grad_rms": {"fc1": 2e-7, "fc2": 1e-3}, "weight_rms": size})
-    assert vanishing(history(first=first, grad_rms={"fc1": 7e-7, "fc2": 1e-3}, weight_rms=size)) is None  # it grows
-    assert layer(vanishing(history(first=first, grad_rms={"fc1": 5e-7, "fc2": 1e-3}, weight_rms=size))) == "fc1"
+
+    def after(*gradients: float) -> Verdict | None:
+        seen = [
+            Observation(at, {"grad_rms": {"fc1": g, "fc2": 1e-3}, "weight_rms": size}) for at, g in enumerate(gradients)
+        ]
+        return vanishing(replace(history(), observations=seen, first=seen[0]))
+
+    assert after(2e-7, 7e-7) is None  # it grows
+    assert layer(after(2e-7, 5e-7)) == "fc1"
+    assert layer(after(1e-9, *[7e-7] * 10)) == "fc1"  # it has grown, and does no more
     small = history([1e-4], Facts(), grad_rms={"fc1": 2e-10, "fc2": 1e-7}, weight_rms=size)
     assert vanishing(small) is None  # of a small loss
 

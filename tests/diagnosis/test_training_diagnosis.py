@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from bnlab.cli.main import main
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.diagnosis.findings import Verdict
-from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
 from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder
@@ -130,7 +130,7 @@ def test_probabilities_taken_for_logits(tmp_path: Path) -> None:
 
 
 def test_inputs_far_from_standard_and_weights_all_equal(tmp_path: Path) -> None:
-    assert "inputs_not_standardised" in found(fit(tmp_path, Net(net(), lr=1e-4), batches(100.0), max_epochs=1))
+    assert "inputs_not_standardised" in found(fit(tmp_path, Net(net(), lr=1e-7), batches(100.0), max_epochs=1))
     module = Net(net())
     nn.init.constant_(module.net.fc1.weight, 0.1)  # type: ignore[union-attr, arg-type]
     assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.fc1"
@@ -142,7 +142,8 @@ def test_steps_that_are_too_small_and_weights_that_are_too_large(tmp_path: Path)
     module = Net(net(nn.Linear(20, 20), nn.ReLU()))
     for large in (module.net.more0, module.net.out):  # √20 · 2 = 8.9, and a first loss that shows it
         nn.init.normal_(large.weight, std=2.0)  # type: ignore[union-attr, arg-type]
-    assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.more0"
+    large = next(one for one in fit(tmp_path, module, max_epochs=1).findings if one.name == "poor_initialisation")
+    assert (large.layer, large.severity) == ("net.more0", "note")  # it may train yet
     for parameter in module.parameters():
         nn.init.zeros_(parameter) if parameter.ndim > 1 else nn.init.ones_(parameter)
     assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.fc1"

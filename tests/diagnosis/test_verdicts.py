@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis, diagnose_text, show_text
 from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.summary import brief, lines, to_dict
 from tests.diagnosis.small_runs import Net, batches, fit, net
 from tests.helpers.silent_trainer import trainer_in

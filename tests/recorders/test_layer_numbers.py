@@ -15,6 +15,7 @@ class Everything:
     """A reader of all steps and layers."""
 
     update_ratio = True
+    changed_before = 0
 
     def __init__(self) -> None:
         self.steps: list[GradientStep] = []

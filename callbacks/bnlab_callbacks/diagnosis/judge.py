@@ -13,6 +13,7 @@ from bnlab_callbacks.diagnosis.causes import by_cause
 from bnlab_callbacks.diagnosis.findings import Advice, Advise, Finding, advised
 from bnlab_callbacks.diagnosis.latch import Announcer, Latch
 from bnlab_callbacks.diagnosis.observations import (
+    OF_THE_FIRST_BATCH,
     EarlyChanges,
     Facts,
     History,
@@ -21,9 +22,9 @@ from bnlab_callbacks.diagnosis.observations import (
     Observation,
     Task,
 )
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.fitting_advice import fitting, is_kaiming
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.unchecked import unchecked
 from bnlab_callbacks.statistics.losses import not_finite
 
@@ -190,7 +191,7 @@ class Judge:
             self.observations.pop()
         self.observations.append(observation)
         first = _first(self.first, observation)
-        missing = {*first.values, *first.globals} - {*observation.values, *observation.globals}
+        missing = {*first.values, *first.globals} - {*observation.values, *observation.globals} - OF_THE_FIRST_BATCH
         latches = [latch for latch in self._latches if missing.isdisjoint(latch.rule.needs)]
         history = self._history(self.observations, first)
         self._broken = False

@@ -9,7 +9,7 @@ from typing import Any
 from bnlab_callbacks.diagnosis.causes import headline
 from bnlab_callbacks.diagnosis.findings import SEVERITIES, Advice, Finding, Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _CALM = 10  # steps without a verdict that end a finding, at least
 _ENOUGH = 5  # observations in a row that show that something lasts, however far apart they are

@@ -16,6 +16,7 @@ _FIRST_LOSSES = 5  # whose largest is the scale of a loss before anything is lea
 _MOST_UPDATES = 128  # that are kept
 _WARMING_UP = 1.5  # times
 _LATELY, _ENOUGH = 10, 5  # steps, observations
+OF_THE_FIRST_BATCH = {"input_mean", "input_std", "input_absmax", "input_unscaled"}  # recorded once
 _LEAST_SCALE = 3.0  # of a loss that is not known
 
 

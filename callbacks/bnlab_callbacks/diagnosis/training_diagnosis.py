@@ -35,7 +35,7 @@ from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.judge import SHORT, Judge, chosen_rules
 from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.outcome import Outcome
-from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, brief, lines
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch

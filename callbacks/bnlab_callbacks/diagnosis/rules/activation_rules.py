@@ -8,8 +8,8 @@ from itertools import takewhile
 
 from bnlab_callbacks.diagnosis.findings import Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import COLLAPSED, standardised
 
 _DEAD, _DEAD_WARNING, _DEAD_FROM, _STUCK_FROM = 0.5, 0.8, 20, 100

@@ -6,8 +6,8 @@ import math
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import FEW_SAMPLES, FEW_VALUES
 from bnlab_callbacks.statistics.losses import not_finite
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.activation_rules import ACTIVATION_RULES
 from bnlab_callbacks.diagnosis.rules.batch_norm_rules import BATCH_NORM_RULES
 from bnlab_callbacks.diagnosis.rules.gradient_rules import GRADIENT_RULES
@@ -11,6 +10,7 @@ from bnlab_callbacks.diagnosis.rules.learning_rate_rules import LEARNING_RATE_RU
 from bnlab_callbacks.diagnosis.rules.loss_rules import LOSS_RULES
 from bnlab_callbacks.diagnosis.rules.optimizer_rules import OPTIMIZER_RULES
 from bnlab_callbacks.diagnosis.rules.precision_rules import PRECISION_RULES
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.schedule_rules import SCHEDULE_RULES
 from bnlab_callbacks.diagnosis.rules.task_rules import TASK_RULES
 

@@ -6,8 +6,8 @@ import math
 
 from bnlab_callbacks.diagnosis.findings import Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History, Observation
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import SPREAD, VANISHED
 
 _UNUSED_STEPS = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _ALL_BUT = 2 / 3
 _GAIN, _FIRST_LOSS, _TREBLED = 3.0, 1.2, 3.0

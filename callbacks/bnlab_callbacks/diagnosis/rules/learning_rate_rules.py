@@ -12,8 +12,8 @@ from statistics import median_low
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History, Observation, median_layer
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _PEAK = 3.0
 _LARGE_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import INITIAL_LOSS
 from bnlab_callbacks.statistics.losses import not_finite
 

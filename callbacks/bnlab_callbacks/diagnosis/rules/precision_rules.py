@@ -11,8 +11,8 @@ from statistics import fmean
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.statistics.losses import not_finite
 
 _STUCK, _STUCK_LOOKS = 0.1, 15

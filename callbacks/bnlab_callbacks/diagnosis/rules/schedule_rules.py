@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.optimizer_state import OptimizerState, Schedule
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _BEYOND = 2.0  # × the run
 _LONG = 300  # steps of a run that is no trial

@@ -10,8 +10,8 @@ from statistics import fmean
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _FROM, _NOTHING, _SOMETHING = 300, 0.02, 0.3
 _FALLS = 0.95

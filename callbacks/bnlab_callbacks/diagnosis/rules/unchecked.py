@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND
-from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _REASONS = {
     "loss": "no loss was seen: training_step returns none, and none was traced to its backward pass",
