@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.fault_matrix.healthy import half_precision
 from benchmarks.fault_matrix.more_nets import BINARY, MORE, VALUES, WIDE
 from benchmarks.fault_matrix.nets import NETS, deep
 from benchmarks.fault_matrix.setup import Kind, Setup
@@ -152,7 +153,7 @@ def output(activation: nn.Module) -> Callable[[Setup], None]:
 
     def inject(run: Setup) -> None:
         assert isinstance(run.net, nn.Sequential)
-        run.net.add_module("bounded", copy.deepcopy(activation))
+        run.net.add_module("out_act", copy.deepcopy(activation))
 
     return inject
 
@@ -188,20 +189,24 @@ def wrong_sign(run: Setup) -> None:
     run.loss = lambda outputs, targets: -loss(outputs, targets)
 
 
-def sixteen_bits(precision: str) -> Callable[[Setup], None]:
-    """Weights of 16 bits, and nothing else changed."""
-
-    def inject(run: Setup) -> None:
-        run.trainer["precision"] = precision
-
-    return inject
+def logits_as_log_probabilities(run: Setup) -> None:
+    """Logits given to a loss that takes log-probabilities."""
+    run.loss = F.nll_loss
 
 
 _GROWS = frozenset({"exploding", "non_finite", "learning_rate_too_high"})
 _DEPTH = frozenset({"vanishing", "vanishing_with_depth", "collapsed_output", "poor_initialisation"})
-_TRIVIAL = frozenset({"not_learning"})  # the loss stays where the best constant output has it, or above
+_TRIVIAL = frozenset({"not_learning"})  # no better than the best constant output
 _UNREACHABLE = _TRIVIAL | {"unreachable_targets"}
+_FAR_TARGETS = _GROWS | _UNREACHABLE | {"learning_rate_too_low", "dead_units", "collapsed_output"}
+_BROADCAST = _TRIVIAL | {"broadcast_loss"}
+_NOT_BINARY = frozenset({"targets_not_binary"})
+_ALL_EQUAL = frozenset({"labels_all_equal", "zero_loss"})
+_INDEPENDENT = frozenset({"independent_loss", "no_gradient", "collapsed_output"})  # the loss does not see the net
+_NEGATED = frozenset({"negated_loss"})
+_NO_LOGARITHMS = frozenset({"not_log_probabilities"})
 _ROUNDED = frozenset({"updates_lost_to_rounding"})
+_UNDERFLOW = frozenset({"epsilon_underflow"})
 _NORM_NETS = tuple(name for name in IMAGE_NETS if ALL_NETS[name].batch_norm)
 _ONE_OUTPUT = (*IMAGE_NETS, *VALUES, *BINARY)
 
@@ -252,20 +257,13 @@ FAULTS: dict[str, Kind] = {
     "ReLU on the output, targets < 0": Kind(
         relu_below_zero, _UNREACHABLE | {"dead_units", "no_gradient", "collapsed_output"}, tuple(VALUES)
     ),
-    "targets + 1000": Kind(
-        far_targets,
-        _GROWS | _UNREACHABLE | {"targets_not_standardised", "learning_rate_too_low", "dead_units", "collapsed_output"},
-        tuple(VALUES),
-    ),
-    "(N, 1) against (N,)": Kind(broadcast, _TRIVIAL | {"broadcast_loss"}, tuple(VALUES)),
-    "labels 1 and 2": Kind(labels(lambda y: y + 1), frozenset({"targets_not_binary"}), tuple(BINARY)),
-    "labels all equal": Kind(labels(torch.ones_like), frozenset({"labels_all_equal", "zero_loss"}), tuple(BINARY)),
-    "softmax over one output": Kind(
-        output(nn.Softmax(1)), frozenset({"no_gradient", "independent_loss", "collapsed_output"}), tuple(BINARY)
-    ),
-    "sign of the loss": Kind(wrong_sign, frozenset({"negated_loss"}), ("mlp", "cnn_bn", *VALUES, *BINARY)),
-    "bf16 weights": Kind(sixteen_bits("bf16-true"), _ROUNDED, tuple(WIDE)),
-    "fp16 weights, Adam's epsilon": Kind(
-        sixteen_bits("16-true"), frozenset({"epsilon_underflow"}), ("mlp", "cnn_bn"), ("adam", "adamw")
-    ),
+    "targets + 1000": Kind(far_targets, _FAR_TARGETS, tuple(VALUES)),
+    "(N, 1) against (N,)": Kind(broadcast, _BROADCAST, tuple(VALUES)),
+    "labels 1 and 2": Kind(labels(lambda y: y + 1), _NOT_BINARY, tuple(BINARY)),
+    "labels all equal": Kind(labels(torch.ones_like), _ALL_EQUAL, tuple(BINARY)),
+    "softmax over one output": Kind(output(nn.Softmax(1)), _INDEPENDENT, tuple(BINARY)),
+    "sign of the loss": Kind(wrong_sign, _NEGATED, ("mlp", "cnn_bn", *VALUES, *BINARY)),
+    "bf16 weights": Kind(half_precision("bf16-true"), _ROUNDED, tuple(WIDE)),
+    "fp16 weights, Adam's epsilon": Kind(half_precision("16-true"), _UNDERFLOW, ("mlp", "mlp_bn"), ("adam", "adamw")),
+    "logits as log-probabilities": Kind(logits_as_log_probabilities, _NO_LOGARITHMS, ("mlp", "cnn_bn", "lenet")),
 }

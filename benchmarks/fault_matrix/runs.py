@@ -74,11 +74,11 @@ def tasks(seeds: int, healthy_seeds: int, data: Sequence[str]) -> list[Task]:
         for name in nets[net].data or data
         for seed in range(healthy_seeds)
     ]
-    kinds = list((FAULTS | HEALTHY).items())
+    kinds = [(k, *item) for table in (FAULTS, HEALTHY) for k, item in enumerate(table.items())]
     for seed in range(seeds):
         for n, (net, spec) in enumerate(ALL_NETS.items()):
             names = spec.data or data
-            for k, (title, kind) in enumerate(kinds):
+            for k, title, kind in kinds:
                 turn = k + n + seed
                 if title == WARMED_UP and net in kind.nets:
                     grid += [
