@@ -49,9 +49,9 @@ class Notes(TrainingDiagnosis):
         self.seen: list[Observation] = []
         observe = self._judge.observe
 
-        def noted(observation: Observation, short: bool = False) -> None:
+        def noted(observation: Observation) -> None:
             self.seen.append(observation)
-            observe(observation, short)
+            observe(observation)
 
         self._judge.observe = noted  # type: ignore[method-assign]
 

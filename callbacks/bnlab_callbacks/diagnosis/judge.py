@@ -145,9 +145,9 @@ class Judge:
                 self._step = step
             if step in observations:
                 facts = facts_then.pop(step, {})
-                short = self._is_short(observations[step])
-                self.facts = self.facts if short else replace(self.facts, **facts)
-                self.observe(observations[step], short)
+                if not self._is_short(observations[step]):
+                    self.facts = replace(self.facts, **facts)
+                self.observe(observations[step])
         self._announce()
 
     def close(self, short: bool = False) -> None:
@@ -170,20 +170,18 @@ class Judge:
 
     def _is_short(self, observation: Observation) -> bool:
         """Whether a batch is much shorter than those before, as an epoch's last one may be."""
-        samples = observation.globals.get("samples")
-        if samples is None:
-            return False
-        usual = median(self._samples or [samples])
-        self._samples.append(samples)
-        return samples < SHORT * usual
+        return observation.globals.get("samples", math.inf) < SHORT * self.usual_samples
 
     @property
     def usual_samples(self) -> float:
         """Samples in a usual batch; 0 where that is not known."""
         return median(self._samples) if self._samples else 0.0
 
-    def observe(self, observation: Observation, short: bool = False) -> None:
+    def observe(self, observation: Observation) -> None:
         """Let rules look at the next observation: those for which it has anything, and of a short batch one alone."""
+        short = self._is_short(observation)
+        if "samples" in observation.globals:
+            self._samples.append(observation.globals["samples"])
         task = self.facts.task
         known = {"task": task.kind, "classes": task.classes or self._chance_loss, "chance": self.facts.chance_loss}
         self._seen.update(observation.values, observation.globals, [name for name, there in known.items() if there])
