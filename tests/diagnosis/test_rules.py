@@ -381,13 +381,11 @@ def test_linear_layers_in_a_row() -> None:
 
 
 def test_not_updated() -> None:
-    outside = replace(TEN, without_optimizer=("fc1",), held=(2, 4))
+    outside = replace(TEN, without_optimizer=("fc1",))
     assert layer(not_updated(history(facts=outside))) == "fc1"
     assert severity(not_updated(history([2.3] * 29, outside))) == "note"
     assert severity(not_updated(history([2.3] * 30, outside))) == "warning"
     assert severity(not_updated(history([2.3] * 20 + [2.0] * 10, outside))) == "note"
-    none = not_updated(history(facts=replace(outside, held=(0, 4))))
-    assert none == Verdict("the optimizers hold none of the 4 trainable parameters")
     still = {"fc1": -3.0, "fc2": -INF}
     assert layer(not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 1.0}))) == "fc2"
     assert not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 0.0})) is None

@@ -96,7 +96,6 @@ class Facts:
         scaled: whether a loss scaler is in use, whose overflows are no fault.
         without_gradient: layers that an optimizer holds and whose gradient was None in every step so far.
         without_optimizer: trainable layers that no optimizer holds.
-        held: number of trainable parameters that optimizers hold, and of all; zeros where there are no optimizers.
         frozen: layers with `requires_grad=False`.
         constant: layers all of whose weights were equal when training began → that weight.
         norm_eval: batch-norm layers in evaluation mode while the module trains, with trainable scales.
@@ -125,7 +124,6 @@ class Facts:
     scaled: bool = False
     without_gradient: tuple[str, ...] = ()
     without_optimizer: tuple[str, ...] = ()
-    held: tuple[int, int] = (0, 0)
     frozen: tuple[str, ...] = ()
     constant: Mapping[str, float] = field(default_factory=dict)
     norm_eval: tuple[str, ...] = ()

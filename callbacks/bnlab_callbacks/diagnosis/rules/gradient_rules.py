@@ -136,12 +136,8 @@ def zero_gradient(history: History) -> Verdict | None:
 def not_updated(history: History) -> Verdict | None:
     """Trainable layers that no optimizer holds, or whose weights did not move for twenty steps.
 
-    A warning where optimizers hold none of the trainable parameters, or where the loss stays near chance; else a note,
-    since a part may be left out of the optimizer on purpose.
+    A warning where the loss stays near chance; else a note, since a part may be left out of the optimizer on purpose.
     """
-    held, trainable = history.facts.held
-    if trainable and not held:
-        return Verdict(f"the optimizers hold none of the {trainable} trainable parameters")
     outside = history.facts.without_optimizer
     if outside:
         severity: Severity = "warning" if _stuck(history) else "note"

@@ -114,18 +114,12 @@ class LayerWatch:
             self._changing = {
                 "weights": {layer: layers[layer].parameter.numel() for layer in order if layer not in rest},
                 "constant": {layer: self._constant[layer] for layer in order if layer in self._constant},
-                "held": self._held(optimizers),
                 "without_optimizer": tuple(layer for layer in order if layer in outside and layer not in rest),
                 "without_gradient": tuple(layer for layer in order if layer in self._without - rest),
                 "frozen": tuple(sort([(name, name) for name in frozen_layers(self._model)])),
                 "bare_pairs": tuple(self.bare_pairs),
             }
         return self._changing
-
-    def _held(self, optimizers: Sequence[Optimizer]) -> tuple[int, int]:
-        trainable = {id(parameter) for parameter in self._parameters if parameter.requires_grad}
-        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        return (len(trainable & held), len(trainable)) if optimizers else (0, 0)
 
 
 def resting(idle: Iterable[str], at_work: Iterable[str], shapes: Mapping[str, Any]) -> Iterator[str]:
