@@ -1,10 +1,11 @@
 """Which finding explains which, in what order they are told, and what is said of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bnlab_callbacks.diagnosis.causes import EXPLAINS, SYMPTOMS, by_cause, headline
+from bnlab_callbacks.diagnosis.causes import EXPLAINS, SYMPTOMS, by_cause, headline, joined
 from bnlab_callbacks.diagnosis.findings import Finding, Severity
 from bnlab_callbacks.diagnosis.latch import Announcer
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
@@ -105,3 +106,14 @@ def test_while_something_failing_lasts_only_its_cause_is_said() -> None:
     assert line.startswith("failing: most likely learning rate too high")
     over = found("exploding", 1, "failing", ended=9)
     assert announcer.lines([over], by_cause([over, small])) == ["over since step 9: exploding (began at step 1)"]
+
+
+def test_findings_of_one_name_that_overlap_are_one() -> None:
+    early, late = found("not_learning", 350, ended=750), found("not_learning", 650, layer="fc", noticed=660)
+    assert joined([late, early]) == [found("not_learning", 350)]
+    grave = found("exploding", 5, "failing", layer="fc", ended=9)
+    assert joined([found("exploding", 2, ended=5), grave]) == [replace(grave, since=2, noticed=2)]
+    apart = [found("exploding", 2, ended=4), found("exploding", 5, ended=9)]
+    assert joined(apart) == apart
+    frozen = found("not_updated", 0, "note")
+    assert joined([frozen, found("not_updated", 3)]) == [frozen, found("not_updated", 3)]

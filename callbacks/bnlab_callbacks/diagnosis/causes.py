@@ -67,7 +67,7 @@ def by_cause(findings: Iterable[Finding], explains: Mapping[str, frozenset[str]]
         findings: of a run, in any order.
         explains: name of a rule → what it explains, where a rule says so itself.
     """
-    known = sorted(findings, key=_rank)
+    known = sorted(joined(findings), key=_rank)
     table = {**EXPLAINS, **(explains or {})}
     parents: dict[int, int] = {}
     for place, finding in enumerate(known):
@@ -84,6 +84,29 @@ def by_cause(findings: Iterable[Finding], explains: Mapping[str, frozenset[str]]
         out.append(replace(known[root], explains=tuple(dict.fromkeys(other.name for other in others))))
         out += [replace(other, cause=known[root].name) for other in others]
     return out
+
+
+def joined(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings of one name that overlap in time as one: several rules may share a name.
+
+    The gravest one's, and of those the first one's, from the first beginning to the last end. Notes stay apart.
+    """
+    out: list[Finding] = []
+    for finding in sorted(findings, key=lambda one: one.since):
+        before = next((one for one in out if _alike(one, finding)), None)
+        if before is None:
+            out.append(finding)
+            continue
+        base = min(before, finding, key=lambda one: SEVERITIES.index(one.severity))
+        ended = None if before.ended is None or finding.ended is None else max(before.ended, finding.ended)
+        noticed = min(before.noticed, finding.noticed)
+        out[out.index(before)] = replace(base, since=before.since, noticed=noticed, ended=ended)
+    return out
+
+
+def _alike(before: Finding, after: Finding) -> bool:
+    overlap = before.ended is None or after.since <= before.ended
+    return overlap and before.name == after.name and (before.severity == "note") == (after.severity == "note")
 
 
 def headline(findings: Sequence[Finding], cause: Finding) -> str:

@@ -24,9 +24,10 @@ class Diagnostic(Callback):
         self._raw_steps: RawSteps | None = None
 
     def hear_of_raw_steps(self, trainer: Trainer) -> None:
-        """Be told of the steps of optimizers themselves as well, until `close`."""
-        self._raw_steps = raw_steps_of(trainer)
-        self._raw_steps.join(self)
+        """With manual optimization be told of the steps of optimizers themselves as well, until `close`."""
+        if not trainer.lightning_module.automatic_optimization:
+            self._raw_steps = raw_steps_of(trainer)
+            self._raw_steps.join(self)
 
     def told_of(self, optimizer: Optimizer) -> None:
         """Lightning has told of a step: it is not to be told of again."""

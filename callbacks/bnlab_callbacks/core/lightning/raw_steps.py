@@ -38,7 +38,7 @@ class RawSteps:
     def join(self, listener: HearsOfSteps) -> None:
         """Tell one more callback; the first one's joining puts the hooks on. Harmless when repeated."""
         trainer = self._trainer()
-        if listener in self._listeners or trainer is None or trainer.lightning_module.automatic_optimization:
+        if listener in self._listeners or trainer is None:
             return
         self._listeners.append(listener)
         if not self._handles:
@@ -83,5 +83,5 @@ def raw_steps_of(trainer: Trainer) -> RawSteps:
 
 def optimizer_steps(trainer: Trainer) -> int:
     """All steps that the Trainer's optimizers made: Lightning's count, and those that it does not know of."""
-    known = _ALL.get(trainer)
+    known = _ALL.get(trainer) if _ALL else None  # none with automatic optimization: each step asks twice
     return trainer.global_step + (0 if known is None else known.made)
