@@ -27,21 +27,13 @@ ENDED = ("finished", "early", "diverged")
 
 def add_flags(parser: ArgumentParser) -> None:
     """Add `--run_folder` and `--resume`."""
-    parser.add_argument(
-        "--run_folder",
-        type=str | None,
-        default=None,
-        help="The run's folder itself, instead of the next free one in tb_logs/.",
+    place = "The run's folder itself, instead of the next free one in tb_logs/."
+    parser.add_argument("--run_folder", type=str | None, default=None, help=place)
+    resume = (
+        "Go on from the last checkpoint of the run in --run_folder, or of the newest one of this experiment and "
+        "variant that has not ended; begin where there is none. Also: --ckpt_path last."
     )
-    parser.add_argument(
-        "--resume",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="Go on from the last checkpoint of the run in --run_folder, or of the newest one of this experiment and "
-        "variant that has not ended; begin where there is none. Also: --ckpt_path last.",
-    )
+    parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False, help=resume)
 
 
 @dataclass

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -106,10 +107,7 @@ def _show_and_run(state: State, engine: Engine) -> None:
     console = Console()
     how = f"{engine.jobs} at once ({engine.name}), {engine.threads} thread{'s' * (engine.threads > 1)} each"
     print_text(console, f"study {state.folder}: {state.total} runs, {len(state.results)} of them done; {how}")
-
-    def left(state: State) -> float | None:
-        return time_left(state, engine.jobs)
-
+    left = partial(time_left, jobs=engine.jobs)
     watcher = LiveDisplay(console, left) if console.is_terminal else PlainLines(console, left)
     with _terminable(), watcher if isinstance(watcher, LiveDisplay) else nullcontext():
         run_study(state, engine, watcher)
