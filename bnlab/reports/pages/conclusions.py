@@ -95,9 +95,5 @@ def _record(one: Conclusion, finding: Finding | None) -> dict[str, object]:
 def _row(one: Conclusion) -> tuple[Cell, ...]:
     says = "; ".join(f"{finding.scope}, {finding.verdict}: {finding.numbers}" for finding in one.findings)
     told = says if not one.reason else f"{says} ({one.reason})" if says else one.reason
-    return (
-        Cell(one.verdict, strong=bool(one.findings)),
-        Cell(one.claim.statement),
-        Cell(one.claim.where),
-        Cell(told),
-    )
+    verdict = Cell(one.verdict, strong=bool(one.findings))
+    return verdict, Cell(one.claim.statement), Cell(one.claim.where), Cell(told)
