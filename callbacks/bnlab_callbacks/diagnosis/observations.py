@@ -17,6 +17,7 @@ _MOST_UPDATES = 128  # that are kept
 _WARMING_UP = 1.5  # times
 _LATELY, _ENOUGH = 10, 5  # steps, observations
 OF_THE_FIRST_BATCH = {"input_mean", "input_std", "input_absmax", "input_unscaled"}  # recorded once
+_FALLING = 0.97
 _LEAST_SCALE = 3.0  # of a loss that is not known
 
 
@@ -77,6 +78,11 @@ class Task(NamedTuple):
     def output_function(self) -> str:
         """What made the outputs; empty for another function than those in `OUTPUTS`."""
         return OUTPUTS[int(self.output)]
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether it is a regression, whose targets may lie anywhere."""
+        return self.name in ("squared", "absolute")
 
     @property
     def labels_differ(self) -> bool:
@@ -358,6 +364,18 @@ class History:
         return None if smooth is None or not reference else smooth / reference
 
     def unlearned(self, share: float = 0.5) -> bool:
-        """Whether the loss is above a share of chance; true as well where no loss is known."""
+        """Whether the loss is above a share of chance; true as well where no loss is known.
+
+        Not while an error that began far above chance, as of numbers far from 0, falls by 3 % in 50 steps.
+        """
         level = self.level()
+        if level is not None and level > 1 and self.facts.task.of_numbers:
+            now, before = self.losses.mean(25), self.losses.mean(25, before=50)
+            if now is not None and before is not None and now < _FALLING * before:
+                return False
         return level is None or not level <= share
+
+    def recent(self, quantity: str, looks: int) -> float | None:
+        """Mean of a quantity without a layer over the last looks that have it; None where fewer have."""
+        values = [seen.globals[quantity] for seen in self.observations if quantity in seen.globals][-looks:]
+        return fmean(values) if len(values) == looks else None

@@ -19,6 +19,7 @@ _EXPLODED = 10.0  # × the loss of guessing
 _WORSE = -1.0  # share of the targets' variance that is explained: twice the error of guessing
 _SMALL = 1e6  # outputs whose squares and exponentials are finite
 _STUCK_FROM, _STUCK_LEVEL, _STUCK_FALL = 300, 0.97, 0.99
+_BALANCED, _A_LITTLE = 0.9, 0.1
 
 
 def non_finite(history: History) -> Verdict | None:
@@ -75,7 +76,7 @@ def exploding(history: History) -> Verdict | None:
     if scale is None or last is None or not math.isfinite(last):
         return None
     chance = history.facts.chance_loss
-    numbers = history.facts.task.name in ("squared", "absolute")  # which may lie anywhere
+    numbers = history.facts.task.of_numbers
     if last > _EXPLODED * scale and not (numbers and _single(history, _EXPLODED * scale)):
         evidence = f"the loss is {last:.3g}, above {_EXPLODED:g} times the first losses"
         since = _began(history, lambda loss: loss > _EXPLODED * scale)
@@ -98,14 +99,21 @@ def not_learning(history: History) -> Verdict | None:
 
     A loss that is still above chance has learned nothing of its inputs, though it may fall: shuffled labels with batch
     norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Nets that start slowly look the same for some hundred
-    steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning.
+    steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning. Where some classes are rare (a guess has
+    less than 90 % of ln C), little can be gained on it: there the loss must be above. Errors of targets with long tails
+    say little, so that batches of which a tenth of the variance is explained are something.
     """
     now, before = history.losses.mean(50), history.losses.mean(50, before=100)
-    chance = history.facts.chance_loss
+    chance, task = history.facts.chance_loss, history.facts.task
     if history.losses.count < _STUCK_FROM or now is None or before is None or not chance:
         return None
-    above = now > chance and history.facts.task.name in ("", "cross_entropy")  # others may begin far above it
+    above = now > chance and task.name in ("", "cross_entropy")  # others may begin far above it
     if not (now > _STUCK_LEVEL * chance and (above or now > _STUCK_FALL * before)):
+        return None
+    rare = task.name == "binary" or (task.classes > 1 and chance < _BALANCED * math.log(task.classes))
+    if rare and (now < chance or (history.recent("explained", 5) or 0.0) > 0):
+        return None
+    if task.of_numbers and (history.recent("r_squared", 5) or 0.0) > _A_LITTLE:
         return None
     return Verdict(f"the mean loss of 50 steps is {now:.4g}, {before:.4g} 100 steps ago; {chance:.4g} is a guess")
 

@@ -28,7 +28,7 @@ def explains_nothing(history: History) -> Verdict | None:
     after that has learned nothing before 30 %.
     """
     looks = [(seen.step, seen.globals["explained"]) for seen in history.observations if "explained" in seen.globals]
-    if history.facts.task.name not in ("squared", "absolute") or not looks or history.now.step < _FROM:
+    if not history.facts.task.of_numbers or not looks or history.now.step < _FROM:
         return None
     means = [
         fmean(share for _, share in looks[at - 2 : at + 1]) for at in range(2, len(looks)) if looks[at][0] >= _FROM
@@ -37,6 +37,8 @@ def explains_nothing(history: History) -> Verdict | None:
     if not means or not min(means) < _NOTHING or not means[-1] < _SOMETHING:
         return None
     if now is None or before is None or now < _FALLS * before:
+        return None
+    if (history.recent("r_squared", 5) or 0.0) > _SOMETHING / 3:  # targets with long tails
         return None
     share = f"{max(means[-1], 0.0):.0%}"
     return Verdict(

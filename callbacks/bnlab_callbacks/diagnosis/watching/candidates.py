@@ -208,7 +208,12 @@ def _classes(
             base.values["probabilities"] = (~odd).float()
         own = cross(logits.log_softmax(1))
         return [replace(base, values=base.values | {"value": value(one.output.detach().float()), "own_loss": own})]
-    by_hand = [cross(logits), cross(logits.log())] if one.how == "choice" else [cross(logits)]
+    readings = (logits, logits.log()) if one.how == "choice" else (logits,)
+    whole = (inside - 1).abs().amax() < _SURE if targets.ndim == 2 else torch.ones_like(inside, dtype=torch.bool).all()
+    by_hand = []
+    for log_probabilities in readings:  # or else a mask, or the values of actions
+        sure = whole & (torch.logsumexp(log_probabilities, 1).abs().amax() < _SURE)
+        by_hand.append(torch.where(sure, cross(log_probabilities), torch.nan))
     return [replace(base, values=base.values | {"value": own, "own_loss": own}) for own in by_hand]
 
 
