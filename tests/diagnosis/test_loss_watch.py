@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab_callbacks import TrainingDiagnosis
+from bnlab_callbacks.diagnosis.observations import KINDS, Facts, Task
 from tests.diagnosis.small_runs import batches, fit, net
+from tests.diagnosis.test_rules import history
 from tests.helpers.silent_trainer import trainer_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -227,3 +229,19 @@ def test_inputs_are_what_the_first_layer_gets(tmp_path: Path) -> None:
     assert [finding for finding in diagnosis.findings if finding.severity != "note"] == []
     one_hot_inputs = DataLoader(TensorDataset(F.one_hot(y * 2, 6).float(), y), batch_size=16)
     assert fit(tmp_path, Any3(F.cross_entropy), one_hot_inputs)._judge.first.globals["input_unscaled"] == 1
+
+
+def test_a_value_that_is_alike_by_chance_is_no_task(tmp_path: Path) -> None:
+    def masked(o: Tensor, y: Tensor) -> Tensor:
+        mask = (torch.rand_like(y) < 0.5).float()
+        return (F.mse_loss(o, y, reduction="none") * mask).sum() / mask.sum()
+
+    assert task_of(tmp_path, masked, numbers())._judge.facts.task.name == ""
+
+
+def test_numbers_far_from_0_are_learning_while_the_loss_falls() -> None:
+    task = Task(KINDS.index("squared"), 1.0)
+    falling = history([1e4 * 0.99**step for step in range(100)], Facts(chance_loss=1.0, task=task))
+    assert falling.level() == pytest.approx(0.39, abs=0.02)  # of the first
+    resting = history([1e4] + [1.0] * 99, Facts(chance_loss=1.0, task=task))
+    assert resting.level() == 1.0

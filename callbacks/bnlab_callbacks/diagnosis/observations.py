@@ -358,21 +358,22 @@ class History:
         return max(self.losses.largest_early, _LEAST_SCALE) if self.losses.count else None
 
     def level(self, steps: int = 10) -> float | None:
-        """The mean of the last losses as a share of chance, or where that is unknown of the first losses."""
-        smooth = self.losses.smooth(steps)
-        reference = self.facts.chance_loss or self.losses.largest_early
-        return None if smooth is None or not reference else smooth / reference
+        """The mean of the last losses as a share of chance (or, where that is unknown, of the first losses).
+
+        An error that is far above chance, as of numbers far from 0, is a share of the first losses while it falls by
+        3 % in 50 steps. None without a loss.
+        """
+        smooth, reference = self.losses.smooth(steps), self.facts.chance_loss or self.losses.largest_early
+        if smooth is None or not reference:
+            return None
+        now, before = self.losses.mean(25), self.losses.mean(25, before=50)
+        if self.facts.task.of_numbers and smooth > reference and now is not None and before is not None:
+            reference = self.losses.largest_early if now < _FALLING * before else reference
+        return smooth / reference
 
     def unlearned(self, share: float = 0.5) -> bool:
-        """Whether the loss is above a share of chance; true as well where no loss is known.
-
-        Not while an error that began far above chance, as of numbers far from 0, falls by 3 % in 50 steps.
-        """
+        """Whether the loss is above a share of chance; true as well where no loss is known."""
         level = self.level()
-        if level is not None and level > 1 and self.facts.task.of_numbers:
-            now, before = self.losses.mean(25), self.losses.mean(25, before=50)
-            if now is not None and before is not None and now < _FALLING * before:
-                return False
         return level is None or not level <= share
 
     def recent(self, quantity: str, looks: int) -> float | None:

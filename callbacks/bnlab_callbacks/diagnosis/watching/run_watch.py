@@ -373,7 +373,7 @@ class RunWatch:
         for reader in self._readers:
             for step, table in reader.read():
                 self._collector.add_record(step, dict(zip(table.tags, table.values[0].tolist(), strict=True)))
-        return self._tasks.task if self._tasks.task.kind else None
+        return self._tasks.task if self._tasks.known else None
 
     def fetch(self, extra: list[float], failure: str | None) -> Collected:
         """What was read, the same on all ranks, which must all call this; see `StepCollector.fetch`."""

@@ -26,27 +26,36 @@ class TaskReader:
 
     Attributes:
         task: as far as it is known.
+        known: whether it is, or was until it was found to be a mistake.
     """
 
     def __init__(self) -> None:
         self.task = Task()
+        self.known = False
         self._ratios: deque[float] = deque(maxlen=_RATIOS)  # of the loss to the candidate's
         self._moments: Moments | None = None
         self._sums: Tensor | None = None  # of classes or ones
         self._count = 0.0
         self._constants: deque[float] = deque(maxlen=_RATIOS)
         self._probabilities = True
+        self._alike = 0  # steps whose loss had the value of a reading that is not certain, less those without one
 
     def read(self, loss: float, candidates: Sequence[Candidate]) -> dict[str, float]:
         """Take in a step's loss and candidates; gives what an observation holds of the chosen one."""
         chosen = next((one for one in candidates if _explains(one, loss)), None) or _of_one_kind(candidates)
-        if chosen is None or (self.task.kind and KINDS[int(self.task.kind)] != chosen.kind):
+        if chosen is None or not chosen.certain:
+            self._alike += 1 if chosen is not None else -1 if candidates else 0
+            if self._alike < 0:  # one value in a thousand is alike by chance
+                self.task = Task()
+                return {}
+        if chosen is None or (self.task.kind and self.task.name != chosen.kind):
             return {}
         values = {name: value for name, value in chosen.values.items() if value.ndim == 0}
         numbers = {name: float(value) for name, value in values.items()}
         ratio = loss / numbers["value"] if numbers["value"] else math.nan
         if chosen.linear and not chosen.root and math.isfinite(ratio):
             self._ratios.append(ratio)
+        self.known = True
         self._probabilities &= bool(numbers.get("probabilities"))
         own = self._own_chance(chosen, numbers)
         factor = self._factor(chosen)
