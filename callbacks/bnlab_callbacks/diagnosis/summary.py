@@ -128,7 +128,7 @@ def brief(content: dict[str, Any]) -> list[str]:
 
 
 def _first_line(content: Mapping[str, Any]) -> str:
-    reason = f" ({content['reason']})" if content.get("reason") else ""
+    reason = f": {content['reason']}" if content.get("reason") else ""
     return (
         f"diagnosis after {content['steps']} step{'' if content['steps'] == 1 else 's'}: {content['verdict']}{reason}"
     )
