@@ -85,6 +85,11 @@ def test_losses_after_the_last_look_have_the_last_word() -> None:
     judge.judge({2: 1.0, 3: NAN, 4: NAN}, {}, {})
     judge.close()
     assert [(one.name, one.since, one.noticed) for one in judge.findings] == [("non_finite", 3, 4)]
+    judge = judge_of()
+    judge_losses(judge, {0: 1.0, 1: 1.0, 2: 50.0})
+    judge.judge({3: NAN}, {}, {})
+    judge.close()
+    assert [(one.name, one.ended) for one in judge.findings] == [("exploding", None), ("non_finite", None)]
 
 
 def test_a_run_whose_batches_are_all_skipped_after_a_nan_stays_failing() -> None:

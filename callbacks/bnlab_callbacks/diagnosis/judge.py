@@ -163,9 +163,10 @@ class Judge:
         if self._step > seen and self.losses.recent:
             now = Observation(self._step)
             history = self._history([*self.observations, now], self.first or now)
-            for latch in self._latches:
-                if latch.rule.name == NON_FINITE or (latch.rule.needs and {*latch.rule.needs} <= {"loss", "classes"}):
-                    self._update(latch, history)
+            if not self._is_not_finite(self._latches, history):
+                for latch in self._latches:
+                    if latch.rule.needs and {*latch.rule.needs} <= {"loss", "classes", "chance"}:
+                        self._update(latch, history)
             self._announce()
 
     def _is_short(self, observation: Observation) -> bool:
@@ -192,9 +193,7 @@ class Judge:
         missing = {*first.values, *first.globals} - {*observation.values, *observation.globals} - OF_THE_FIRST_BATCH
         latches = [latch for latch in self._latches if missing.isdisjoint(latch.rule.needs)]
         history = self._history(self.observations, first)
-        self._broken = False
-        for latch in (latch for latch in latches if latch.rule.name == NON_FINITE):
-            self._broken |= self._update(latch, history)
+        self._broken = self._is_not_finite(latches, history)
         if self._broken:  # nothing else tells anything of this step
             return
         self.first = first
@@ -206,6 +205,10 @@ class Judge:
 
     def _history(self, observations: Sequence[Observation], first: Observation) -> History:
         return History(observations, first, self.losses, self.facts, self.median_updates, self.early_changes)
+
+    def _is_not_finite(self, latches: Sequence[Latch], history: History) -> bool:
+        found = [self._update(latch, history) for latch in latches if latch.rule.name == NON_FINITE]
+        return any(found)
 
     def _update(self, latch: Latch, history: History) -> bool:
         """Whether a latch has an open finding after the next observation."""
