@@ -429,10 +429,12 @@ def test_a_silent_layer_without_any_gradient_is_dead_whatever_the_loss_was() -> 
 
 
 def test_saturated_is_for_functions_with_two_sides() -> None:
-    assert layer(saturated(history(sat_frac={"a": 0.81}, sat_hi={"a": 0.5}))) == "a"
-    assert saturated(history(sat_frac={"a": 0.79}, sat_hi={"a": 0.5})) is None
-    assert saturated(history(sat_frac={"a": 0.91})) is None
-    assert saturated(history([0.1] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None
+    stuck = [CHANCE] * 30
+    assert layer(saturated(history(stuck, sat_frac={"a": 0.81}, sat_hi={"a": 0.5}))) == "a"
+    assert saturated(history(stuck[1:], sat_frac={"a": 0.81}, sat_hi={"a": 0.5})) is None  # it may yet fall
+    assert saturated(history(stuck, sat_frac={"a": 0.79}, sat_hi={"a": 0.5})) is None
+    assert saturated(history(stuck, sat_frac={"a": 0.91})) is None
+    assert saturated(history([1.9] * 30, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None
     assert saturated(history([4.0] * 20 + [3.5] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None  # it falls
     assert saturated(history([4.0] * 20 + [3.7] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is not None
 
@@ -440,7 +442,7 @@ def test_saturated_is_for_functions_with_two_sides() -> None:
 def test_what_begins_at_one_side_is_there_on_purpose() -> None:
     def begun(low: float, high: float, now: float = 0.9) -> Verdict | None:
         first = Observation(0, {"sat_frac": {"a": low + high}, "sat_hi": {"a": high}})
-        return saturated(history(first=first, sat_frac={"a": now}, sat_hi={"a": now}))
+        return saturated(history([CHANCE] * 30, first=first, sat_frac={"a": now}, sat_hi={"a": now}))
 
     assert begun(0.9, 0.0) is begun(0.0, 0.9) is None  # a rare class; a gate that begins open
     assert layer(begun(0.05, 0.85)) == "a"  # large weights

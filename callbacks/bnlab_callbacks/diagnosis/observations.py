@@ -19,6 +19,7 @@ _LATELY, _ENOUGH = 10, 5  # steps, observations
 OF_THE_FIRST_BATCH = {"input_mean", "input_std", "input_absmax", "input_unscaled"}  # recorded once
 _FALLING = 0.97
 _LEAST_SCALE = 3.0  # of a loss that is not known
+_LATE = 300  # steps
 
 
 class NormBatch(NamedTuple):
@@ -340,6 +341,10 @@ class History:
         """Whether the last ten losses are a tenth below those of twenty steps before; None where too few are known."""
         now, before = self.losses.mean(10), self.losses.mean(10, before=20)
         return None if now is None or before is None else now < 0.9 * before
+
+    def stuck(self) -> bool:
+        """Whether the loss of 30 steps does not fall, and is above nine tenths of chance; from step 300 on, half."""
+        return self.falls() is False and self.unlearned(0.5 if self.now.step >= _LATE else 0.9)
 
     def initial_gains(self) -> dict[str, float]:
         """Layers → root mean square of their first weights times √fan; about 1 in usual initializations."""

@@ -23,9 +23,8 @@ def dead_units(history: History) -> Verdict | None:
     """More than half of a rectifier layer's units silent over ten records, from step 20 on.
 
     A note: such nets can still learn, and deep vanilla nets that start slowly have up to .77. From .8 on a warning, if
-    the loss is above half of chance and does not fall at step 100 or later (some come back from chance before), and
-    failing where a whole layer is silent, and the loss is at chance or no layer has a gradient. Failing runs at lr 0.1:
-    .83 to .96.
+    the loss stays near chance at step 100 or later (some come back before), and failing where a whole layer is silent,
+    and the loss is at chance or no layer has a gradient. Failing runs at lr 0.1: .83 to .96.
     """
     shares = history.now.of("dead_frac")
     layers = [layer for layer, share in shares.items() if share > _DEAD]
@@ -37,7 +36,7 @@ def dead_units(history: History) -> Verdict | None:
     gradients = history.now.of("grad_zero_frac").values()
     if silent and (history.unlearned(0.9) or (gradients and min(gradients) == 1)):
         return Verdict("no unit of the layer is ever positive, so no gradient passes", silent[0], "failing")
-    stuck = history.now.step >= _STUCK_FROM and history.unlearned() and not history.falls()
+    stuck = history.now.step >= _STUCK_FROM and history.stuck()
     severity: Severity = "warning" if share > _DEAD_WARNING and stuck else "note"
     samples = history.now.of("dead_samples").get(layer, 0)
     return Verdict(
@@ -48,7 +47,7 @@ def dead_units(history: History) -> Verdict | None:
 
 
 def saturated(history: History) -> Verdict | None:
-    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss stays high.
+    """More than 80 % of a two-sided function's outputs where its slope is below 5 %, while the loss stays near chance.
 
     Large weights drive outputs to both sides, or training drives them to one. What was at one side alone from the first
     step on is there by its bias, on purpose: a gate that begins shut or open, an output that begins at the share of a
@@ -64,7 +63,7 @@ def saturated(history: History) -> Verdict | None:
 
     layers = [layer for layer, share in shares.items() if layer in high and share > _SATURATED]
     layers = [layer for layer in layers if not one_sided(layer)]
-    if not layers or not history.unlearned() or history.falls():
+    if not layers or not history.stuck():
         return None
     return Verdict(f"{shares[layers[0]]:.0%} of its outputs are saturated (above {_SATURATED:.0%})", layers[0])
 
@@ -149,7 +148,7 @@ ACTIVATION_RULES = (
         ("dead_frac",),
         3,
     ),
-    Rule("saturated", saturated, "warning", advice("better_init", "lower_learning_rate"), ("sat_frac",), 20),
+    Rule("saturated", saturated, "warning", advice("better_init", "lower_learning_rate"), ("sat_frac",), 5),
     Rule("collapsed_output", collapsed_output, "failing", advice("better_init"), ("output_std", "task"), 20),
     Rule("poor_initialisation", poor_initialisation, "warning", advice("better_init"), ("act_std",)),
     Rule("inputs_not_standardised", inputs_not_standardised, "warning", advice("standardise"), ("input_std",)),

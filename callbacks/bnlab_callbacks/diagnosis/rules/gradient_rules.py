@@ -109,7 +109,7 @@ def no_gradient(history: History) -> Verdict | None:
     missing = history.facts.without_gradient
     if not missing or history.losses.count < _UNUSED_STEPS or len(missing) == len(history.facts.weights):
         return None
-    grave = missing[0] == next(iter(history.facts.weights), None) and _stuck(history)
+    grave = missing[0] == next(iter(history.facts.weights), None) and history.stuck()
     return Verdict(
         f"{_these(missing)} had no gradient at all in {history.losses.count} steps",
         missing[0],
@@ -140,7 +140,7 @@ def not_updated(history: History) -> Verdict | None:
     """
     outside = history.facts.without_optimizer
     if outside:
-        severity: Severity = "warning" if _stuck(history) else "note"
+        severity: Severity = "warning" if history.stuck() else "note"
         return Verdict(f"no optimizer holds {_these(outside)}", outside[0], severity)
     still = [layer for layer, move in history.now.of("update_ratio").items() if move == -math.inf]
     gradients = history.now.of("grad_rms")
@@ -148,11 +148,6 @@ def not_updated(history: History) -> Verdict | None:
     if not still or not history.unlearned() or any(state.at_zero for state in history.facts.optimizers):
         return None
     return Verdict(f"the weights of {_these(still)} do not move, though there is a gradient", still[0])
-
-
-def _stuck(history: History) -> bool:
-    """Whether the loss of 30 steps does not fall, and is above nine tenths of chance, from step 300 on above half."""
-    return history.falls() is False and history.unlearned(0.5 if history.now.step >= _LATE else 0.9)
 
 
 def no_activation(history: History) -> Verdict | None:

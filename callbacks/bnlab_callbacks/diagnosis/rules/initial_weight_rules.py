@@ -50,8 +50,7 @@ def large_weights(history: History) -> Verdict | None:
     nets, 5.7 to 17 with N(0, 1), and 3.9 in its ResNet, where norms follow all but the skip connections. A first loss
     of 1.2 times chance is needed as well: what was trained before begins low, whatever its size (healthy nets begin at
     up to 1.9 times, N(0, 1) where it fails at 1.4 and more).
-    A note, since such nets may train, if slowly; a warning where the loss has trebled or, 30 losses being known, does
-    not fall.
+    A note, since such nets may train, if slowly; a warning where the loss has trebled, or stays near chance.
     Only while the loss is above half of chance, and not for layers that a norm follows (its scale drops out; the fault
     matrix's batch-normalized nets train with N(0, 1)), nor for the last layer, whose size the loss shows.
     """
@@ -66,7 +65,7 @@ def large_weights(history: History) -> Verdict | None:
                 f"its weights began {gain:.2g} times as large as those that keep a signal's size (above {_GAIN:g}), "
                 f"and the loss at {first / chance:.2g} times that of guessing",
                 layer,
-                "warning" if history.falls() is False or (history.losses.last or 0.0) > _TREBLED * first else "note",
+                "warning" if history.stuck() or (history.losses.last or 0.0) > _TREBLED * first else "note",
             )
     return None
 
