@@ -46,6 +46,11 @@ _ADVICE: dict[str, tuple[_Way, ...]] = {
     "lower_learning_rate_or_clip": (_LOWER_LR, _Way("gradient clipping (--trainer.gradient_clip_val 1)", "clip")),
     "lower_learning_rate": (_LOWER_LR,),
     "own_init": (_INIT,),
+    "mixed_precision": (
+        _Way("mixed instead of true precision (--trainer.precision bf16-mixed)"),
+        _Way("an optimizer with stochastic rounding"),
+    ),
+    "mixed_precision_or_epsilon": (_Way("16-mixed or bf16-true instead of 16-true (--trainer.precision)"),),
     "random_weights": (_Way("random weights: --model.init auto", "init"),),
     "smaller_last_layer_or_better_init": (
         _Way("smaller weights in the last layer"),

@@ -53,6 +53,12 @@ OF_RULES = {
         "inputs_not_standardised",
         "subtract the training set's mean and divide by its standard deviation (--data.standardize global)",
     ),
+    ("batch_of_one", "a larger batch (--data.batch_size)"),
+    (
+        "updates_lost_to_rounding",
+        "mixed instead of true precision (--trainer.precision bf16-mixed), or an optimizer with stochastic rounding",
+    ),
+    ("epsilon_underflow", "16-mixed or bf16-true instead of 16-true (--trainer.precision)"),
     (
         "batch_norm_small_batch",
         "a larger batch (--data.batch_size), group or layer norm, or --trainer.sync_batchnorm true on several GPUs",

@@ -70,10 +70,12 @@ class TrainingDiagnosis(Diagnostic):
     Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
     runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`,
     `unreachable_targets`, `broadcast_loss`, `targets_not_binary`, `not_log_probabilities`, `negated_loss`, `zero_loss`
-    (failing); `labels_all_equal`, `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`,
-    `loss_scale_overflow`, `no_gradient`, `no_activation`, `not_updated`, `clipping_too_tight`, `dead_units`,
-    `saturated`, `poor_initialisation`, `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`,
-    `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
+    (failing); `labels_all_equal`, `learning_rate_too_high`, `learning_rate_too_low`, `schedule_of_another_length`,
+    `not_learning`, `doubled_softmax`, `loss_scale_overflow`, `epsilon_underflow`, `updates_lost_to_rounding`,
+    `no_gradient`, `no_activation`, `not_updated`, `gradients_not_cleared`, `clipping_too_tight`, `batch_of_one`,
+    `dead_units`, `saturated`, `poor_initialisation`, `inputs_not_standardised`, `batch_norm_eval_mode`,
+    `batch_norm_small_batch`, `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they
+    are often meant).
 
     Attributes:
         findings: what was found so far, each cause before what it explains; also those that are over.
