@@ -43,8 +43,8 @@ def gradients_not_cleared(history: History) -> Verdict | None:
 def batch_of_one(history: History) -> Verdict | None:
     """Steps that are made of one sample each: a note, and a warning where the loss does not fall with them.
 
-    From step 300 on: the mean of 100 losses is above 90 % of chance, and of what it was 200 steps before. A batch
-    counts as one sample where the first dimension of all its tensors is 1, and none holds more than one whole number.
+    From step 300 on: the mean of 100 losses is above 90 % of chance, and of what it was 200 steps before. Only of
+    vectors: with pictures and series batches of one are usual, and their loss is a mean over many values.
     """
     if history.facts.samples != 1:
         return None

@@ -92,11 +92,14 @@ class OptimizerWatch:
 
 
 def samples_or_places(batch: Any) -> int | None:
-    """Samples of a batch: the largest first dimension of its tensors, or number of integers; None without a tensor.
+    """Samples of a batch of vectors: the largest first dimension of its tensors, or number of integers.
 
-    Whole numbers may be words of one text or classes of one picture's places.
+    Whole numbers may be words of one text. None without a tensor, and where one has three dimensions or more: a picture
+    or a series has many values that a loss is a mean over, and batches of one are usual.
     """
     tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
+    if any(tensor.ndim > 2 for tensor in tensors):
+        return None
     whole = (one.numel() for one in tensors if not one.is_floating_point() and not one.is_complex())
     return max([*(one.shape[0] for one in tensors), *whole], default=None)
 
@@ -197,7 +200,7 @@ def _length(scheduler: Any) -> int | None:
     """Own steps from start to end; of those that wait for others, and of restarts and plateaus, nothing is known."""
     if isinstance(scheduler, lr_scheduler.SequentialLR):
         last = _length(scheduler._schedulers[-1])
-        return None if last is None else scheduler._milestones[-1] + last
+        return None if last is None else sum(scheduler._milestones[-1:]) + last
     if isinstance(scheduler, lr_scheduler.OneCycleLR):
         return int(scheduler.total_steps)
     if isinstance(scheduler, lr_scheduler.CosineAnnealingLR):
