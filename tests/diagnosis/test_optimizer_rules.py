@@ -299,8 +299,9 @@ def test_batches_of_one() -> None:
 
 
 def test_one_loss_that_is_large_is_no_rate_that_is_too_high() -> None:
-    def judged(*losses: float) -> Any:
-        return learning_rate_too_high(history(losses, step=30, update_ratio={"fc1": -1.0}))
+    def judged(*losses: float, samples: int | None = None) -> Any:
+        facts = Facts(chance_loss=CHANCE, samples=samples)
+        return learning_rate_too_high(history(losses, facts, step=30, update_ratio={"fc1": -1.0}))
 
     ten = 10 * CHANCE
     assert judged(CHANCE, ten, CHANCE, ten, CHANCE, CHANCE) is None
@@ -309,3 +310,7 @@ def test_one_loss_that_is_large_is_no_rate_that_is_too_high() -> None:
     assert judged(CHANCE, ten, ten, *[CHANCE] * 16) is not None  # of the last twenty
     assert judged(CHANCE, ten, ten, *[CHANCE] * 21) is None
     assert judged(CHANCE, math.nan, ten, ten) is not None
+    assert judged(*[CHANCE] * 11, *[ten] * 9, samples=3) is None
+    assert judged(*[CHANCE] * 8, *[ten] * 11, samples=3) is None  # too few losses
+    assert judged(*[CHANCE] * 9, *[ten] * 11, samples=3) is not None
+    assert judged(*[CHANCE] * 11, *[ten] * 9, samples=4) is not None

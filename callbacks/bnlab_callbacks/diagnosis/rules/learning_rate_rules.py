@@ -16,6 +16,7 @@ from bnlab_callbacks.diagnosis.rules.advice import advice
 from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _PEAK = 3.0
+_FEW = 4  # samples
 _LARGE_MOVE = -1.3  # log10(‖Δw‖/‖w‖), 5 % in one step
 _GROWN, _GROWN_PER_STEP, _FROM_NOTHING, _UNLEARNED = 3.0, 0.1, 0.1, 0.7
 _SMALL_MOVE, _PACE = -4.0, 1e-3
@@ -32,7 +33,7 @@ def learning_rate_too_high(history: History) -> Verdict | None:
     moves = {k: v for seen in list(history.observations)[-20:] for k, v in seen.of("update_ratio").items()}
     if scale is None or last is None or not moves or history.now.step < 1:
         return None
-    peak = _typical_peak(history.losses.recent)
+    peak = _typical_peak(history.losses.recent, history.facts.samples)
     layer = max(moves, key=lambda name: moves[name])
     if not (peak > _PEAK * scale and moves[layer] > _LARGE_MOVE):
         return None
@@ -43,9 +44,15 @@ def learning_rate_too_high(history: History) -> Verdict | None:
     )
 
 
-def _typical_peak(losses: Iterable[float]) -> float:
-    """The largest median of up to five losses in a row, of the last twenty; losses that are not finite do not count."""
-    known = [loss for loss in losses if math.isfinite(loss)][-20:]
+def _typical_peak(losses: Iterable[float], samples: int | None) -> float:
+    """The largest median of five losses in a row that end in the last twenty; those that are not finite do not count.
+
+    Of the first losses, where there are fewer. With batches of one to three samples it is the median of twenty.
+    """
+    known = [loss for loss in losses if math.isfinite(loss)]
+    if samples is not None and samples < _FEW:
+        return median_low(known[-20:]) if len(known) >= 20 else 0.0
+    known = known[-20:]
     return max((median_low(known[max(end - 5, 0) : end]) for end in range(1, len(known) + 1)), default=0.0)
 
 
