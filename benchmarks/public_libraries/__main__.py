@@ -71,7 +71,7 @@ def rows_of(library: str, folder: Path, options: argparse.Namespace) -> list[Row
         return [Row(library, error=str(error))]
     out, log = folder / f"{library}.jsonl", folder / f"{library}.log"
     out.write_text("", encoding="utf-8")
-    command = [python, "-m", "benchmarks.public_libraries.run", library, "--out", out]
+    command = [str(python), "-m", "benchmarks.public_libraries.run", library, "--out", str(out)]
     command += ["--verdicts"] if options.verdicts else []
     paths = os.pathsep.join((str(ROOT), str(options.callbacks.resolve())))
     trouble = None

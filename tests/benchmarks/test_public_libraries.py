@@ -103,6 +103,12 @@ def test_the_table_and_its_counts() -> None:
     ]
 
 
+def test_every_library_has_its_fits_in_a_file() -> None:
+    folder = Path(environments.__file__).parent / "libraries"
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "training"}
+    assert files == set(environments.REQUIREMENTS)
+
+
 def test_versions_are_pinned_without_a_builds_name() -> None:
     assert pinned(["torch", "no-such-distribution"]) == [f"torch=={version('torch').partition('+')[0]}"]
 
