@@ -52,7 +52,7 @@ def pretrain(run: Setup, inputs: Tensor, targets: Tensor, steps: int) -> None:
 
 def warm_start(run: Setup) -> None:
     """A net that has learned its task already: its first losses are small."""
-    run.prepare = lambda inputs, targets: pretrain(run, inputs, targets, 300)
+    run.prepare = lambda inputs, targets: pretrain(run, inputs, targets, 200)
 
 
 def transferred(change: Callable[[Setup], None]) -> Callable[[Setup], None]:
@@ -80,7 +80,7 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        y: Tensor = self.base(x) + 2 * self.lora_b(self.lora_a(x))
+        y: Tensor = self.base(x) + self.lora_b(self.lora_a(x))
         return y
 
 
@@ -106,7 +106,8 @@ def freed_backbone(run: Setup) -> None:
 
     def free(trainer: Trainer, module: LightningModule, batch: Any, step: int) -> None:
         if step == _FREED:
-            resting = [parameter for parameter in run.net.parameters() if not parameter.requires_grad]
+            held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+            resting = [parameter for parameter in run.net.parameters() if id(parameter) not in held]
             run.net.requires_grad_(True)
             trainer.optimizers[0].add_param_group({"params": resting, "lr": run.lr / 10})
 
@@ -170,6 +171,7 @@ def half_precision(precision: str, epsilon: float = 1e-8) -> Callable[[Setup], N
 
 
 _ALL = (*NETS, *UNSEEN)
+_RESTING = tuple(name for name in _ALL if name != "transformer")  # the mean of its tokens is too little to go by
 _LINEAR = ("mlp", "mlp_bn", "transformer", "mixer")
 _WITHOUT_NORM = tuple(name for name in _ALL if not (NETS | UNSEEN)[name].batch_norm)  # its averages would be off
 _CHEAP = ("mlp", "mlp_bn", "mlp_logit", "rezero")  # convolutions of 16 bits take five times as long on most CPUs
@@ -183,7 +185,7 @@ HEALTHY: dict[str, Kind] = {
         ("zero residual branches", lambda run: zeros(*_BRANCHES[run.name])(run), tuple(_BRANCHES)),
         ("LoRA", transferred(lora), _LINEAR),
         ("momentum copy", momentum_copy, _ALL),
-        ("frozen backbone", transferred(frozen_backbone), _ALL),
+        ("frozen backbone", transferred(frozen_backbone), _RESTING),
         ("freed backbone", transferred(freed_backbone), _ALL),
         ("warm start", warm_start, (*_ALL, *VALUES, *BINARY)),
         ("rare bright batches", rare_bright_batches, _WITHOUT_NORM),
