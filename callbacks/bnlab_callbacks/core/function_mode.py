@@ -52,7 +52,7 @@ class FunctionMode(TorchFunctionMode):
         self._wanted = False
         self._compiled = False
         self._place = 0  # in the stack of modes
-        self._frames = 0
+        self._frames = _compiled_frames()
 
     def __reduce__(self) -> tuple[type[FunctionMode], tuple[()]]:  # for pickle and copy alike
         return FunctionMode, ()

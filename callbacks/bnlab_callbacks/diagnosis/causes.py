@@ -106,7 +106,7 @@ def joined(findings: Iterable[Finding]) -> list[Finding]:
 
 def _alike(before: Finding, after: Finding) -> bool:
     overlap = before.ended is None or after.since <= before.ended
-    return overlap and before.name == after.name and (before.severity == "note") == (after.severity == "note")
+    return overlap and before.name == after.name and "note" not in (before.severity, after.severity)
 
 
 def headline(findings: Sequence[Finding], cause: Finding) -> str:

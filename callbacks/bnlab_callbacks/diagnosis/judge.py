@@ -81,7 +81,7 @@ class Judge:
         self._announcer = Announcer()
         self._events: list[Finding] = []
         self._seen: set[str] = set()
-        self._broken = False  # whether the last observation is not finite
+        self._broken = 0  # observations in a row, up to the last one, that are not finite
         self._samples: deque[float] = deque(maxlen=_BATCHES)
         self._step = -1  # the last one with a loss
 
@@ -186,16 +186,19 @@ class Judge:
         task = self.facts.task
         known = {"task": task.kind, "classes": task.classes or self._chance_loss, "chance": self.facts.chance_loss}
         self._seen.update(observation.values, observation.globals, [name for name, there in known.items() if there])
-        if self._broken:
+        if self._broken > 1:  # the first of them tells what began
             self.observations.pop()
         self.observations.append(observation)
         first = _first(self.first, observation)
         missing = {*first.values, *first.globals} - {*observation.values, *observation.globals} - OF_THE_FIRST_BATCH
         latches = [latch for latch in self._latches if missing.isdisjoint(latch.rule.needs)]
         history = self._history(self.observations, first)
-        self._broken = self._is_not_finite(latches, history)
-        if self._broken:  # nothing else tells anything of this step
+        if self._is_not_finite(latches, history):  # nothing else tells anything of this step
+            self._broken += 1
             return
+        if self._broken:
+            del self.observations[-2]
+        self._broken = 0
         self.first = first
         self.median_updates.add(observation.step, observation.of("update_ratio"))
         self.early_changes.add(observation.step, observation.of("changed_frac"))

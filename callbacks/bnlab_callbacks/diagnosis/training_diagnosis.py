@@ -247,6 +247,7 @@ class TrainingDiagnosis(Diagnostic):
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
         self._watch.scales = self._layers.scales
+        self._watch.begin(moment_of(trainer))
         self.hear_of_raw_steps(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

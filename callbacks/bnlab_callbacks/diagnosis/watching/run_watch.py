@@ -60,16 +60,11 @@ class _Reader:
         self.kept: list[tuple[int, DeviceValues]] = []  # step and what it left
         self._schedule = schedule
         self._marked: dict[str, int] = {}
-        self._start: int | None = None
-
-    def start(self, moment: Moment) -> None:
-        """Training begins, or goes on: what was due before this moment is not made up for."""
-        if self._start is None:
-            self._start = moment.step
+        self.start = 0  # the first step of this run, or of its resumed part
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
-        before = self._marked.get(stream, (self._start or 0) - 1)
+        before = self._marked.get(stream, self.start - 1)
         return before < self._schedule.latest(moment.step)
 
     def mark(self, moment: Moment, stream: str = "") -> None:
@@ -238,11 +233,14 @@ class RunWatch:
 
     # a training loop
 
+    def begin(self, moment: Moment) -> None:
+        """Training begins, or goes on, with the step of this moment: what was due before it is not made up for."""
+        for reader in self._readers:
+            reader.start = moment.step
+
     def begin_batch(self, moment: Moment, optimizer_steps: int, batch: Any) -> None:
         """A batch begins; `optimizer_steps` is the number of steps made so far."""
         self.recording = self._schedule.records(moment.step)
-        for reader in self._readers:
-            reader.start(moment)
         if self.recording:
             self._since = min(self._since, perf_counter())
         if self._gradients.leads:
@@ -383,7 +381,12 @@ class RunWatch:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and tensors, by the names that they have had since version 0.1.0."""
         tables = [self._state(reader.tables) for reader in self._readers]
-        return {"knows_task": self.knows_inputs, "monitors": tables, "optimizer_steps": dict(self.optimizer_steps)}
+        return {
+            "knows_task": self.knows_inputs,
+            "monitors": tables,
+            "optimizer_steps": dict(self.optimizer_steps),
+            "task": self._tasks.state_dict(),
+        }
 
     def _state(self, tables: Any) -> dict[str, Any]:
         return {"numbered": dict(tables.numbered)} if isinstance(tables, BatchNormTables) else tables.state_dict()
@@ -392,6 +395,8 @@ class RunWatch:
         """Go on where the checkpoint stopped."""
         self.knows_inputs = state["knows_task"]
         self.optimizer_steps = Counter(state.get("optimizer_steps", {}))
+        if "task" in state:  # not in version 0.1.0
+            self._tasks.load_state_dict(state["task"])
         for reader, saved in zip(self._readers, state["monitors"], strict=True):
             if isinstance(reader.tables, BatchNormTables):
                 reader.tables.numbered = dict(saved.get("numbered", {}))

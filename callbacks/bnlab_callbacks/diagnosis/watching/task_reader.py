@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
+from typing import Any
 
 from torch import Tensor
 
@@ -117,6 +118,28 @@ class TaskReader:
         shares = (1 - chosen.smoothing) * shares + chosen.smoothing / chosen.classes
         found, most = float(entropy(shares)), math.log(chosen.classes)
         return most if found > _BALANCED * most else found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint: lists, numbers and tensors."""
+        return {
+            "task": list(self.task),
+            "known": self.known,
+            "ratios": list(self._ratios),
+            "moments": None if self._moments is None else list(self._moments),
+            "sums": self._sums,
+            "count": self._count,
+            "constants": list(self._constants),
+            "probabilities": self._probabilities,
+            "alike": self._alike,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        self.task, self.known = Task(*state["task"]), state["known"]
+        self._ratios, self._constants = (deque(state[name], maxlen=_RATIOS) for name in ("ratios", "constants"))
+        self._moments = None if state["moments"] is None else Moments(*state["moments"])
+        self._sums, self._count = state["sums"], state["count"]
+        self._probabilities, self._alike = state["probabilities"], state["alike"]
 
 
 def _of_one_kind(candidates: Sequence[Candidate]) -> Candidate | None:
