@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History, Observation
+from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History, Observation, Task
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.rules.batch_norm_rules import statistics_not_finite
 from bnlab_callbacks.diagnosis.rules.gradient_rules import clipping_too_tight, not_updated
@@ -287,8 +287,8 @@ def test_weights_that_a_schedule_holds_where_they_are() -> None:
 
 
 def test_batches_of_one() -> None:
-    def judged(losses: list[float], samples: int | None = 1) -> Any:
-        return batch_of_one(history(losses, Facts(chance_loss=CHANCE, samples=samples)))
+    def judged(losses: list[float], samples: int | None = 1, task: Task = Task(kind=1.0)) -> Any:  # noqa: B008 - frozen
+        return batch_of_one(history(losses, Facts(chance_loss=CHANCE, samples=samples, task=task)))
 
     noisy = judged([CHANCE] * 299)
     assert (noisy.severity, noisy.evidence) == ("note", "each step is made of one sample, and follows its noise")
@@ -296,6 +296,7 @@ def test_batches_of_one() -> None:
     assert judged([CHANCE] * 200 + [0.89 * CHANCE] * 100).severity == "note"
     assert judged([CHANCE] * 300, samples=2) is None
     assert judged([CHANCE] * 300, samples=None) is None
+    assert judged([CHANCE] * 300, task=Task()) is None
 
 
 def test_one_loss_that_is_large_is_no_rate_that_is_too_high() -> None:

@@ -175,6 +175,7 @@ class TrainingDiagnosis(Diagnostic):
         self._outcome = Outcome(self._judge, self._watch, self._handover, off)
         self._modules: list[str] = []
         self._in_batch = self._short = False
+        self._state: dict[str, Any] | None = None
 
     def _say(self, line: str) -> None:
         show(self._print, [line])
@@ -247,7 +248,6 @@ class TrainingDiagnosis(Diagnostic):
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
         self._watch.scales = self._layers.scales
-        self._watch.begin(moment_of(trainer))
         self.hear_of_raw_steps(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -357,12 +357,15 @@ class TrainingDiagnosis(Diagnostic):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
         self._look(trainer)
+        self._state = self.state_dict()
         self._end(trainer)
         self.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what led up to it: Lightning calls no other hook then."""
         if trainer.world_size == 1:  # other ranks may be anywhere
+            self._look(trainer)
+            self._state = self.state_dict()
             self._end_unfinished(trainer)
             self._look(trainer)
         self._end(trainer)
@@ -420,7 +423,12 @@ class TrainingDiagnosis(Diagnostic):
             checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Findings and baselines; lists, texts, numbers and tensors only."""
+        """Findings and baselines; lists, texts, numbers and tensors only.
+
+        Once the run is over, as before its end was judged: a run that goes on has no such end.
+        """
+        if self._state is not None:
+            return self._state
         return self._judge.state_dict() | {"recorder": self._watch.state_dict(), "file": self._outcome.file}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

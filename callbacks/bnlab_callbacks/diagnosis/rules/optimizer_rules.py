@@ -46,7 +46,7 @@ def batch_of_one(history: History) -> Verdict | None:
     From step 300 on: the mean of 100 losses is above 90 % of chance, and of what it was 200 steps before. Only of
     vectors: with pictures and series batches of one are usual, and their loss is a mean over many values.
     """
-    if history.facts.samples != 1:
+    if history.facts.samples != 1 or not history.facts.task.kind:
         return None
     now, before, level = history.losses.mean(100), history.losses.mean(100, before=200), history.level(100)
     stuck = now is not None and before is not None and level is not None and level > _FLAT and now > _FLAT * before

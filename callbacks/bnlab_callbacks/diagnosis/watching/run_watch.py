@@ -60,11 +60,13 @@ class _Reader:
         self.kept: list[tuple[int, DeviceValues]] = []  # step and what it left
         self._schedule = schedule
         self._marked: dict[str, int] = {}
-        self.start = 0  # the first step of this run, or of its resumed part
+        self._start: int | None = None  # the first step of this run, or of its resumed part
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
-        before = self._marked.get(stream, self.start - 1)
+        if self._start is None:  # what was due before a run went on is not made up for
+            self._start = moment.step
+        before = self._marked.get(stream, self._start - 1)
         return before < self._schedule.latest(moment.step)
 
     def mark(self, moment: Moment, stream: str = "") -> None:
@@ -232,11 +234,6 @@ class RunWatch:
         self._collector = StepCollector()
 
     # a training loop
-
-    def begin(self, moment: Moment) -> None:
-        """Training begins, or goes on, with the step of this moment: what was due before it is not made up for."""
-        for reader in self._readers:
-            reader.start = moment.step
 
     def begin_batch(self, moment: Moment, optimizer_steps: int, batch: Any) -> None:
         """A batch begins; `optimizer_steps` is the number of steps made so far."""
