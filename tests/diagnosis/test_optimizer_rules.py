@@ -162,7 +162,7 @@ def test_a_rate_that_is_at_nothing_too_early() -> None:
         seen(state, step=19),
         seen(small, step=59),  # a tenth of the run
         seen(comes_back, step=59),
-        seen(state, step=401),  # the end is near
+        seen(state._replace(nothing_since=395), step=405),  # near the end
         seen(state, run=None),
         seen(state._replace(nothing_since=None)),
         seen(state._replace(nothing_since=0)),  # a warm-up, or no training at all
@@ -170,6 +170,7 @@ def test_a_rate_that_is_at_nothing_too_early() -> None:
     ):
         assert decayed_too_early(silent) is None
     assert decayed_too_early(seen(plateau, losses=[CHANCE, *[0.9 * CHANCE] * 10])) is not None
+    assert decayed_too_early(seen(state, step=499)) is not None  # to the last step
 
 
 def lost(shares: dict[int, float], *states: OptimizerState) -> Any:

@@ -175,9 +175,12 @@ def test_weights_that_grow_threefold_at_once() -> None:
     facts = replace(TEN, fans={"fc1": 25, "fc2": 25, "fc3": 25, "tiny": 25})
     first = Observation(0, {"weight_rms": {"fc1": 0.2, "fc2": 0.2, "fc3": 0.2, "tiny": 0.01, "embedding": 0.2}})
 
-    def grown(factor: float, step: int = 20, losses: Sequence[float] = (CHANCE,)) -> Verdict | None:
+    def grown(
+        factor: float, step: int = 20, losses: Sequence[float] = (CHANCE,), task: str = "cross_entropy"
+    ) -> Verdict | None:
         now = {"fc1": 0.2, "fc2": 0.2 * factor, "fc3": 2.0, "tiny": 1.0, "embedding": 2.0}
-        return weights_overwritten(history(losses, facts, step, first=first, weight_rms=now))
+        known = replace(facts, task=Task(KINDS.index(task)))
+        return weights_overwritten(history(losses, known, step, first=first, weight_rms=now))
 
     assert layer(grown(3.1)) == "fc2"  # in the middle of the three that have a usual size: 0.2 · √25 = 1
     assert grown(2.9) is None
@@ -186,6 +189,8 @@ def test_weights_that_grow_threefold_at_once() -> None:
     assert grown(3.1, losses=[*[CHANCE] * 7, *[0.69 * CHANCE] * 3]) is None  # it falls fast
     assert grown(3.1, losses=[0.69 * CHANCE]) is None
     assert grown(3.1, losses=[]) is None  # the loss is not seen: it may be low
+    assert grown(3.1, losses=[4.0, 3.9], task="squared") is None  # large targets need large weights
+    assert layer(grown(3.1, losses=[4.0, 4.1], task="squared")) == "fc2"
     assert weights_overwritten(history(facts=TEN, first=first, weight_rms={"fc1": 9.0})) is None  # no fans known
 
 

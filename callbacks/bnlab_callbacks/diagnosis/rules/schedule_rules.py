@@ -100,7 +100,7 @@ def warms_up_too_long(history: History) -> Verdict | None:
 
 
 def decayed_too_early(history: History) -> Verdict | None:
-    """The rate is below a ten-thousandth of its highest, with a fifth of the run and more to come.
+    """The rate is below a ten-thousandth of its highest, and was so with a fifth of the run and more to come.
 
     It has been so for a tenth of the run; or for ten steps, where it is exactly 0 and of no schedule that is known to
     come back. A schedule that waits for the loss (`ReduceLROnPlateau`) may be right: only above half of chance.
@@ -111,7 +111,7 @@ def decayed_too_early(history: History) -> Verdict | None:
         if not run or state.rate is None or since is None or since == history.first.step:
             continue
         waits = _AT_ZERO if state.rate == 0 and not (state.schedule and state.schedule.returns) else _LASTED * run
-        if step - since < waits or run - step < _LEFT * run or ("Plateau" in kind and not history.unlearned()):
+        if step - since < waits or run - since - waits < _LEFT * run or ("Plateau" in kind and not history.unlearned()):
             continue
         by = f": {kind} is stepped {_times(state.schedule)}" if state.schedule else ""
         return Verdict(
