@@ -4,9 +4,10 @@
 
 Writes a JSON line for each run to `--out` and goes on from there when it is started again; prints the tables in
 Markdown, and with `--complaints` each run that the diagnosis got wrong. Whether a run failed is decided by its end: not
-finite, or less accurate on held-out images than halfway between chance and its control, the sound run of the same net,
-optimizer, data and seed. Thresholds may be chosen on the part `tune` (seeds 0 and 1); `held_out` (other
-seeds) and `unseen` (other nets) are for the report. Without --root the digits are the only data.
+finite, or scored on held-out data (accuracy; R² where a number is learned) lower than halfway between chance and its
+control, the sound run of the same net, optimizer, data and seed. Thresholds may be chosen on the part `tune` (seeds 0
+and 1); `held_out` (other seeds) and `unseen` (other nets) are for the report. Without --root the digits are the only
+images.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder with MNIST/raw")
     parser.add_argument("--out", type=Path, default=Path("fault_matrix.jsonl"))
     parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--seeds", type=int, default=3, help="of the faults and warm-ups")
+    parser.add_argument("--seeds", type=int, default=3, help="of the faults and healthy kinds")
     parser.add_argument("--healthy_seeds", type=int, default=8, help="of the controls")
     parser.add_argument("--first_seed", type=int, default=0, help="leave out runs of smaller seeds")
     parser.add_argument("--only", default="", help="a regular expression for fault/net/optimizer/data/seed")

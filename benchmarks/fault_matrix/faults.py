@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.fault_matrix.nets import NETS, Net, deep
+from benchmarks.fault_matrix.healthy import half_precision
+from benchmarks.fault_matrix.more_nets import BINARY, MORE, VALUES, WIDE
+from benchmarks.fault_matrix.nets import NETS, deep
+from benchmarks.fault_matrix.setup import Kind, Setup
 from benchmarks.fault_matrix.unseen_nets import UNSEEN
 
-ALL_NETS = NETS | UNSEEN
-BatchFault = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass
-class Setup:
-    """A run before it starts; a fault changes it in place.
-
-    `layers` are those at which a fault sits: a finding at one of them, or at a module inside, has the right place.
-    """
-
-    name: str
-    spec: Net
-    net: nn.Module
-    lr: float
-    side: int
-    batch_size: int = 64
-    warm_up: int = 0
-    standardised: bool = True
-    softmax: bool = False
-    spare: bool = False  # a layer beside the net
-    batch_fault: BatchFault | None = None
-    left_out: tuple[str, ...] = ()  # modules whose parameters no optimizer gets
-    trainer: dict[str, Any] = field(default_factory=dict)
-    layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A fault: how it gets into a run, the names that are right for it, and the nets that can have it."""
-
-    inject: Callable[[Setup], None]
-    names: frozenset[str]
-    nets: tuple[str, ...] = tuple(ALL_NETS)
+IMAGE_NETS = (*NETS, *UNSEEN)
+ALL_NETS = NETS | UNSEEN | MORE
 
 
 def learning_rate(factor: float) -> Callable[[Setup], None]:
@@ -144,7 +116,7 @@ def nan_batch(run: Setup) -> None:
 
 def doubled_softmax(run: Setup) -> None:
     """Probabilities given to a loss that takes logits."""
-    run.softmax = True
+    run.loss = lambda outputs, labels: F.cross_entropy(outputs.softmax(1), labels)
 
 
 def batch_norms(change: Callable[[nn.Module], Any]) -> Callable[[Setup], None]:
@@ -176,49 +148,122 @@ def overflow(run: Setup) -> None:
     run.trainer["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler)]
 
 
+def output(activation: nn.Module) -> Callable[[Setup], None]:
+    """A last activation whose values stay within bounds that the targets do not keep."""
+
+    def inject(run: Setup) -> None:
+        assert isinstance(run.net, nn.Sequential)
+        run.net.add_module("out_act", copy.deepcopy(activation))
+
+    return inject
+
+
+def relu_below_zero(run: Setup) -> None:
+    """Targets below 0 and a rectifier as the last layer."""
+    run.targets = torch.neg
+    output(nn.ReLU())(run)
+
+
+def far_targets(run: Setup) -> None:
+    """Targets around 1000, 200 and more of their deviations from 0."""
+    run.targets = lambda targets: targets + 1000
+
+
+def broadcast(run: Setup) -> None:
+    """Outputs (N, 1) less targets (N,) are (N, N): each output is compared with every target."""
+    run.loss = lambda outputs, targets: F.mse_loss(outputs, targets.flatten())
+
+
+def labels(change: Callable[[Tensor], Tensor]) -> Callable[[Setup], None]:
+    """Training labels that are not what the loss takes; torch's own check stops those of a BCELoss above 1."""
+
+    def inject(run: Setup) -> None:
+        run.batch_fault = lambda step, images, targets: (images, change(targets))
+
+    return inject
+
+
+def wrong_sign(run: Setup) -> None:
+    """The loss is made as large as possible."""
+    loss = run.loss
+    run.loss = lambda outputs, targets: -loss(outputs, targets)
+
+
+def logits_as_log_probabilities(run: Setup) -> None:
+    """Logits given to a loss that takes log-probabilities."""
+    run.loss = F.nll_loss
+
+
 _GROWS = frozenset({"exploding", "non_finite", "learning_rate_too_high"})
 _DEPTH = frozenset({"vanishing", "vanishing_with_depth", "collapsed_output", "poor_initialisation"})
-_NORM_NETS = tuple(name for name, net in ALL_NETS.items() if net.batch_norm)
+_TRIVIAL = frozenset({"not_learning"})  # no better than the best constant output
+_UNREACHABLE = _TRIVIAL | {"unreachable_targets"}
+_FAR_TARGETS = _GROWS | _UNREACHABLE | {"learning_rate_too_low", "dead_units", "collapsed_output"}
+_BROADCAST = _TRIVIAL | {"broadcast_loss"}
+_NOT_BINARY = frozenset({"targets_not_binary"})
+_ALL_EQUAL = frozenset({"labels_all_equal", "zero_loss"})
+_INDEPENDENT = frozenset({"independent_loss", "no_gradient", "collapsed_output"})  # the loss does not see the net
+_NEGATED = frozenset({"negated_loss"})
+_NO_LOGARITHMS = frozenset({"not_log_probabilities"})
+_ROUNDED = frozenset({"updates_lost_to_rounding"})
+_UNDERFLOW = frozenset({"epsilon_underflow"})
+_NORM_NETS = tuple(name for name in IMAGE_NETS if ALL_NETS[name].batch_norm)
+_ONE_OUTPUT = (*IMAGE_NETS, *VALUES, *BINARY)
 
-FAULTS: dict[str, Fault] = {
-    "lr x10": Fault(learning_rate(10), _GROWS | {"dead_units", "saturated"}),
-    "lr x100": Fault(learning_rate(100), _GROWS | {"dead_units", "saturated"}),
-    "lr /1000": Fault(learning_rate(1e-3), frozenset({"learning_rate_too_low"})),
-    "init N(0,1)": Fault(
+FAULTS: dict[str, Kind] = {
+    "lr x10": Kind(learning_rate(10), _GROWS | {"dead_units", "saturated"}, _ONE_OUTPUT),
+    "lr x100": Kind(learning_rate(100), _GROWS | {"dead_units", "saturated"}, _ONE_OUTPUT),
+    "lr /1000": Kind(learning_rate(1e-3), frozenset({"learning_rate_too_low"}), _ONE_OUTPUT),
+    "init N(0,1)": Kind(
         weights(lambda weight: weight.normal_()), _GROWS | {"poor_initialisation", "dead_units", "saturated"}
     ),
-    "init N(0,1e-4^2)": Fault(weights(lambda weight: weight.normal_(std=1e-4)), _DEPTH),
-    "init all equal": Fault(weights(lambda weight: weight.fill_(0.05)), frozenset({"poor_initialisation"})),
-    "init all zero": Fault(
-        weights(lambda weight: weight.zero_()), frozenset({"poor_initialisation", "no_gradient", "collapsed_output"})
+    "init N(0,1e-4^2)": Kind(weights(lambda weight: weight.normal_(std=1e-4)), _DEPTH),
+    "init all equal": Kind(weights(lambda weight: weight.fill_(0.05)), frozenset({"poor_initialisation"})),
+    "init all zero": Kind(
+        weights(lambda weight: weight.zero_()),
+        frozenset({"poor_initialisation", "no_gradient", "collapsed_output"}),
+        _ONE_OUTPUT,
     ),
-    "deep sigmoid": Fault(deep_net(nn.Sigmoid, 1.0), _DEPTH | {"saturated"}, ("mlp", "cnn")),
-    "deep tanh, gain 0.2": Fault(deep_net(nn.Tanh, 0.2), _DEPTH, ("mlp", "cnn")),
-    "deep tanh, gain 10": Fault(deep_net(nn.Tanh, 10.0), _GROWS | {"saturated", "poor_initialisation"}, ("mlp", "cnn")),
-    "dead bias": Fault(
+    "deep sigmoid": Kind(deep_net(nn.Sigmoid, 1.0), _DEPTH | {"saturated"}, ("mlp", "cnn")),
+    "deep tanh, gain 0.2": Kind(deep_net(nn.Tanh, 0.2), _DEPTH, ("mlp", "cnn")),
+    "deep tanh, gain 10": Kind(deep_net(nn.Tanh, 10.0), _GROWS | {"saturated", "poor_initialisation"}, ("mlp", "cnn")),
+    "dead bias": Kind(
         dead_bias,
         frozenset({"dead_units", "no_gradient", "collapsed_output"}),
-        tuple(name for name, net in ALL_NETS.items() if net.bias),
+        tuple(name for name in IMAGE_NETS if ALL_NETS[name].bias),
     ),
-    "frozen layer": Fault(frozen, frozenset({"not_updated"})),
-    "layer without optimizer": Fault(left_out, frozenset({"not_updated"})),
-    "unused branch": Fault(unused_branch, frozenset({"no_gradient"})),
-    "detached graph": Fault(detached, frozenset({"no_gradient"})),
-    "inputs 0..255": Fault(unstandardised, frozenset({"inputs_not_standardised"})),
-    "labels shuffled": Fault(shuffled_labels, frozenset({"not_learning"})),
-    "NaN in one batch": Fault(nan_batch, frozenset({"non_finite"})),
-    "doubled softmax": Fault(doubled_softmax, frozenset({"doubled_softmax"})),
-    "batch norm in eval mode": Fault(
+    "frozen layer": Kind(frozen, frozenset({"not_updated"})),
+    "layer without optimizer": Kind(left_out, frozenset({"not_updated"})),
+    "unused branch": Kind(unused_branch, frozenset({"no_gradient"})),
+    "detached graph": Kind(detached, frozenset({"no_gradient"})),
+    "inputs 0..255": Kind(unstandardised, frozenset({"inputs_not_standardised"}), _ONE_OUTPUT),
+    "labels shuffled": Kind(shuffled_labels, _TRIVIAL, _ONE_OUTPUT),
+    "NaN in one batch": Kind(nan_batch, frozenset({"non_finite"})),
+    "doubled softmax": Kind(doubled_softmax, frozenset({"doubled_softmax"})),
+    "batch norm in eval mode": Kind(
         batch_norms(lambda norm: norm.eval()), frozenset({"batch_norm_eval_mode"}), _NORM_NETS
     ),
-    "batch norm, momentum 1": Fault(
+    "batch norm, momentum 1": Kind(
         batch_norms(lambda norm: setattr(norm, "momentum", 1.0)),
         frozenset({"batch_norm_running_statistics"}),
         _NORM_NETS,
     ),
-    "batch norm, batch of 2": Fault(batch_of_two, frozenset({"batch_norm_small_batch"}), _NORM_NETS),
-    "clipping to 1e-4": Fault(tight_clipping, frozenset({"clipping_too_tight"})),
-    "fp16 overflow": Fault(overflow, frozenset({"loss_scale_overflow"}), ("mlp", "mlp_bn", "cnn", "cnn_bn")),
-    "one layer x100": Fault(one_layer(100), _GROWS | {"poor_initialisation", "dead_units", "saturated"}),
-    "one layer x1e-4": Fault(one_layer(1e-4), _DEPTH),
+    "batch norm, batch of 2": Kind(batch_of_two, frozenset({"batch_norm_small_batch"}), _NORM_NETS),
+    "clipping to 1e-4": Kind(tight_clipping, frozenset({"clipping_too_tight"})),
+    "fp16 overflow": Kind(overflow, frozenset({"loss_scale_overflow"}), ("mlp", "mlp_bn", "cnn", "cnn_bn")),
+    "one layer x100": Kind(one_layer(100), _GROWS | {"poor_initialisation", "dead_units", "saturated"}),
+    "one layer x1e-4": Kind(one_layer(1e-4), _DEPTH),
+    "sigmoid on the output": Kind(output(nn.Sigmoid()), _UNREACHABLE | {"saturated"}, tuple(VALUES)),
+    "ReLU on the output, targets < 0": Kind(
+        relu_below_zero, _UNREACHABLE | {"dead_units", "no_gradient", "collapsed_output"}, tuple(VALUES)
+    ),
+    "targets + 1000": Kind(far_targets, _FAR_TARGETS, tuple(VALUES)),
+    "(N, 1) against (N,)": Kind(broadcast, _BROADCAST, tuple(VALUES)),
+    "labels 1 and 2": Kind(labels(lambda y: y + 1), _NOT_BINARY, ("mlp_logit", "cnn_bn_logit")),
+    "labels all equal": Kind(labels(torch.ones_like), _ALL_EQUAL, tuple(BINARY)),
+    "softmax over one output": Kind(output(nn.Softmax(1)), _INDEPENDENT, tuple(BINARY)),
+    "sign of the loss": Kind(wrong_sign, _NEGATED, ("mlp", "cnn_bn", *VALUES, *BINARY)),
+    "bf16 weights": Kind(half_precision("bf16-true"), _ROUNDED, tuple(WIDE)),
+    "fp16 weights, Adam's epsilon": Kind(half_precision("16-true"), _UNDERFLOW, ("mlp", "mlp_bn"), ("adam", "adamw")),
+    "logits as log-probabilities": Kind(logits_as_log_probabilities, _NO_LOGARITHMS, ("mlp", "cnn_bn", "lenet")),
 }

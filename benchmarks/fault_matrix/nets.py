@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.fault_matrix.aims import CLASSES
 from bnlab.nets import ActivationName, build_net, initialize
-
-CLASSES = 10
 
 
 class ResidualBlock(nn.Module):
@@ -111,14 +110,16 @@ class RowLSTM(nn.Module):
         return y
 
 
-def mlp(side: int, batch_norm: bool, activation: ActivationName = "relu") -> nn.Module:
+def mlp(side: int, batch_norm: bool, activation: ActivationName = "relu", outputs: int = CLASSES) -> nn.Sequential:
     """The thesis's MLP."""
     net = build_net("mlp", 1, (side, side), CLASSES, activation=activation, batch_norm=batch_norm)
+    if outputs != CLASSES:
+        net.set_submodule("logits", nn.Linear(100, outputs))
     initialize(net, "auto", activation)
     return net
 
 
-def cnn(side: int, batch_norm: bool) -> nn.Module:
+def cnn(side: int, batch_norm: bool, outputs: int = CLASSES) -> nn.Sequential:
     """The thesis's CNN with two of its five groups, and few filters."""
     layers: list[tuple[str, nn.Module]] = []
     channels = 1
@@ -131,7 +132,7 @@ def cnn(side: int, batch_norm: bool) -> nn.Module:
         layers.append((f"pool{group}", nn.MaxPool2d(2)))
     layers += [("flatten", nn.Flatten()), ("fc1", nn.Linear(16 * (side // 4) ** 2, 64, bias=not batch_norm))]
     layers += [("norm_fc1", nn.BatchNorm1d(64))] if batch_norm else []
-    layers += [("act_fc1", nn.ReLU()), ("logits", nn.Linear(64, CLASSES))]
+    layers += [("act_fc1", nn.ReLU()), ("logits", nn.Linear(64, outputs))]
     net = nn.Sequential(OrderedDict(layers))
     initialize(net, "auto", "relu")
     return net
@@ -169,6 +170,8 @@ class Net(NamedTuple):
     bias: str | None  # a module whose bias can silence the rectifier `after` it
     cut: tuple[str, tuple[str, ...]]  # where the graph can be cut, and the layers then without gradients
     lr: dict[str, float]
+    aim: str = "classes"
+    data: tuple[str, ...] = ()  # what it can learn from, if not from all images
 
     @property
     def batch_norm(self) -> bool:

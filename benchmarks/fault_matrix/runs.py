@@ -10,29 +10,28 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence, Sized
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.fault_matrix.faults import ALL_NETS, FAULTS, Setup
-from benchmarks.fault_matrix.nets import CLASSES, SLOW
+from benchmarks.fault_matrix.data import read
+from benchmarks.fault_matrix.faults import ALL_NETS, FAULTS, IMAGE_NETS
+from benchmarks.fault_matrix.healthy import HEALTHY
+from benchmarks.fault_matrix.more_nets import MORE
+from benchmarks.fault_matrix.nets import SLOW
+from benchmarks.fault_matrix.setup import OPTIMIZERS, Setup
 from benchmarks.fault_matrix.unseen_nets import UNSEEN
-from bnlab.data import load
 
 STEPS = 350  # rules that ask for patience wait for 300
-WARM_UP = 100
-OPTIMIZERS = ("sgd", "adam", "adamw")
 TUNE_SEEDS = (0, 1)
-CONTROL, WARMED_UP = "control", "warm-up"
+CONTROL, WARMED_UP = "control", "warm-up"  # a warm-up is had with every optimizer
 
 
 class Task(NamedTuple):
-    """A run: `fault` is that of a table, or one of the two healthy kinds."""
+    """A run: `fault` is that of a table, a healthy kind, or the control."""
 
     fault: str
     net: str
@@ -43,7 +42,7 @@ class Task(NamedTuple):
     @property
     def healthy(self) -> bool:
         """Whether nothing is wrong with it."""
-        return self.fault in (CONTROL, WARMED_UP)
+        return self.fault == CONTROL or self.fault in HEALTHY
 
     @property
     def part(self) -> str:
@@ -62,51 +61,33 @@ class Task(NamedTuple):
 
 
 def tasks(seeds: int, healthy_seeds: int, data: Sequence[str]) -> list[Task]:
-    """The grid: controls of all nets × optimizers × data × `healthy_seeds`, slow starters, faults × nets × `seeds`.
+    """The grid: controls of all nets × optimizers × data × `healthy_seeds`, slow starters, kinds × nets × `seeds`.
 
-    A fault meets every net with every seed; which optimizer and data go with them alternates.
+    A fault or a healthy kind meets every net that can have it with every seed; which optimizer and data go with them
+    alternates.
     """
+    nets = ALL_NETS | SLOW
     grid = [
         Task(CONTROL, net, optimizer, name, seed)
-        for net in (*ALL_NETS, *SLOW)
+        for net in (*IMAGE_NETS, *SLOW, *MORE)
         for optimizer in OPTIMIZERS
-        for name in data
+        for name in nets[net].data or data
         for seed in range(healthy_seeds)
     ]
+    kinds = [(k, *item) for table in (FAULTS, HEALTHY) for k, item in enumerate(table.items())]
     for seed in range(seeds):
-        for n, net in enumerate(ALL_NETS):
-            for o, optimizer in enumerate(OPTIMIZERS):
-                grid.append(Task(WARMED_UP, net, optimizer, data[(n + o + seed) % len(data)], seed))
-            for f, (title, fault) in enumerate(FAULTS.items()):
-                if net in fault.nets:
-                    turn = f + n + seed
-                    grid.append(Task(title, net, OPTIMIZERS[turn % 3], data[(turn + turn // 6) % len(data)], seed))
+        for n, (net, spec) in enumerate(ALL_NETS.items()):
+            names = spec.data or data
+            for k, title, kind in kinds:
+                turn = k + n + seed
+                if title == WARMED_UP and net in kind.nets:
+                    grid += [
+                        Task(title, net, OPTIMIZERS[o], names[(n + o + seed) % len(names)], seed) for o in range(3)
+                    ]
+                elif net in kind.nets:
+                    optimizer = kind.optimizers[turn % len(kind.optimizers)]
+                    grid.append(Task(title, net, optimizer, names[(turn + turn // 6) % len(names)], seed))
     return sorted(grid, key=lambda task: (task.part != "tune", task.seed, not task.healthy))
-
-
-class Images(NamedTuple):
-    """Grey values (N, 1, H, W) of 0 … 255 and labels, for training and held out."""
-
-    images: Tensor
-    labels: Tensor
-    held_images: Tensor
-    held_labels: Tensor
-
-
-@lru_cache
-def read(data: str, root: str) -> Images:
-    """The digits in their own 8×8 pixels; 6,000 of MNIST's images at half size, 14×14."""
-    found = load(cast(Any, data), root)
-    if data == "digits":
-        shrink, n, held = 4, len(found.train_labels), len(found.test_labels)
-    else:
-        shrink, n, held = 2, 6000, 1000
-    return Images(
-        F.avg_pool2d(found.train_images[:n].float(), shrink),
-        found.train_labels[:n],
-        F.avg_pool2d(found.test_images[:held].float(), shrink),
-        found.test_labels[:held],
-    )
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]], Sized):
@@ -141,10 +122,9 @@ class Module(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        images, labels = batch
-        outputs = self.net(images)
-        loss = F.cross_entropy(outputs.softmax(1) if self.run.softmax else outputs, labels)
-        self.losses.append(loss.detach())
+        inputs, targets = batch
+        loss = self.run.loss(self.net(inputs), targets)
+        self.losses.append(loss.detach().float())
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -156,7 +136,7 @@ class Module(LightningModule):
             optimizer = torch.optim.SGD(parameters, self.run.lr, momentum=0.9, nesterov=True)
         else:
             kind = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
-            optimizer = kind(parameters, self.run.lr)
+            optimizer = kind(parameters, self.run.lr, eps=self.run.epsilon)
         if not self.run.warm_up:
             return optimizer
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.run.warm_up))
@@ -164,14 +144,12 @@ class Module(LightningModule):
 
 
 def set_up(task: Task, side: int) -> Setup:
-    """The run with its fault."""
+    """The run with what its kind changes."""
     spec = (ALL_NETS | SLOW)[task.net]
     torch.manual_seed(task.seed)
     run = Setup(task.net, spec, spec.build(side), spec.lr[task.optimizer], side)
-    if task.fault == WARMED_UP:
-        run.warm_up = WARM_UP
-    elif not task.healthy:
-        FAULTS[task.fault].inject(run)
+    if task.fault != CONTROL:
+        (FAULTS | HEALTHY)[task.fault].inject(run)
     return run
 
 
@@ -195,42 +173,42 @@ def _train(task: Task, root: str, diagnose: bool) -> dict[str, Any]:
     data = read(task.data, root)
     run = set_up(task, data.images.shape[-1])
     mean, std = (data.images.mean(), data.images.std()) if run.standardised else (torch.tensor(0.0), torch.tensor(1.0))
+    inputs, targets = (data.images - mean) / std, run.aim.targets(data.labels)
+    held_inputs, held_targets = (data.held_images - mean) / std, run.aim.targets(data.held_labels)
+    if run.targets is not None:
+        targets, held_targets = run.targets(targets), run.targets(held_targets)
+    if run.prepare is not None:
+        run.prepare(inputs, targets)
     module = Module(run, task.optimizer)
-    batches = Batches(run, (data.images - mean) / std, data.labels, task.seed)
     callbacks: list[Callback] = []
     if diagnose:
         from bnlab_callbacks import TrainingDiagnosis
 
         callbacks = [TrainingDiagnosis()]
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=callbacks,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **run.trainer,
-    )
-    trainer.fit(module, DataLoader(batches, batch_size=None))
-    module.eval()
+    options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "logger": False} | run.trainer
+    options["callbacks"] = [*callbacks, *options.get("callbacks", ())]
+    for name in ("checkpointing", "progress_bar", "model_summary"):
+        options[f"enable_{name}"] = False
+    trainer = Trainer(**options)
+    trainer.fit(module, DataLoader(Batches(run, inputs, targets, task.seed), batch_size=None))
+    module.float().eval()
     with torch.no_grad():
-        outputs = module.net((data.held_images - mean) / std)
+        score = run.aim.score(module.net(held_inputs), held_targets)
     losses = torch.stack(module.losses)
     finite = bool(losses.isfinite().all()) and all(bool(p.isfinite().all()) for p in module.parameters())
     return {
-        "accuracy": round(float((outputs.argmax(1) == data.held_labels).float().mean()), 4),
+        "score": round(float(score.nan_to_num(-1.0).clamp(-1.0)), 4),
         "finite": finite,
         "losses": [_number(losses[step]) for step in (0, 10, 50, 100, 200, STEPS - 1)],
-        "exploded": _exploded(losses),
+        "exploded": _exploded(losses, run.aim.guess(targets)),
         "layers": run.layers,
         "findings": [_finding(found) for callback in callbacks for found in cast(Any, callback).findings],
     }
 
 
-def _exploded(losses: Tensor) -> int | None:
+def _exploded(losses: Tensor, guess: float) -> int | None:
     """The first step whose loss is not finite, or above 50 times that of guessing; sound runs begin at 11 at most."""
-    steps = (~(losses <= 50 * math.log(CLASSES))).nonzero()
+    steps = (~(losses <= 50 * guess)).nonzero()
     return int(steps[0]) if len(steps) else None
 
 

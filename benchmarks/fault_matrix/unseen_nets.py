@@ -10,7 +10,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from benchmarks.fault_matrix.nets import CLASSES, Net, learning_rates
+from benchmarks.fault_matrix.aims import CLASSES
+from benchmarks.fault_matrix.nets import Net, learning_rates
 
 
 def lenet(side: int) -> nn.Module:

@@ -1,7 +1,5 @@
 """Advice of the diagnosis in the words of `bnlab`: with its flags, and without what a run already has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Set
 from typing import NamedTuple
 
@@ -46,6 +44,13 @@ _ADVICE: dict[str, tuple[_Way, ...]] = {
     "looser_clip": (_Way("a clip near the usual norm of the gradient (--trainer.gradient_clip_val)"),),
     "lower_learning_rate_or_batch_norm": (_LOWER_LR, _BATCH_NORM._replace(joint=" or ")),
     "lower_learning_rate_or_clip": (_LOWER_LR, _Way("gradient clipping (--trainer.gradient_clip_val 1)", "clip")),
+    "lower_learning_rate": (_LOWER_LR,),
+    "own_init": (_INIT,),
+    "mixed_precision": (
+        _Way("mixed instead of true precision (--trainer.precision bf16-mixed)"),
+        _Way("an optimizer with stochastic rounding"),
+    ),
+    "mixed_precision_or_epsilon": (_Way("16-mixed or bf16-true instead of 16-true (--trainer.precision)"),),
     "random_weights": (_Way("random weights: --model.init auto", "init"),),
     "smaller_last_layer_or_better_init": (
         _Way("smaller weights in the last layer"),

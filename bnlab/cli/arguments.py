@@ -1,42 +1,49 @@
-"""The words of a command line, rearranged before they are parsed."""
+"""The words of a command line, rearranged before they are parsed, and the parser of commands beside Lightning's."""
 
-from __future__ import annotations
-
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bnlab.errors import InputError
 from bnlab.files.yaml_file import YamlError, read_yaml
 
-_CONFIG = ("--config", "-c")
+
+class CommandParser(argparse.ArgumentParser):
+    """Tells what is wrong as the rest of bnlab does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message}. See {self.prog} --help.")
 
 
 def flags_after_configs(words: list[str]) -> list[str]:
     """Move `--config FILE` before the other flags, so that a flag beats every file, wherever it stands."""
-    command, rest = words[:1], words[1:]
-    configs: list[str] = []
-    others: list[str] = []
-    while rest:
-        word = rest.pop(0)
-        if word in _CONFIG and rest:
-            configs += [word, rest.pop(0)]
-        elif word.startswith("--config="):
-            configs.append(word)
-        else:
-            others.append(word)
-    return command + configs + others
+    configs, others = _configs(words)
+    return [words[0], *(word for file in configs for word in ("--config", file)), *others]
 
 
 def config_of_checkpoint(words: list[str]) -> list[str]:
     """Where a checkpoint is given without a config, add the config.yaml of the run that wrote it."""
-    if any(word in _CONFIG or word.startswith("--config=") for word in words):
-        return words
-    checkpoint = value_of(words, "--ckpt_path")
-    if checkpoint is None or checkpoint == "last":
+    parser = CommandParser(f"bnlab {words[0]}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    checkpoint = parser.parse_known_args(words[1:])[0].ckpt_path
+    if _configs(words)[0] or checkpoint in (None, "last"):
         return words
     config = Path(checkpoint).parent.parent / "config.yaml"
     return [words[0], "--config", str(config), *words[1:]] if config.is_file() else words
+
+
+def _configs(words: list[str]) -> tuple[list[str], list[str]]:
+    """The files of all `--config`, and the other words without the command."""
+    parser = CommandParser(f"bnlab {words[0]}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append", default=[])
+    given, others = parser.parse_known_args(words[1:])
+    return given.config, others
 
 
 def given_names(words: list[str]) -> set[str]:
@@ -60,10 +67,7 @@ def check_configs(words: list[str]) -> None:
 
 def _config_files(words: list[str]) -> Iterator[Path]:
     """The config files among the words that are there; the parser names the others."""
-    for position, word in enumerate(words):
-        file = words[position + 1] if word in _CONFIG and position + 1 < len(words) else word.partition("--config=")[2]
-        if file and Path(file).is_file():
-            yield Path(file)
+    return filter(Path.is_file, map(Path, _configs(words)[0]))
 
 
 def _mapping(file: Path) -> dict[Any, Any]:
@@ -78,13 +82,3 @@ def _mapping(file: Path) -> dict[Any, Any]:
 
 def _name(flag: str) -> str:
     return ".".join(flag[2:].partition("=")[0].rstrip("+").split(".")[:2])
-
-
-def value_of(words: list[str], flag: str) -> str | None:
-    """The value of a flag, given as `--flag value` or `--flag=value`; None without it."""
-    for position, word in enumerate(words):
-        if word == flag and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None

@@ -1,7 +1,5 @@
 """Checks of parsed flags: of the checkpoint that they name, and of the needs of batch norm."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -16,23 +16,11 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from bnlab.cli import run_folder
 from bnlab.cli.arguments import check_configs, config_of_checkpoint, flags_after_configs, given_names
 from bnlab.cli.checks import check_batch_norm, check_weights, checkpoint_arguments
 from bnlab.cli.quiet import without_expected_warnings
 from bnlab.cli.resumed_config import END_OF_CONFIG, check_whole, merged_config, plain
-from bnlab.cli.run_folder import (
-    Plan,
-    add_flags,
-    announce,
-    check_free,
-    experiment_name,
-    find_run,
-    lock_run,
-    make_folder,
-    make_next_version,
-    plan_resume,
-    variant_name,
-)
 from bnlab.cli.trainer_parts import complete, write_into
 from bnlab.data import ImageDataModule
 from bnlab.errors import InputError
@@ -102,7 +90,7 @@ class BnlabCLI(LightningCLI):
 
     def __init__(self, words: list[str]) -> None:
         self.folder: Path | None = None
-        self.plan = Plan()
+        self.plan = run_folder.Plan()
         try:  # this runs the command, too
             super().__init__(
                 Classifier,
@@ -130,7 +118,7 @@ class BnlabCLI(LightningCLI):
         """`fit` has two flags of its own."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
-            add_flags(parser)
+            run_folder.add_flags(parser)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -151,15 +139,15 @@ class BnlabCLI(LightningCLI):
         folder = Path(config["run_folder"]) if config["run_folder"] else None
         if not resume:
             if folder is not None and _first_process():
-                check_free(folder)
-            self.plan = Plan(folder)
+                run_folder.check_free(folder)
+            self.plan = run_folder.Plan(folder)
             return
         variant = self._variant_folder(config)
-        folder = folder or find_run(variant, max_epochs, _first_process())
+        folder = folder or run_folder.find_run(variant, max_epochs, _first_process())
         if folder is not None:
-            self.plan = plan_resume(folder, max_epochs, _first_process())
+            self.plan = run_folder.plan_resume(folder, max_epochs, _first_process())
         if _first_process():
-            announce(self.plan, variant, print)
+            run_folder.announce(self.plan, variant, print)
         if folder is not None and self.plan.record is not None:
             self._take_config(config, folder, names)
         if self.plan.checkpoint is not None:
@@ -176,13 +164,13 @@ class BnlabCLI(LightningCLI):
 
     def _variant_folder(self, config: Namespace) -> Path:
         data, model = config["data"], config["model"]
-        variant = variant_name(data["dataset"], model["batch_norm"], config["seed_everything"])
+        variant = run_folder.variant_name(data["dataset"], model["batch_norm"], config["seed_everything"])
         return Path(config["trainer"]["default_root_dir"] or "tb_logs") / self._experiment(config) / variant
 
     @staticmethod
     def _experiment(config: Namespace) -> str:
         files = [Path(str(path)) for path in config.get("config") or []]
-        return experiment_name(files, f"{config['model']['architecture']}_{config['model']['activation']}")
+        return run_folder.experiment_name(files, f"{config['model']['architecture']}_{config['model']['activation']}")
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's arguments from the checkpoint; a flag that says something else is an error (PL#21455)."""
@@ -248,12 +236,12 @@ class BnlabCLI(LightningCLI):
     def _prepare_folder(self) -> None:
         config = self.config["fit"]
         if self.plan.folder is None:
-            self.folder = make_next_version(self._variant_folder(config))
+            self.folder = run_folder.make_next_version(self._variant_folder(config))
         else:
-            self.folder = make_folder(self.plan.folder)
+            self.folder = run_folder.make_folder(self.plan.folder)
         if self.plan.lock is None:
-            self.plan.lock = lock_run(self.folder)
-            check_free(self.folder)  # again: now nobody else can begin one
+            self.plan.lock = run_folder.lock_run(self.folder)
+            run_folder.check_free(self.folder)  # again: now nobody else can begin one
         set_aside(self.plan.damaged)
         if self.plan.checkpoint is not None:
             for complaint in cut_back(self.folder, self.plan.checkpoint.state["files"]):

@@ -1,10 +1,8 @@
 """`bnlab diagnose RUN …`: the diagnoses of finished runs, side by side."""
 
-from __future__ import annotations
-
 import sys
 
-from bnlab.cli.parser import CommandParser
+from bnlab.cli.arguments import CommandParser
 from bnlab.errors import InputError
 from bnlab_callbacks import diagnose_text
 

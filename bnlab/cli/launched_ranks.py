@@ -3,8 +3,6 @@
 Once they are connected, a closed connection ends them; before that they would wait for torch's 30 minutes.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,48 +1,17 @@
 """The entry point `bnlab`: answers `--help` and `--version` at once, and hands everything else to LightningCLI."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 from bnlab import __version__
 from bnlab.cli.launched_ranks import end_with_launcher
 from bnlab.errors import InputError
 
-HELP = """\
-usage: bnlab COMMAND [--config FILE] [--SECTION.FLAG VALUE ...]
-
-Train the nets of Schilling 2016 with or without batch normalization, and see in TensorBoard, layer by layer, what
-happens to gradients and activations.
-
-commands:
-  fit         train; the run's events, checkpoint, config.yaml and run.yaml land in a folder of their own in tb_logs/
-  validate    validation accuracy of a checkpoint
-  test        test accuracy of a checkpoint
-  predict     class probabilities of the test images, written beside the checkpoint's run
-  preflight   looks at the net that fit would train, with one batch: what is wrong with it already, and too high an lr
-  study       train and test a whole grid of runs, several at once; it survives being killed
-  report      tables and figures of a folder of runs, beside the thesis's
-  diagnose    what was wrong in finished runs, where, and since when
-
-  bnlab COMMAND --help     all flags, by section: data, model, gradients, activations, timing, diagnosis,
-                           early_stopping, checkpoint, trainer
-
-examples:
-  bnlab fit --config configs/cnn_sigmoid.yaml                       embedded digits, offline
-  bnlab fit --config configs/mlp_relu.yaml --model.batch_norm true --data.dataset cifar10 --data.root data
-  bnlab test --ckpt_path tb_logs/mlp_relu/digits-vanilla-seed0/version_0/checkpoints/last.ckpt
-  bnlab study --configs 'configs/mlp_*.yaml' --datasets mnist --batch_norm both --seeds 0,1,2
-  tensorboard --logdir tb_logs
-
-options:
-  -h, --help  this text
-  --version   the version
-"""
 COMMANDS = {  # and the modules that run them
     **dict.fromkeys(("fit", "validate", "test", "predict"), "bnlab.cli.commands"),
     **{name: f"bnlab.cli.{name}" for name in ("preflight", "study", "report", "diagnose")},
@@ -57,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(HELP)
+        sys.stdout.write(Path(__file__).with_name("help.txt").read_text(encoding="utf-8"))
     elif words[0] == "--version":
         sys.stdout.write(f"bnlab {__version__}\n")
     elif words[0] not in COMMANDS:

@@ -1,10 +1,8 @@
 """`bnlab preflight`: one batch before training, with the flags of `bnlab fit`."""
 
-from __future__ import annotations
-
-import json
 import sys
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,6 @@ class PreflightTrainer(Trainer):
     """A Trainer that looks at the first training batch and trains nothing."""
 
     found: Preflight | None = None
-    curvature_steps = 10
     advise: Callable[[str, str], str | None] | None = None
 
     def preflight(
@@ -46,6 +43,8 @@ class PreflightTrainer(Trainer):
         datamodule: ImageDataModule,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
+        curvature_steps: int = 10,
+        json: str | None = None,
     ) -> None:
         """Look at one batch before training, against theory: signals, gradients, first loss, curvature.
 
@@ -54,6 +53,9 @@ class PreflightTrainer(Trainer):
             datamodule: where the batch comes from.
             ckpt_path: a checkpoint whose weights to begin with.
             weights_only: as for `torch.load`; None for True, so that no code in the file is run.
+            curvature_steps: Hessian-vector products for the largest curvature, each about three training steps; 0:
+                none.
+            json: A file for the findings, as JSON.
         """
         if ckpt_path:
             checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
@@ -65,7 +67,10 @@ class PreflightTrainer(Trainer):
         batch = datamodule.on_before_batch_transfer(batch, 0)
         batch = datamodule.transfer_batch_to_device(batch, device, 0)
         batch = datamodule.on_after_batch_transfer(batch, 0)
-        self.found = preflight(model, batch, trainer=self, curvature_steps=self.curvature_steps, advise=self.advise)
+        self.found = preflight(model, batch, trainer=self, curvature_steps=curvature_steps, advise=self.advise)
+        sys.stdout.write(self.found.table() + "\n")
+        if json:
+            write_durably(Path(json), dumps(self.found.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 class PreflightCLI(commands.BnlabCLI):
@@ -83,19 +88,11 @@ class PreflightCLI(commands.BnlabCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         add_flags(parser)  # of fit: the same words will do, and these two have no effect
-        parser.add_argument(
-            "--curvature_steps",
-            type=int,
-            default=10,
-            help="Hessian-vector products for the largest curvature, each about three training steps; 0: none.",
-        )
-        parser.add_argument("--json", type=str | None, default=None, help="A file for the findings, as JSON.")
         return parser
 
     def before_preflight(self) -> None:
         """Check the input, and get the data."""
         assert isinstance(self.trainer, PreflightTrainer)
-        self.trainer.curvature_steps = self.config["preflight"]["curvature_steps"]
         self.trainer.advise = advice_for(self.config["preflight"])
         file = self.config["preflight"]["json"]
         if file and not Path(file).parent.is_dir():
@@ -106,10 +103,3 @@ class PreflightCLI(commands.BnlabCLI):
             check_weights(checkpoint, self.model, to_train=False)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
-
-    def after_preflight(self) -> None:
-        """Say what was found."""
-        found = self.trainer.found  # type: ignore[attr-defined]
-        sys.stdout.write(found.table() + "\n")
-        if file := self.config["preflight"]["json"]:
-            write_durably(Path(file), json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")

@@ -1,7 +1,5 @@
 """Warnings of Lightning and its companions that every run would give, and that are not shown."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`bnlab report`: a folder of runs as tables, figures and one page, beside the thesis's."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bnlab.cli.parser import CommandParser
+from bnlab.cli.arguments import CommandParser
 from bnlab.errors import InputError
 from bnlab.reports import FORMATS, Collection, Report, collect, judge_all, to_text, write_report
 from bnlab.reports.pages.conclusions import conclusions_text
@@ -57,23 +55,14 @@ def _parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="where to look for runs, at any depth")
-    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: report in the first FOLDER)")
-    parser.add_argument(
-        "--thesis", action="store_true", help="print the thesis's conclusions and what the runs say of each"
-    )
-    parser.add_argument(
-        "--format",
-        default=",".join(FORMATS),
-        metavar="LIST",
-        help=f"what to write, separated by commas: {', '.join(FORMATS)}; none writes nothing (default: all)",
-    )
-    parser.add_argument(
-        "--quantity",
-        default="grad_mean_abs",
-        metavar="NAME",
-        help="quantity of layers in the heatmaps of batch norm against vanilla (default: grad_mean_abs)",
-    )
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="where to look for runs, at any depth")
+    add("--output", metavar="DIR", help="where the report goes (default: report in the first FOLDER)")
+    add("--thesis", action="store_true", help="print the thesis's conclusions and what the runs say of each")
+    formats = f"what to write, separated by commas: {', '.join(FORMATS)}; none writes nothing (default: all)"
+    add("--format", default=",".join(FORMATS), metavar="LIST", help=formats)
+    quantity = "quantity of layers in the heatmaps of batch norm against vanilla (default: %(default)s)"
+    add("--quantity", default="grad_mean_abs", metavar="NAME", help=quantity)
     return parser
 
 

@@ -1,7 +1,5 @@
 """The configuration of a resumed run: its own, with the flags that may be changed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -68,11 +66,7 @@ def merged_config(given: Namespace, of_run: Namespace, names: Iterable[str], fol
 
 
 def _check_global_batch(merged: Namespace, of_run: Namespace, folder: Path) -> None:
-    """On another number of ranks each has batches of another size, so that an optimizer step sees as many images.
-
-    Raises:
-        InputError: an optimizer step would see another number of images than the run's steps so far.
-    """
+    """Refuse another number of images a step; on another number of ranks each has batches of another size."""
     now, had = _global_batch(merged), _global_batch(of_run)
     if now == had or now is None or had is None:
         return

@@ -3,13 +3,11 @@
 For `bnlab fit --resume` and `--run_folder`, the run that they mean and where it stands.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -29,21 +27,13 @@ ENDED = ("finished", "early", "diverged")
 
 def add_flags(parser: ArgumentParser) -> None:
     """Add `--run_folder` and `--resume`."""
-    parser.add_argument(
-        "--run_folder",
-        type=str | None,
-        default=None,
-        help="The run's folder itself, instead of the next free one in tb_logs/.",
+    place = "The run's folder itself, instead of the next free one in tb_logs/."
+    parser.add_argument("--run_folder", type=str | None, default=None, help=place)
+    resume = (
+        "Go on from the last checkpoint of the run in --run_folder, or of the newest one of this experiment and "
+        "variant that has not ended; begin where there is none. Also: --ckpt_path last."
     )
-    parser.add_argument(
-        "--resume",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="Go on from the last checkpoint of the run in --run_folder, or of the newest one of this experiment and "
-        "variant that has not ended; begin where there is none. Also: --ckpt_path last.",
-    )
+    parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False, help=resume)
 
 
 @dataclass
@@ -132,21 +122,23 @@ def make_folder(folder: Path) -> Path:
     Raises:
         InputError: it cannot be made or written to.
     """
-    try:
+    with _writing(f"--run_folder {folder}", "give another"):
         _make_writable(folder)
-    except OSError as error:
-        raise _cannot_be_written(folder, error) from error
     return folder
+
+
+@contextmanager
+def _writing(place: str, way_out: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{place} cannot be written ({error.strerror or error}); {way_out}.") from error
 
 
 def _make_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(13, "no permission to write", str(folder))
-
-
-def _cannot_be_written(folder: Path, error: OSError) -> InputError:
-    return InputError(f"--run_folder {folder} cannot be written ({error.strerror or error}); give another.")
 
 
 def versions_newest_first(variant: Path) -> list[Path]:
@@ -161,12 +153,10 @@ def lock_run(folder: Path) -> RunLock:
     Raises:
         InputError: another process works on the run, or the folder cannot be written.
     """
-    try:
+    with _writing(f"--run_folder {folder}", "give another"):
         lock = RunLock(folder)
         if lock.acquire():
             return lock
-    except OSError as error:
-        raise _cannot_be_written(folder, error) from error
     raise InputError(f"another process works on the run in {folder}: wait for it or stop it, or start a run elsewhere.")
 
 
@@ -246,15 +236,10 @@ def make_next_version(parent: Path) -> Path:
     Raises:
         InputError: the folder cannot be made.
     """
-    try:
+    with _writing(f"the run's folder {parent}{os.sep}", "give another one with --trainer.default_root_dir"):
         _make_writable(parent)
         for number in count():
             with suppress(FileExistsError):
                 (parent / f"version_{number}").mkdir()
                 break
-        return parent / f"version_{number}"
-    except OSError as error:
-        raise InputError(
-            f"the run's folder {parent}{os.sep} cannot be written ({error.strerror or error}); "
-            "give another one with --trainer.default_root_dir."
-        ) from error
+    return parent / f"version_{number}"

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from types import FrameType
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -107,10 +107,7 @@ def _show_and_run(state: State, engine: Engine) -> None:
     console = Console()
     how = f"{engine.jobs} at once ({engine.name}), {engine.threads} thread{'s' * (engine.threads > 1)} each"
     print_text(console, f"study {state.folder}: {state.total} runs, {len(state.results)} of them done; {how}")
-
-    def left(state: State) -> float | None:
-        return time_left(state, engine.jobs)
-
+    left = partial(time_left, jobs=engine.jobs)
     watcher = LiveDisplay(console, left) if console.is_terminal else PlainLines(console, left)
     with _terminable(), watcher if isinstance(watcher, LiveDisplay) else nullcontext():
         run_study(state, engine, watcher)
@@ -147,11 +144,7 @@ def dry_run(state: State, plan: Plan, engine: LocalEngine) -> list[str]:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Make SIGTERM what Ctrl-C is."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

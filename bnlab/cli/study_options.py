@@ -1,7 +1,5 @@
 """The options of `bnlab study`: flags of its own, those for `bnlab fit`, and a YAML file with the same keys."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bnlab.cli.parser import CommandParser
+from bnlab.cli.arguments import CommandParser
 from bnlab.errors import InputError
 from bnlab.files.yaml_file import read_yaml
 from bnlab.studies.grid import Grid, check

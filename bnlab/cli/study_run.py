@@ -3,8 +3,6 @@
 The study starts it as `python -m bnlab.cli.study_run TASK`, TASK being what `bnlab.studies.worker.make_task` makes.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

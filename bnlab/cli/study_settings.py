@@ -1,7 +1,5 @@
 """The settings that `bnlab fit` would give a study's runs, checked before any of them starts."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import warnings

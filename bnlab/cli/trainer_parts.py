@@ -1,7 +1,5 @@
 """The callbacks and settings of a Trainer that no section of the command line configures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import Namespace

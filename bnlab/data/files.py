@@ -1,7 +1,5 @@
 """The files that each dataset is read from: their paths, their checksums, their download."""
 
-from __future__ import annotations
-
 from http.client import HTTPException
 from pathlib import Path
 
@@ -10,7 +8,8 @@ from torchvision.datasets.utils import download_and_extract_archive, download_ur
 
 from bnlab.errors import InputError
 
-DOWNLOADABLE = ("mnist", "svhn", "cifar10", "cifar100")
+CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+DOWNLOADABLE = ("mnist", "svhn", *CIFAR)
 MNIST_STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
@@ -27,12 +26,11 @@ def checksums(dataset: str, root: Path) -> list[tuple[Path, str]]:
     """Return (file, expected md5) for the datasets whose files torchvision verifies: SVHN and CIFAR."""
     if dataset == "svhn":
         return [(root / name, md5) for _, name, md5 in (datasets.SVHN.split_list[split] for split in ("train", "test"))]
-    if dataset not in ("cifar10", "cifar100"):
+    if dataset not in CIFAR:
         return []
-    reader = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
-    meta = [(reader.meta["filename"], reader.meta["md5"])]
-    listed = [(name, md5) for name, md5 in reader.train_list + reader.test_list]
-    return [(root / reader.base_folder / name, md5) for name, md5 in listed + meta]
+    reader = CIFAR[dataset]
+    meta = (reader.meta["filename"], reader.meta["md5"])
+    return [(root / reader.base_folder / name, md5) for name, md5 in (*reader.train_list, *reader.test_list, meta)]
 
 
 def check_present(dataset: str, root: Path) -> None:
@@ -75,5 +73,5 @@ def _download(dataset: str, root: Path) -> None:
         for split in ("train", "test"):
             download_url(datasets.SVHN.split_list[split][0], root, *datasets.SVHN.split_list[split][1:])
     else:  # not through the class, which would not fetch again when only its meta file is missing
-        reader = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
+        reader = CIFAR[dataset]
         download_and_extract_archive(reader.url, root, filename=reader.filename, md5=reader.tgz_md5)

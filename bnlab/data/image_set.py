@@ -1,7 +1,5 @@
 """`ImageSet`, which every reader returns: the training and test images of one dataset, their labels checked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Batches straight from memory, and a sampler that gives every rank its share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The `data` section of the command line: images in memory, split, batched, and standardised on the device."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,11 +1,10 @@
 """The user's own images: `train.npz` and `test.npz` with arrays `images` and `labels`, never unpickled."""
 
-from __future__ import annotations
-
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -14,9 +13,6 @@ from torch import Tensor
 
 from bnlab.data.image_set import ImageSet, check_labels
 from bnlab.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WANTED = "arrays `images` (uint8, NxHxW or NxHxWxC) and `labels` (integers, N)"
 

@@ -4,8 +4,6 @@ The digits come with scikit-learn. MNIST's four IDX files are checked byte by by
 they exist; of SVHN and CIFAR torchvision verifies each file's md5. It imports scipy when it reads SVHN, and not before.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import warnings
@@ -16,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100, SVHN
+from torchvision.datasets import SVHN
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import calculate_md5
 
-from bnlab.data.files import checksums, needed_files
+from bnlab.data.files import CIFAR, checksums, needed_files
 from bnlab.data.image_set import ImageSet, check_labels
 from bnlab.errors import InputError
 
@@ -116,11 +114,10 @@ def read_svhn(root: Path) -> ImageSet:
 
 def read_cifar(dataset: str, root: Path) -> ImageSet:
     """Read images (N, 3, 32, 32) of `cifar10`, or of `cifar100` with its 100 fine labels."""
-    reader = CIFAR10 if dataset == "cifar10" else CIFAR100
     with warnings.catch_warnings():
         # the files hold arrays pickled by an old numpy, at which numpy 2.4.0 to 2.4.4 warn (numpy#31177)
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be")
-        parts = [_open(dataset, root, reader, train=train) for train in (True, False)]
+        parts = [_open(dataset, root, CIFAR[dataset], train=train) for train in (True, False)]
     tensors = [_tensors(part.data.transpose(0, 3, 1, 2), np.asarray(part.targets)) for part in parts]
     return _checked(dataset, root, tensors, 10 if dataset == "cifar10" else 100)
 

@@ -1,7 +1,5 @@
 """The datasets by name: what each looks like, and how it gets into memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

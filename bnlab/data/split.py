@@ -1,7 +1,5 @@
 """Validation split and pixel statistics: pure functions of their arguments."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

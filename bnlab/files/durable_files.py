@@ -1,7 +1,5 @@
 """Files that are there whole or not at all, whatever happens meanwhile: a kill, a full disk, a power cut."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

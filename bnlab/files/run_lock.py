@@ -1,7 +1,5 @@
 """The lock on a run's folder: one process at a time works on a run."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager

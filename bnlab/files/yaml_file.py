@@ -1,7 +1,5 @@
 """A reader of YAML files that may be broken, or made to do harm."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

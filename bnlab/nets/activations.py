@@ -3,8 +3,8 @@
 Thesis, section 2.10 (saturating and rectified nonlinearities), and sections 2.4.2 and 2.4.3 for the initialization.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -26,53 +26,19 @@ def require_at_least(argument: str, value: int, least: int) -> None:
         )
 
 
-# Literal, not str, so that --help lists the choices; a test keeps it equal to the table.
-ActivationName = Literal[
-    "relu",
-    "leaky_relu",
-    "prelu",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "softplus",
-    "relu6",
-    "hardswish",
-    "mish",
-    "sigmoid",
-    "tanh",
-    "softsign",
-    "hardtanh",
+# Literal, not str, so that --help lists the choices.
+# About half of a rectifier's inputs give (almost) nothing, so its weight variance is doubled. ELU: section 7.1.1, "ReLU
+# and ELU models according to the Kaiming" scheme. Softplus is a smooth ReLU by shape, though section 8.1.1 lists it as
+# saturating.
+Rectifier = Literal[
+    "relu", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "softplus", "relu6", "hardswish", "mish"
 ]
+Saturating = Literal["sigmoid", "tanh", "softsign", "hardtanh"]  # close to linear around zero, flat at both ends
+ActivationName = Literal[Rectifier, Saturating]
+ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 InitFamily = Literal["kaiming", "xavier"]
 
-
-class _Entry(NamedTuple):
-    factory: Callable[[], nn.Module]
-    family: InitFamily
-
-
-_TABLE: dict[ActivationName, _Entry] = {
-    # Rectifiers: about half of the inputs give (almost) nothing, so the weight variance is doubled.
-    "relu": _Entry(nn.ReLU, "kaiming"),
-    "leaky_relu": _Entry(nn.LeakyReLU, "kaiming"),
-    "prelu": _Entry(nn.PReLU, "kaiming"),
-    "elu": _Entry(nn.ELU, "kaiming"),  # section 7.1.1: "ReLU and ELU models according to the Kaiming" scheme
-    "selu": _Entry(nn.SELU, "kaiming"),
-    "gelu": _Entry(nn.GELU, "kaiming"),
-    "silu": _Entry(nn.SiLU, "kaiming"),
-    "softplus": _Entry(nn.Softplus, "kaiming"),  # a smooth ReLU by shape, though section 8.1.1 lists it as saturating
-    "relu6": _Entry(nn.ReLU6, "kaiming"),
-    "hardswish": _Entry(nn.Hardswish, "kaiming"),
-    "mish": _Entry(nn.Mish, "kaiming"),
-    # Saturating: close to linear around zero, flat at both ends.
-    "sigmoid": _Entry(nn.Sigmoid, "xavier"),
-    "tanh": _Entry(nn.Tanh, "xavier"),
-    "softsign": _Entry(nn.Softsign, "xavier"),
-    "hardtanh": _Entry(nn.Hardtanh, "xavier"),
-}
-
-ACTIVATIONS: tuple[str, ...] = tuple(_TABLE)
+_MODULES = {name.lower(): getattr(nn, name) for name in nn.modules.activation.__all__}  # leakyrelu → nn.LeakyReLU
 
 
 def make_activation(name: ActivationName) -> nn.Module:
@@ -82,7 +48,8 @@ def make_activation(name: ActivationName) -> nn.Module:
     because monitors read the layer's input as well as its output. An unknown name raises InputError.
     """
     require_choice("activation", name, ACTIVATIONS)
-    return _TABLE[name].factory()
+    module: nn.Module = _MODULES[name.replace("_", "")]()
+    return module
 
 
 def init_family(name: ActivationName) -> InitFamily:
@@ -91,4 +58,4 @@ def init_family(name: ActivationName) -> InitFamily:
     An unknown name raises InputError.
     """
     require_choice("activation", name, ACTIVATIONS)
-    return _TABLE[name].family
+    return "kaiming" if name in get_args(Rectifier) else "xavier"

@@ -1,9 +1,7 @@
 """The thesis's two nets, tables 6.2 and 6.3, and the block that they share."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
@@ -49,13 +47,12 @@ class HiddenStyle:
         """Whether a hidden layer needs its bias: not where batch norm, which has β, comes right after it."""
         return not (self.batch_norm and self.norm_position == "before")
 
-    def norm_and_activation(self, suffix: str, make_norm: Callable[[], nn.Module]) -> NamedLayers:
+    def norm_and_activation(self, suffix: str, norm: nn.Module) -> NamedLayers:
         """Return `act<suffix>`, with `norm<suffix>` on the side of it that the style asks for."""
-        activation = (f"act{suffix}", make_activation(self.activation))
+        activation, normed = (f"act{suffix}", make_activation(self.activation)), (f"norm{suffix}", norm)
         if not self.batch_norm:
             return [activation]
-        norm = (f"norm{suffix}", make_norm())
-        return [norm, activation] if self.norm_position == "before" else [activation, norm]
+        return [normed, activation] if self.norm_position == "before" else [activation, normed]
 
     def dropout_layer(self, name: str) -> NamedLayers:
         """Return one dropout layer called `name`, or nothing where the style has no dropout.
@@ -81,7 +78,7 @@ def build_mlp(in_channels: int, image_size: tuple[int, int], num_classes: int, s
     layers: NamedLayers = [("flatten", nn.Flatten())]
     for i in range(1, _MLP_LAYERS + 1):
         layers.append((f"fc{i}", nn.Linear(inputs, _MLP_UNITS, bias=style.bias)))
-        layers += style.norm_and_activation(str(i), partial(nn.BatchNorm1d, _MLP_UNITS))
+        layers += style.norm_and_activation(str(i), nn.BatchNorm1d(_MLP_UNITS))
         if i < _MLP_LAYERS:
             layers += style.dropout_layer(f"drop{i}")
         inputs = _MLP_UNITS
@@ -110,39 +107,23 @@ def build_cnn(in_channels: int, image_size: tuple[int, int], num_classes: int, s
     layers: NamedLayers = []
     channels = in_channels
     for group, filters in enumerate(_FILTERS, start=1):
-        layers += _group(group, channels, filters, style)
-        channels = filters
-    features = channels * (height // _SHRINK) * (width // _SHRINK)
-    layers += _classifier(features, num_classes, style)
-    return nn.Sequential(OrderedDict(layers))
-
-
-def _group(group: int, in_channels: int, filters: int, style: HiddenStyle) -> NamedLayers:
-    """Two convolutions and a max-pooling: (N, in_channels, H, W) → (N, filters, H//2, W//2)."""
-    layers: NamedLayers = []
-    channels = in_channels
-    for i in (1, 2):
-        convolution = nn.Conv2d(channels, filters, kernel_size=3, stride=1, padding=1, bias=style.bias)
-        layers.append((f"conv{group}_{i}", convolution))
-        layers += style.norm_and_activation(f"{group}_{i}", partial(nn.BatchNorm2d, filters))
-        if i == 1:  # between the two convolutions of the pair, not between pairs
-            layers += style.dropout_layer(f"drop{group}")
-        channels = filters
-    layers.append((f"pool{group}", nn.MaxPool2d(kernel_size=2, stride=2)))
-    return layers
-
-
-def _classifier(features: int, num_classes: int, style: HiddenStyle) -> NamedLayers:
-    """Flatten and three linear layers: (N, C, H, W) with C·H·W = features → (N, num_classes)."""
-    layers: NamedLayers = [("flatten", nn.Flatten())]
-    inputs = features
+        for i in (1, 2):
+            convolution = nn.Conv2d(channels, filters, kernel_size=3, stride=1, padding=1, bias=style.bias)
+            layers.append((f"conv{group}_{i}", convolution))
+            layers += style.norm_and_activation(f"{group}_{i}", nn.BatchNorm2d(filters))
+            if i == 1:  # between the two convolutions of the pair, not between pairs
+                layers += style.dropout_layer(f"drop{group}")
+            channels = filters
+        layers.append((f"pool{group}", nn.MaxPool2d(kernel_size=2, stride=2)))
+    layers.append(("flatten", nn.Flatten()))
+    inputs = channels * (height // _SHRINK) * (width // _SHRINK)
     for i in (1, 2):
         layers.append((f"fc{i}", nn.Linear(inputs, _CNN_UNITS, bias=style.bias)))
-        layers += style.norm_and_activation(f"_fc{i}", partial(nn.BatchNorm1d, _CNN_UNITS))
+        layers += style.norm_and_activation(f"_fc{i}", nn.BatchNorm1d(_CNN_UNITS))
         inputs = _CNN_UNITS
     layers += style.dropout_layer("drop_fc")  # section 7.2.4: before the softmax layer only
     layers.append(("logits", nn.Linear(inputs, num_classes)))
-    return layers
+    return nn.Sequential(OrderedDict(layers))
 
 
 def build_net(

@@ -3,13 +3,11 @@
 Every interval is two-sided and from Student's t-distribution, so it is wide for few runs. A single run has none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression, variance
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bnlab.reports.reading.collection import Collection, Line, baseline
 from bnlab.reports.reading.run import Run
@@ -97,12 +95,12 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
 SignVerdict = Literal["agree", "differ", "within the interval"]
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Test accuracy of a cell's runs, in percent."""
+class Measured(NamedTuple):
+    """A cell's test accuracy in percent, or its seconds per epoch."""
 
-    estimate: Estimate | None  # None if no run has a test accuracy
-    diverged: int  # the number of runs that diverged
+    estimate: Estimate | None  # None if no run has one
+    diverged: int = 0  # the number of runs that diverged
+    thesis: float | None = None  # the thesis's number for the cell
 
 
 @dataclass(frozen=True)
@@ -111,18 +109,14 @@ class AccuracyPair:
 
     line: Line
     dataset: str
-    vanilla: Accuracy
-    batch_norm: Accuracy
+    sides: tuple[Measured, Measured]  # vanilla, batch norm
     gain: Estimate | None  # batch norm − vanilla; None if one is missing
-    thesis_vanilla: float | None
-    thesis_batch_norm: float | None
 
     @property
     def thesis_gain(self) -> float | None:
         """The thesis's batch norm − vanilla, with one decimal as there."""
-        if self.thesis_vanilla is None or self.thesis_batch_norm is None:
-            return None
-        return round(self.thesis_batch_norm - self.thesis_vanilla, 1)
+        vanilla, batch_norm = (side.thesis for side in self.sides)
+        return None if vanilla is None or batch_norm is None else round(batch_norm - vanilla, 1)
 
     @property
     def verdict(self) -> SignVerdict | None:
@@ -139,10 +133,10 @@ def sign_verdict(ours: Estimate, thesis: float) -> SignVerdict:
     return "agree" if (ours.value > 0) == (thesis > 0) and thesis != 0 else "differ"
 
 
-def accuracy(runs: Sequence[Run]) -> Accuracy:
+def accuracy(runs: Sequence[Run]) -> Measured:
     """Mean test accuracy of runs that differ in the seed."""
     known = [100 * run.test_acc for run in runs if run.test_acc is not None]
-    return Accuracy(mean_estimate(known) if known else None, sum(run.diverged for run in runs))
+    return Measured(mean_estimate(known) if known else None, sum(run.diverged for run in runs))
 
 
 def accuracy_gain(vanilla: Sequence[Run], batch_norm: Sequence[Run]) -> Estimate | None:
@@ -159,14 +153,13 @@ def accuracy_gain(vanilla: Sequence[Run], batch_norm: Sequence[Run]) -> Estimate
 
 def compare_accuracies(collection: Collection, line: Line, dataset: str) -> AccuracyPair:
     """The pair of a line on a dataset, also without runs."""
-    vanilla, batch_norm = collection.sides(line, dataset)
     name = line.thesis_experiment if line.batch_size == BATCH_SIZE else None
-    known = [
-        numbers.accuracy(line.architecture, name, thesis_dataset(dataset), flag) if name else None
-        for flag in (False, True)
-    ]
-    gain = accuracy_gain(vanilla, batch_norm)
-    return AccuracyPair(line, dataset, accuracy(vanilla), accuracy(batch_norm), gain, *known)
+
+    def side(flag: bool) -> Measured:
+        known = numbers.accuracy(line.architecture, name, thesis_dataset(dataset), flag) if name else None
+        return accuracy(collection.cell(line, dataset, flag))._replace(thesis=known)
+
+    return AccuracyPair(line, dataset, (side(False), side(True)), accuracy_gain(*collection.sides(line, dataset)))
 
 
 @dataclass(frozen=True)
@@ -175,30 +168,27 @@ class TimePair:
 
     batch_size: int
     dataset: str
-    vanilla: Estimate | None  # None if no time is known
-    batch_norm: Estimate | None
-    thesis_vanilla: float | None
-    thesis_batch_norm: float | None
+    sides: tuple[Measured, Measured]  # vanilla, batch norm
 
     @property
     def overhead(self) -> float | None:
         """Batch norm's overhead as a percentage of vanilla's time; None if one is missing."""
-        if self.vanilla is None or self.batch_norm is None or self.vanilla.value == 0:
+        vanilla, batch_norm = (side.estimate for side in self.sides)
+        if vanilla is None or batch_norm is None or vanilla.value == 0:
             return None
-        return 100 * (self.batch_norm.value / self.vanilla.value - 1)
+        return 100 * (batch_norm.value / vanilla.value - 1)
 
 
 def compare_times(collection: Collection, architecture: str, batch_size: int, dataset: str) -> TimePair:
     """The pair of a batch size on a dataset, also without runs."""
-    vanilla, batch_norm = collection.sides(baseline(architecture, batch_size), dataset)
-    name = thesis_dataset(dataset)
-    known = (numbers.epoch_seconds(architecture, batch_size, name, flag) for flag in (False, True))
-    return TimePair(batch_size, dataset, _seconds(vanilla), _seconds(batch_norm), *known)
 
+    def side(flag: bool) -> Measured:
+        runs = collection.cell(baseline(architecture, batch_size), dataset, flag)
+        ours = [run.seconds_per_epoch for run in runs if run.seconds_per_epoch is not None]
+        known = numbers.epoch_seconds(architecture, batch_size, thesis_dataset(dataset), flag)
+        return Measured(mean_estimate(ours) if ours else None, thesis=known)
 
-def _seconds(runs: Sequence[Run]) -> Estimate | None:
-    known = [run.seconds_per_epoch for run in runs if run.seconds_per_epoch is not None]
-    return mean_estimate(known) if known else None
+    return TimePair(batch_size, dataset, (side(False), side(True)))
 
 
 def mean_overhead(pairs: Sequence[TimePair]) -> float | None:

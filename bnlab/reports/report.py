@@ -1,7 +1,5 @@
 """The report on a collection of runs: tables, figures and pages in a folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from bnlab.reports.figures.plans import GRADIENT, FigurePlan, plan_figures
 from bnlab.reports.figures.style import png, svg
 from bnlab.reports.pages.conclusions import conclusions_table
 from bnlab.reports.pages.overview import Overview, overview
-from bnlab.reports.pages.page import Addresses, DrawnFigure, Page
+from bnlab.reports.pages.page import Addresses, DrawnFigure, render
 from bnlab.reports.reading.collection import Collection
 from bnlab.reports.reading.curves import CurvesOf, read_curves
 from bnlab.reports.reading.run import clean
@@ -124,26 +122,26 @@ class _Writer:
         conclusions = judge_all(collection, curves=self.curves)
         runs = runs_table(collection, {run: address(run.folder, self.folder) for run in collection.runs})
         listed = [*tables, runs, conclusions_table(conclusions)]
-        page = Page(
-            title=title,
-            collection=collection,
-            overview=overview(collection, conclusions),
-            conclusions=conclusions,
-            tables=tables,
-            runs=runs,
-            table_files={table.name: self._write_table(table) for table in listed},
-            figures=self._figures(quantity) if self.formats - {"md", "csv"} else [],
-            problems=[(collection.path(run), found) for run in collection.runs if (found := self.curves(run).problem)]
-            if "html" in self.formats
-            else [],
-        )
-        self._put("report", {kind: page.render(kind) for kind in ("md", "html") if kind in self.formats})
+        counts = overview(collection, conclusions)
+        drawn = collection.runs if "html" in self.formats else ()
+        shown = {
+            "title": title,
+            "collection": collection,
+            "overview": counts,
+            "conclusions": conclusions,
+            "tables": tables,
+            "runs": runs,
+            "table_files": {table.name: self._write_table(table) for table in listed},
+            "figures": (figures := self._figures(quantity) if self.formats - {"md", "csv"} else []),
+            "problems": [(collection.path(run), why) for run in drawn if (why := self.curves(run).problem)],
+        }
+        self._put("report", {kind: render(kind, **shown) for kind in ("md", "html") if kind in self.formats})
         notes: tuple[str, ...] = ()
-        if page.figures and not any(figure.plan.name.startswith("difference_") for figure in page.figures):
+        if figures and not any(figure.plan.name.startswith("difference_") for figure in figures):
             notes = (
                 f"no heatmap of batch norm against vanilla: no pair of runs has recorded {clean(quantity)} of layers",
             )
-        return Report(self.folder, page.overview, tuple(tables), tuple(conclusions), tuple(self.files), notes)
+        return Report(self.folder, counts, tuple(tables), tuple(conclusions), tuple(self.files), notes)
 
     def _write_table(self, table: Table) -> Addresses:
         renders = {"csv": to_csv, "md": to_markdown}

@@ -1,7 +1,5 @@
 """Checkpoint files that a kill, a full disk or a power cut cannot spoil, and the search for one to resume from."""
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile

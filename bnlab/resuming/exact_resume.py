@@ -4,8 +4,6 @@ Lightning's checkpoints are made in the middle of its loops, and it guesses from
 functions here put the counters of a moment between two batches into the one form for it that Lightning guesses right.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`RunCheckpoint`: Lightning's ModelCheckpoint, writing at moments from which a run can resume exactly."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """The event files and the table of records of a run, and their return to what a checkpoint knows of them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -40,7 +38,9 @@ def flush_to_disk(trainer: Trainer, folder: Path) -> dict[str, int]:
     sizes = {}
     for path in _appended_files(folders):
         sync(path)
-        sizes[_name(path, folder)] = path.stat().st_size
+        inside = path.absolute().is_relative_to(folder.absolute())
+        name = path.absolute().relative_to(folder.absolute()) if inside else path.absolute()
+        sizes[str(name)] = path.stat().st_size
     return sizes
 
 
@@ -96,10 +96,3 @@ def _appended_files(folders: Iterable[Path]) -> list[Path]:
     unique = {folder.absolute(): folder for folder in folders}
     found = [path for folder in unique.values() for path in (*folder.glob(_EVENTS), *folder.glob(_TABLE))]
     return sorted(path for path in found if path.is_file())
-
-
-def _name(path: Path, folder: Path) -> str:
-    try:
-        return str(path.absolute().relative_to(folder.absolute()))
-    except ValueError:
-        return str(path.absolute())

@@ -5,8 +5,6 @@ handler, in the middle of whatever step is on, and puts its checkpoint into the 
 starts there resumes from it. Here the run stops between two batches, with a checkpoint of its own.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A study in words: the live display on a terminal, plain lines elsewhere, and the tables at its end."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -154,11 +152,8 @@ def end(state: State) -> list[str]:
     lines = ["", *table(rows), ""]
     for name, result in state.failed.items():
         tail = str(result["outcome"].get("log_tail") or "(empty)").splitlines()
-        lines += [
-            f"{name} failed; the end of {state.folder / name / 'log.txt'}:",
-            *(f"    {line}" for line in tail),
-            "",
-        ]
+        log = state.folder / name / "log.txt"
+        lines += [f"{name} failed; the end of {log}:", *(f"    {line}" for line in tail), ""]
     if state.failed:
         again = "the same command with --retry_failed tries them again, from their last checkpoints"
         lines.append(f"{len(state.failed)} of {state.total} runs failed; {again}")

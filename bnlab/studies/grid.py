@@ -1,7 +1,5 @@
 """A grid of runs: what is varied, the runs that it stands for, and the folder of each."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

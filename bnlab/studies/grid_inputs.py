@@ -1,7 +1,5 @@
 """The texts that name a grid's configs and datasets, and what each of them stands for."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from glob import glob, has_magic

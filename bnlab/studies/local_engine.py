@@ -1,7 +1,5 @@
 """The engine `local`: a process of its own for each run, several at once, with cores and GPUs shared out."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

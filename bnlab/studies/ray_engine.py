@@ -1,7 +1,5 @@
 """The engine `ray`: for a Ray cluster of several machines; it starts the same workers, and others where some die."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping

@@ -1,9 +1,6 @@
 """`result.json`, written when a run of a study has ended, and the records that tell how far a run is."""
 
-from __future__ import annotations
-
 import json
-import math
 import os
 import signal
 from collections.abc import Mapping
@@ -37,20 +34,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def write_result(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write a result whole or not at all, as strict JSON."""
-    text = json.dumps(strict({"schema": SCHEMA, **content}), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_durably(folder / FILE, text)
-
-
-def strict(value: Any) -> Any:
-    """A value for strict JSON: NaN and infinities become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return value
+    """Write a result whole or not at all, as strict JSON: NaN and infinities become null."""
+    strict = json.loads(json.dumps({"schema": SCHEMA, **content}), parse_constant=lambda _: None)
+    write_durably(folder / FILE, json.dumps(strict, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def of_ended_run(folder: Path, task: Mapping[str, Any], tested: Mapping[str, float]) -> dict[str, Any]:

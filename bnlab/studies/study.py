@@ -1,7 +1,5 @@
 """The study itself: where its runs stand, and the loop that keeps an engine busy until each has its result."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

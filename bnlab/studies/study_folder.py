@@ -1,7 +1,5 @@
 """A study's folder: the grids in its `study.yaml`, and the runs there that a grid may take over."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The process of one run: the task that the study gives it, and how it works on that and tells its end."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

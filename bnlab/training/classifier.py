@@ -1,7 +1,5 @@
 """`Classifier`: an image classifier trained after the protocol of Schilling 2016, chapter 6."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 
@@ -188,12 +186,8 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Nesterov SGD, and a learning rate that falls when validation accuracy stalls (sections 2.7.1 and 2.8.2)."""
         p = self.hparams
-        optimizer = torch.optim.SGD(
-            parameter_groups(self.net, p["weight_decay"]),
-            lr=p["lr"],
-            momentum=p["momentum"],
-            nesterov=p["momentum"] > 0,
-        )
+        groups = parameter_groups(self.net, p["weight_decay"])
+        optimizer = torch.optim.SGD(groups, lr=p["lr"], momentum=p["momentum"], nesterov=p["momentum"] > 0)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer,
             mode="max",
@@ -210,14 +204,12 @@ class Classifier(LightningModule):
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:
-    metrics: dict[str, nn.Module] = {
-        "loss": MeanMetric(nan_strategy="disable"),  # a diverged net's loss is NaN, and that is its result
-        "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED, validate_args=False),
-    }
+    # a diverged net's loss is NaN, and that is its result
+    metrics: dict[str, nn.Module] = {"loss": MeanMetric(nan_strategy="disable")}
+    options: dict[str, Any] = {"average": "micro", "ignore_index": IGNORED, "validate_args": False}
+    metrics["acc"] = MulticlassAccuracy(num_classes, **options)
     if num_classes >= _TOP5_FROM:
-        metrics["acc_top5"] = MulticlassAccuracy(
-            num_classes, top_k=5, average="micro", ignore_index=IGNORED, validate_args=False
-        )
+        metrics["acc_top5"] = MulticlassAccuracy(num_classes, top_k=5, **options)
     return nn.ModuleDict(metrics)
 
 

@@ -1,7 +1,5 @@
 """`DivergenceStop`: the end of a run whose loss is no longer a number, which is a result and not a crash."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Loss and accuracy over a training epoch, at next to no cost per step."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +20,7 @@ class EpochTotals:
     """Sums of loss and correct predictions over batches, kept on the device without waiting for it."""
 
     def __init__(self) -> None:
-        self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._recent: list[tuple[Tensor, ...]] = []  # loss, logits, labels
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._samples = 0
@@ -65,9 +63,7 @@ class EpochTotals:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on where the checkpoint stopped."""
-        self._recent = [
-            (loss.to(device), logits.to(device), labels.to(device)) for loss, logits, labels in state["recent"]
-        ]
+        self._recent = [tuple(part.to(device) for part in batch) for batch in state["recent"]]
         self._losses = [loss.to(device) for loss in state["losses"]]
         self._correct = [correct.to(device) for correct in state["correct"]]
         self._samples = state["samples"]

@@ -1,7 +1,5 @@
 """The address that gloo, on CPUs, gives other machines to reach this one."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import socket

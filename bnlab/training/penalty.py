@@ -4,8 +4,6 @@ Its gradient is 2λw, so PyTorch's `weight_decay`, which adds weight_decay·w, m
 biases nor batch norm's γ and β are penalised.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The provenance of a run: versions, code and machine, on which its result depends besides its flags."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

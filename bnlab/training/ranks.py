@@ -1,7 +1,5 @@
 """Each rank's own state, in a checkpoint that only one of them writes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

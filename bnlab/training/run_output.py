@@ -1,7 +1,5 @@
 """The output of a run beside its diagnostics: TensorBoard's events, the progress bar, the predictions."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from time import monotonic

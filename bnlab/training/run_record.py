@@ -1,7 +1,5 @@
 """`RunRecord`: the run's configuration, machine and outcome, in `run.yaml` and on the screen."""
 
-from __future__ import annotations
-
 import os
 import sys
 from datetime import datetime, timezone

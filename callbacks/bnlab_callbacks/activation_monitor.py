@@ -74,8 +74,23 @@ class ActivationMonitor(ForwardMonitor):
             raise ValueError(f"dead_window={dead_window} is below 1: give the number of records that it spans.")
         self.dead_window = dead_window
         self.exact_dead = exact_dead
-        self.ledger: list[DeadUnit] = []
+        self._ledger: list[DeadUnit] = []
         self._forget()
+
+    @property
+    def ledger(self) -> list[DeadUnit]:
+        """Dead units, and those that came back, as of the last epoch's end."""
+        self.take_over()
+        return self._ledger
+
+    def results(self) -> dict[str, Any]:
+        """The last record and the ledger."""
+        return super().results() | {"ledger": self._ledger}
+
+    def load_results(self, results: dict[str, Any]) -> None:
+        """Take over both."""
+        super().load_results(results)
+        self._ledger = [DeadUnit(*values) for values in results["ledger"]]
 
     def _forget(self) -> None:
         self._tables = ActivationTables(self.wants, self.dead_window)
@@ -83,7 +98,7 @@ class ActivationMonitor(ForwardMonitor):
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:
         """Join the recorder of activations, which hooks every activation module."""
-        self.ledger = []
+        self._ledger = []
         self._tables.load_state_dict(self._loaded)
         self._every_step.load_state_dict(self._loaded.get("every_step", {}), trainer.strategy.root_device)
         layers = self.join(ActivationRecorder, model).layers
@@ -127,7 +142,7 @@ class ActivationMonitor(ForwardMonitor):
                 if name in self._tables.numbered:
                     values[f"dead_frac_epoch/{self._tables.numbered[name]}"] = dead.fraction
                     values[f"dead_samples_epoch/{self._tables.numbered[name]}"] = float(dead.samples)
-        self.ledger = self._tables.dead_units()
+        self._ledger = self._tables.dead_units()
         return values
 
     def state_dict(self) -> dict[str, Any]:

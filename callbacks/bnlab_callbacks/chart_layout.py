@@ -1,7 +1,5 @@
 """`ChartLayout`: TensorBoard's Custom Scalars tab, with all layers of a quantity in one chart."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable

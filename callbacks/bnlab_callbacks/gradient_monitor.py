@@ -23,10 +23,11 @@ class GradientMonitor(Monitor):
     The gradient is the effective one: averaged over accumulated batches and over ranks, free of the loss scale, before
     clipping. A layer is a parameter with two or more dimensions (weights of linear, convolution, embedding, recurrent
     and attention layers; neither biases nor the scales of norms: a bias before batch norm has a gradient of rounding
-    noise that looks like a vanishing one). Layers whose gradient is None are not logged. All values are computed in
-    float32 or wider.
+    noise that looks like a vanishing one), or one of weights that lie flat in one dimension (e3nn, escnn). Layers whose
+    gradient is None are not logged; those that are set free later are from then on. All values are computed in float32
+    or wider.
 
-    Logs, for each layer, `NN` being its place in the order of execution:
+    Logs, for each layer, `NN` being its place in the order of execution (the next number, if it was set free later):
 
     - `grad_mean_abs/<NN>_<layer>`: ‖g‖₁/n, the "mean gradients" of Schilling 2016, figures 7.6 ff.
     - `grad_mean/<NN>_<layer>`: Σg/n
@@ -71,6 +72,7 @@ class GradientMonitor(Monitor):
     ) -> None:
         super().__init__(every_n_steps, layers, enabled, budget)
         self.update_ratio = update_ratio
+        self.changed_before = 0
         self._tables = GradientTables(self.wants, update_ratio)
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:
@@ -94,6 +96,7 @@ class GradientMonitor(Monitor):
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradient sums of this optimizer's layers: whole window, all ranks, unscaled, before clipping."""
+        self.told_of(optimizer)
         if self.leads:
             scale = partial(remaining_loss_scale, trainer, optimizer)
             self._recorder.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)

@@ -1,7 +1,5 @@
 """`LayerHeatmap`: what each layer did over the whole run, in one picture for each quantity."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`GradientHistograms`: the distribution of each weight's gradient, once in a while, for TensorBoard."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.optim import Optimizer

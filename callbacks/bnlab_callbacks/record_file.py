@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bnlab_callbacks.core.files import replace_file
+from bnlab_callbacks.core.files import free_name, replace_file
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.publisher import publisher_of
@@ -26,6 +26,7 @@ __all__ = ["RecordFile", "Row", "read_records", "split_tag"]
 # what a kill may cost: so much is kept in memory, at most
 _LINES, _SECONDS = 10_000, 1.0
 
+_TABLE = "records.csv"
 _ROWS_OF_PARQUET = 1 << 16  # converted at a time
 
 
@@ -44,10 +45,11 @@ class RecordFile(RunOutput):
       `layer, unit, dead, since, samples, revivals` as in `DeadUnit`
 
     The table is written at least once a second and at the end of each epoch, whole lines at a time; what a kill left of
-    a last line is cut off by the next run and skipped by `read_records`. A run that is resumed into the same folder
-    appends. Where its checkpoint was not the end, rows of the abandoned steps stay: of several rows of the same step,
-    quantity and layer that with the latest `wall_time` counts, and rows with a higher step and an earlier `wall_time`
-    than some other row were abandoned.
+    a last line is skipped by `read_records`, and cut off by the run that is resumed. That one appends to its own table.
+    A fresh run leaves tables that are there alone, and writes `records-2.csv` and `dead_units-2.csv`, and so on.
+    Where the checkpoint of a resumed run was not the end, rows of the abandoned steps stay: of several rows of the same
+    step, quantity and layer that with the latest `wall_time` counts, and rows with a higher step and an earlier
+    `wall_time` than some other row were abandoned.
 
     Args:
         folder: where to write; None for the folder of the run's logger. Without either the callback says so and is off.
@@ -66,7 +68,8 @@ class RecordFile(RunOutput):
             raise ValueError(f"format={format!r} is neither 'csv' nor 'parquet'.")
         self.folder = folder
         self.format = format
-        self._path = Path("records.csv")
+        self._path = Path(_TABLE)
+        self._own = False  # whether the table at this path, if there is one, is this run's
         self._forget()
 
     def _forget(self) -> None:
@@ -78,13 +81,20 @@ class RecordFile(RunOutput):
         self._to_parquet = False
 
     def begin(self, trainer: Trainer) -> None:
-        """Find the table, and mend what a killed run left of it."""
+        """Find the folder; which table, is known when a checkpoint was loaded."""
         self._forget()
-        self._path = run_folder(trainer, self.folder) / "records.csv"
-        if self._path.exists():
-            mend(self._path)
+        self._own = logged_step(trainer) > 0  # the same Trainer trains on
+        self._path = run_folder(trainer, self.folder) / (self._path.name if self._own else _TABLE)
         if self.format == "parquet":
             self._to_parquet = _can_write_parquet()
+
+    @keeps_training
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the run's own table, and mend what a kill left of it; a fresh run begins one of its own."""
+        if not self._own and trainer.ckpt_path is None:
+            self._path = self._path.with_name(free_name(self._path.parent, _TABLE, ".parquet"))
+        elif self._path.exists():
+            mend(self._path)
 
     def take(self, trainer: Trainer, record: Record) -> None:
         """Add a record's values to the table."""
@@ -105,9 +115,10 @@ class RecordFile(RunOutput):
         return self._path
 
     @staticmethod
-    def table_of(folder: Path) -> Path:
+    def table_of(folder: Path, name: str = _TABLE) -> Path:
         """A run's table as `records.csv`, to be cut or appended to; rows of `records.parquet` move back into it."""
-        path, parquet = folder / "records.csv", folder / "records.parquet"
+        path = folder / name
+        parquet = path.with_suffix(".parquet")
         if parquet.is_file():
             rows = chain(read_records(parquet), read_records(path) if path.exists() else ())
             data = csv_text(chain([Row._fields], rows)).encode()
@@ -171,7 +182,8 @@ class RecordFile(RunOutput):
         ledgers = [monitor.ledger for monitor in publisher_of(trainer).monitors if hasattr(monitor, "ledger")]
         if ledgers:
             data = csv_text([DeadUnit._fields, *chain.from_iterable(ledgers)]).encode()
-            replace_file(self._path.with_name("dead_units.csv"), lambda path: path.write_bytes(data))
+            units = self._path.name.replace("records", "dead_units")
+            replace_file(self._path.with_name(units), lambda path: path.write_bytes(data))
 
     def finish(self, trainer: Trainer) -> None:
         """Write what is left; turn the table into Parquet."""
@@ -181,13 +193,15 @@ class RecordFile(RunOutput):
         self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which metrics are recorded in another way, or come from validations: lists of names."""
-        return {"tags": sorted(self._columns), "of_validation": sorted(self._of_validation)}
+        """Which metrics are recorded in another way, or come from validations: lists of names; and the table's name."""
+        tags, of_validation = sorted(self._columns), sorted(self._of_validation)
+        return {"tags": tags, "of_validation": of_validation, "table": self._path.name}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._know(state_dict["tags"])
         self._of_validation = set(state_dict["of_validation"])
+        self._path, self._own = self._path.with_name(state_dict.get("table", _TABLE)), True
 
 
 def _append(path: Path, lines: str) -> None:

@@ -15,14 +15,14 @@ DOORS = {path.stem for path in TOP.glob("*.py")} - {"__init__", "__main__"}
 # from the ground up: a room may import what stands before it
 FLOORS = ({"core"}, {"statistics"}, {"recorders"}, {"replica"}, {"diagnosis"}, {"pages"}, DOORS, {"__main__"})
 FLOORS_OF_DIAGNOSIS = (
-    {"findings"},
+    {"findings", "optimizer_state"},
     {"observations"},
-    {"rule"},
     {"rules"},
+    {"causes"},
     {"latch", "summary"},
     {"judge"},
     {"watching"},
-    {"preflight"},
+    {"preflight", "outcome"},
     {"training_diagnosis"},
 )
 # who may know Lightning, beside what lies in core/lightning
@@ -56,7 +56,7 @@ def test_no_import_runs_upwards_in_the_diagnosis() -> None:
     assert upward(found, FLOORS_OF_DIAGNOSIS) == []
 
 
-@pytest.mark.parametrize(("folder", "most_rooms", "most_arrows"), [(TOP, 18, 50), (TOP / "diagnosis", 10, 25)])
+@pytest.mark.parametrize(("folder", "most_rooms", "most_arrows"), [(TOP, 18, 50), (TOP / "diagnosis", 12, 34)])
 def test_the_house_stays_small(folder: Path, most_rooms: int, most_arrows: int) -> None:
     assert len(rooms(folder)) <= most_rooms
     assert len(arrows(folder)) <= most_arrows

@@ -122,7 +122,7 @@ AWKWARD = {
 }
 
 
-def write(folder: Path, values: dict[str, float], format: Any = "csv") -> Path:
+def write(folder: Path, values: dict[str, float], format: Any = "csv", resumed: bool = False) -> Path:
     """A table of one record, from a run in which nothing else is recorded."""
 
     class Once(Callback):
@@ -130,7 +130,13 @@ def write(folder: Path, values: dict[str, float], format: Any = "csv") -> Path:
             file.on_record(trainer, Record(3, 1, 12.25, values))
 
     file = RecordFile(str(folder), format)
-    trainer(Once(), file).fit(Unlogged(mlp()), loader())
+    checkpoint = folder / "model.ckpt"
+    if resumed:  # from a checkpoint of some run, which knew no table
+        start = trainer()
+        start.strategy.connect(Unlogged(mlp()))
+        start.save_checkpoint(checkpoint, weights_only=False)
+    trainer(Once(), file).fit(Unlogged(mlp()), loader(), ckpt_path=str(checkpoint) if resumed else None)
+    checkpoint.unlink(missing_ok=True)
     return folder / f"records.{format}"
 
 
@@ -156,7 +162,7 @@ def test_pandas_reads_it(tmp_path: Path) -> None:
     assert table.value.tolist() == pytest.approx(list(AWKWARD.values()), rel=1e-15, abs=0, nan_ok=True)
 
 
-def test_a_cut_last_line_is_skipped_and_cut_off_by_the_next_run(tmp_path: Path) -> None:
+def test_a_cut_last_line_is_skipped_and_cut_off_by_the_resumed_run(tmp_path: Path) -> None:
     path = write(tmp_path, AWKWARD)
     whole, rows = path.read_bytes(), list(read_records(path))
     for length in range(len(whole)):
@@ -167,7 +173,7 @@ def test_a_cut_last_line_is_skipped_and_cut_off_by_the_next_run(tmp_path: Path) 
     for length in (0, 3, len(HEADER) - 1, len(HEADER), len(HEADER) + 1, len(whole) - 5, len(whole)):
         path.write_bytes(whole[:length])
         left = list(read_records(path))
-        write(tmp_path, {"next": 1.0})
+        write(tmp_path, {"next": 1.0}, resumed=True)
         assert [row[:5] for row in read_records(path)] == [row[:5] for row in left] + [(3, 1, 12.25, "next", "")]
         assert path.read_text(encoding="utf-8").count(HEADER) == 1
 
@@ -176,8 +182,10 @@ def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "records.csv"
     path.write_text("mine,yours\n1,2\n")
     with pytest.warns(UserWarning, match="RecordFile is off .*no table of records"):
-        write(tmp_path, AWKWARD)
+        write(tmp_path, AWKWARD, resumed=True)
+    write(tmp_path, AWKWARD)
     assert path.read_text() == "mine,yours\n1,2\n"
+    assert len(list(read_records(tmp_path / "records-2.csv"))) == len(AWKWARD)
     with pytest.raises(ValueError, match="'mine,yours'"):
         list(read_records(path))
 
@@ -395,11 +403,40 @@ def test_parquet_holds_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pytest.importorskip("pyarrow")
     monkeypatch.setattr(record_file, "_ROWS_OF_PARQUET", 3)
     path = write(tmp_path, AWKWARD, "parquet")
-    assert [repr(row) for row in read_records(path)] == [repr(row) for row in read_records(write(tmp_path, AWKWARD))]
-    (tmp_path / "records.csv").unlink()
-    write(tmp_path, {"next": 1.0}, "parquet")  # a run that is resumed
+    csv = write(tmp_path / "csv", AWKWARD)
+    assert [repr(row) for row in read_records(path)] == [repr(row) for row in read_records(csv)]
+    write(tmp_path, {"next": 1.0}, "parquet", resumed=True)
     assert [tag(row) for row in read_records(path)] == [*AWKWARD, "next"]
-    assert {path.name for path in tmp_path.iterdir()} == {"records.parquet"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"records.parquet"}
+
+
+def test_a_fresh_run_leaves_the_table_of_another_alone_and_a_resumed_one_goes_on_in_its_own(tmp_path: Path) -> None:
+    def fit(steps: int, **options: Any) -> list[str]:
+        run = trainer(RecordFile(str(tmp_path)), *monitors(), max_epochs=-1, max_steps=steps)
+        run.fit(Module(mlp()), loader(), **options)
+        run.save_checkpoint(tmp_path / f"{steps}.ckpt", weights_only=False)
+        return sorted(path.name for path in tmp_path.glob("*.csv"))
+
+    def steps(name: str) -> list[int]:
+        return [row.step for row in read_records(tmp_path / name) if tag(row) == "grad_rms/00_net.0"]
+
+    assert fit(2) == ["dead_units.csv", "records.csv"]
+    whole = (tmp_path / "records.csv").read_bytes()
+    fit(3)
+    assert fit(6, ckpt_path=str(tmp_path / "3.ckpt")) == [
+        "dead_units-2.csv",
+        "dead_units.csv",
+        "records-2.csv",
+        "records.csv",
+    ]
+    assert (tmp_path / "records.csv").read_bytes() == whole
+    assert (steps("records.csv"), steps("records-2.csv")) == ([0, 1], [*range(6)])
+    run = trainer(RecordFile(str(tmp_path / "on")), *monitors(), max_epochs=1)
+    run.fit(Module(mlp()), loader())
+    run.fit_loop.max_epochs = 2
+    run.fit(run.lightning_module, loader())  # the same Trainer trains on
+    assert sorted(path.name for path in (tmp_path / "on").iterdir()) == ["dead_units.csv", "records.csv"]
+    assert steps("on/records.csv") == [*range(6)]
 
 
 def test_parquet_is_made_after_an_exception_and_csv_stays_if_that_fails(

@@ -43,6 +43,9 @@ OF_RULES = {
     ("dead_units", f"{LOWER_LR} or {BATCH_NORM}"),
     ("dead_units", "leaky_relu or elu (--model.activation)"),
     ("saturated", BETTER_INIT),
+    ("saturated", LOWER_LR),
+    ("batch_norm_gamma_collapsed", LOWER_LR),
+    ("batch_norm_running_statistics", LOWER_LR),
     ("collapsed_output", BETTER_INIT),
     ("poor_initialisation", BETTER_INIT),
     ("poor_initialisation", "random weights: --model.init auto"),
@@ -50,6 +53,12 @@ OF_RULES = {
         "inputs_not_standardised",
         "subtract the training set's mean and divide by its standard deviation (--data.standardize global)",
     ),
+    ("batch_of_one", "a larger batch (--data.batch_size)"),
+    (
+        "updates_lost_to_rounding",
+        "mixed instead of true precision (--trainer.precision bf16-mixed), or an optimizer with stochastic rounding",
+    ),
+    ("epsilon_underflow", "16-mixed or bf16-true instead of 16-true (--trainer.precision)"),
     (
         "batch_norm_small_batch",
         "a larger batch (--data.batch_size), group or layer norm, or --trainer.sync_batchnorm true on several GPUs",
@@ -135,7 +144,7 @@ def test_a_run_prints_flags_and_not_what_it_has(capsys: pytest.CaptureFixture[st
     vanishes = fit(*short, "--model.init", "normal", "--model.init_std", "0.0001")
     found = json.loads((vanishes / "diagnosis.json").read_text(encoding="utf-8"))["findings"]
     assert [one["advice"] for one in found if one["name"] == "vanishing"] == [[BETTER_INIT, "larger initial weights"]]
-    assert f"Try: {BETTER_INIT}; larger initial weights\n" in capsys.readouterr().out
+    assert f"Try: {BETTER_INIT}\n" in capsys.readouterr().out
 
 
 def test_the_preflight_command_prints_flags_and_not_what_the_run_has(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import CONFIGS, PROJECT, QUIET, finish, fit, run_folders, scalars, start
+from tests.helpers.command_line import CONFIGS, PROJECT, QUIET, finish, fit, run_folders, scalars, start, start_fresh
 
 MLP = ("fit", "--config", str(CONFIGS / "mlp_relu.yaml"), "--trainer.accelerator", "cpu", *QUIET)
 
@@ -17,7 +17,7 @@ def test_help_is_there_at_once(tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        status, output, _ = finish(start("--help", folder=tmp_path))
+        status, output, _ = finish(start_fresh("--help", folder=tmp_path))
         seconds.append(time.perf_counter() - begin)
         assert status == 0
         assert all(command in output for command in ("fit", "validate", "test", "predict"))

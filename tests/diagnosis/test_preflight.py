@@ -235,10 +235,95 @@ def test_parameters_that_will_not_learn() -> None:
 
     found = preflight(Partial(), batch())
     (unused,) = found.found("no_gradient")
-    assert (unused.severity, unused.layer, unused.value) == ("warning", "unused.weight", 2)
+    assert (unused.severity, unused.layer, unused.value) == ("note", "unused", 2)
     forgotten, frozen = found.found("not_updated")
     assert (forgotten.severity, forgotten.layer) == ("warning", "net.4.weight")
     assert (frozen.severity, frozen.layer) == ("note", "net.0")
+
+
+def test_a_target_network_rests_also_where_it_runs_first() -> None:
+    class Target(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.ModuleDict({"target": mlp(), "online": mlp()}))
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            with torch.no_grad():
+                aim = self.net["target"](batch[0])
+            return (self.net["online"](batch[0]) - aim).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.net["online"].parameters())
+
+    found = preflight(Target(), batch())
+    assert found.found("no_gradient") == found.found("not_updated") == []
+
+
+def test_parts_are_named_by_execution() -> None:
+    class Backwards(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.ModuleDict({name: nn.Linear(20, 20) for name in ("d", "c", "b", "a")}))
+            self.net["a"].requires_grad_(False)  # type: ignore[index]
+            self.net["b"].requires_grad_(False)  # type: ignore[index]
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            x = batch[0]
+            for name in ("a", "b", "c", "d"):
+                x = torch.tanh(self.net[name](x))  # type: ignore[index]
+            return x.square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    forgotten, frozen = preflight(Backwards(), batch()).found("not_updated")
+    assert (forgotten.layer, frozen.layer) == ("net.c.weight", "net.a")
+
+
+def test_activations_that_work_in_place() -> None:
+    net = nn.Sequential(
+        nn.Linear(20, 20), nn.ReLU(inplace=True), nn.Linear(20, 20), nn.Hardswish(inplace=True), nn.Linear(20, 5)
+    )
+    found = preflight(Net(net), batch())
+    assert found.verdict in ("ok", "note")
+    assert all(row.gain_expected is not None for row in found.layers[1:])
+
+
+def test_what_begins_at_zero_or_near_it_on_purpose_is_not_failing() -> None:
+    class Block(nn.Module):
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.branch, self.gain = nn.Linear(20, 20), nn.Parameter(torch.full((20,), gain))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.gain * torch.tanh(self.branch(x))
+
+    for gain in (0.0, 1e-8):
+        assert preflight(Net(nn.Sequential(Block(gain), nn.Linear(20, 5))), batch()).verdict in ("ok", "note")
+    zeros = nn.Sequential(nn.Linear(20, 20), nn.LayerNorm((64, 20)), nn.Linear(20, 5))
+    nn.init.zeros_(zeros[2].weight)
+    assert preflight(Net(zeros), batch()).verdict == "note"
+
+
+def test_a_loss_that_does_not_depend_on_the_weights() -> None:
+    class Rounded(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return self.net(batch[0]).round().square().mean()
+
+    class Cut(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return self.net(batch[0]).square().mean().detach().requires_grad_()
+
+    for kind in (Rounded, Cut):
+        (check,) = preflight(kind(mlp()), batch()).found("independent_loss")
+        assert (check.severity, check.advice_key) == ("failing", "way_to_the_loss")
+
+
+def test_a_step_that_needs_a_run_is_no_failure() -> None:
+    class Asking(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            raise LookupError("there is no epoch yet")
+
+    (check,) = preflight(Asking(mlp()), batch()).found("no_gradient")
+    assert (check.severity, check.text) == ("warning", "there is no epoch yet")
 
 
 def test_a_loss_without_a_graph() -> None:

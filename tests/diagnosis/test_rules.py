@@ -3,13 +3,22 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from bnlab_callbacks.diagnosis.findings import Finding, Verdict, worst
 from bnlab_callbacks.diagnosis.latch import Latch
-from bnlab_callbacks.diagnosis.observations import Facts, History, Losses, MedianUpdates, NormBatch, Observation
-from bnlab_callbacks.diagnosis.rule import Rule
+from bnlab_callbacks.diagnosis.observations import (
+    KINDS,
+    Facts,
+    History,
+    Losses,
+    MedianUpdates,
+    NormBatch,
+    Observation,
+    Task,
+)
 from bnlab_callbacks.diagnosis.rules.activation_rules import (
     collapsed_output,
     dead_units,
@@ -22,6 +31,8 @@ from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.gradient_rules import (
     clipping_too_tight,
     frozen,
+    independent_loss,
+    no_activation,
     no_gradient,
     not_updated,
     vanishing,
@@ -41,8 +52,10 @@ from bnlab_callbacks.diagnosis.rules.loss_rules import (
     exploding,
     loss_scale_overflow,
     non_finite,
+    non_finite_formula,
     not_learning,
 )
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 CHANCE = math.log(10)
 NAN, INF = math.nan, math.inf
@@ -56,14 +69,21 @@ def history(
     whole: dict[str, float] | None = None,
     first: Observation | None = None,
     bad_rank: int | None = None,
+    times: int = 1,
     **values: dict[str, float],
 ) -> History:
-    """The history at the last of some losses, with one observation."""
+    """The history at the last of some losses, with one observation, which the steps before may have had too."""
     seen = Losses()
     for loss in losses:
         seen.add(loss)
     now = Observation(len(losses) - 1 if step is None else step, values, whole or {}, bad_rank)
-    return History([now], first or now, seen, facts)
+    same = [replace(now, step=now.step - back) for back in reversed(range(times))]
+    return History(same, first or same[0], seen, facts)
+
+
+def severity(verdict: Verdict | None) -> str | None:
+    assert verdict is not None
+    return verdict.severity
 
 
 def layer(verdict: Verdict | None) -> str | None:
@@ -96,6 +116,17 @@ def test_the_rank_whose_loss_was_not_finite_is_named() -> None:
     assert "first on rank 1" in verdict.evidence
 
 
+def test_a_loss_that_is_not_finite_though_its_outputs_are_names_its_formula() -> None:
+    formula = history([1.0, NAN], whole={"last_absmax": 3.0})
+    assert (non_finite(formula), non_finite_formula(formula) is not None) == (None, True)
+    for largest in (1e7, INF):
+        other = history([1.0, NAN], whole={"last_absmax": largest})
+        assert (non_finite(other) is not None, non_finite_formula(other)) == (True, None)
+    later = history([1.0, NAN, NAN], whole={"last_absmax": INF})
+    later.observations = [Observation(1, {}, {"last_absmax": 3.0}), later.now]  # by then all weights are NaN
+    assert (non_finite(later), non_finite_formula(later) is not None) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("losses", "found"),
     [
@@ -111,9 +142,11 @@ def test_exploding(losses: list[float], found: bool) -> None:
     assert (exploding(history(losses)) is not None) == found
 
 
-def test_exploding_without_classes_is_measured_by_the_first_losses() -> None:
-    assert exploding(history([0.01, 0.2, 0.5, 0.4, 0.4, 0.4, 5.1], Facts())) is not None
-    assert exploding(history([0.01, 0.2, 0.5, 0.4, 0.4, 0.4, 4.9], Facts())) is None
+def test_exploding_without_a_baseline_is_measured_by_the_first_losses() -> None:
+    assert exploding(history([1.0, 2.0, 5.0, 4.0, 4.0, 4.0, 51.0], Facts())) is not None
+    assert exploding(history([1.0, 2.0, 5.0, 4.0, 4.0, 4.0, 49.0], Facts())) is None
+    assert exploding(history([0.0, 0.01, 9.0], Facts())) is None  # ln of a queue's length, which was empty at first
+    assert exploding(history([0.0, 0.01, 31.0], Facts())) is not None
     assert exploding(history([-3.0, 1.0], Facts())) is None
 
 
@@ -125,9 +158,9 @@ def test_exploding_names_the_first_layer_that_grew() -> None:
 
 def test_learning_rate_too_high() -> None:
     big, small = {"fc1": -2.0, "fc2": -1.0}, {"fc1": -2.0, "fc2": -1.4}
-    assert layer(learning_rate_too_high(history([3.0, 9.1], update_ratio=big))) == "fc2"
-    assert learning_rate_too_high(history([3.0, 8.9], update_ratio=big)) is None
-    assert learning_rate_too_high(history([3.0, 9.1], update_ratio=small)) is None
+    assert layer(learning_rate_too_high(history([3.0, 9.1, 9.1], update_ratio=big))) == "fc2"
+    assert learning_rate_too_high(history([3.0, 8.9, 8.9], update_ratio=big)) is None
+    assert learning_rate_too_high(history([3.0, 9.1, 9.1], update_ratio=small)) is None
 
 
 def test_steps_too_large() -> None:
@@ -142,16 +175,22 @@ def test_weights_that_grow_threefold_at_once() -> None:
     facts = replace(TEN, fans={"fc1": 25, "fc2": 25, "fc3": 25, "tiny": 25})
     first = Observation(0, {"weight_rms": {"fc1": 0.2, "fc2": 0.2, "fc3": 0.2, "tiny": 0.01, "embedding": 0.2}})
 
-    def grown(factor: float, step: int = 20, losses: Sequence[float] = (CHANCE,)) -> Verdict | None:
+    def grown(
+        factor: float, step: int = 20, losses: Sequence[float] = (CHANCE,), task: str = "cross_entropy"
+    ) -> Verdict | None:
         now = {"fc1": 0.2, "fc2": 0.2 * factor, "fc3": 2.0, "tiny": 1.0, "embedding": 2.0}
-        return weights_overwritten(history(losses, facts, step, first=first, weight_rms=now))
+        known = replace(facts, task=Task(KINDS.index(task)))
+        return weights_overwritten(history(losses, known, step, first=first, weight_rms=now))
 
     assert layer(grown(3.1)) == "fc2"  # in the middle of the three that have a usual size: 0.2 · √25 = 1
     assert grown(2.9) is None
-    assert grown(4.4, step=350) is None  # 1 % a step are 4.5
-    assert layer(grown(4.6, step=350)) == "fc2"
+    assert grown(4.4, step=35) is None  # 10 % a step are 4.5
+    assert layer(grown(4.6, step=35)) == "fc2"
+    assert grown(3.1, losses=[*[CHANCE] * 7, *[0.69 * CHANCE] * 3]) is None  # it falls fast
     assert grown(3.1, losses=[0.69 * CHANCE]) is None
     assert grown(3.1, losses=[]) is None  # the loss is not seen: it may be low
+    assert grown(3.1, losses=[4.0, 3.9], task="squared") is None  # large targets need large weights
+    assert layer(grown(3.1, losses=[4.0, 4.1], task="squared")) == "fc2"
     assert weights_overwritten(history(facts=TEN, first=first, weight_rms={"fc1": 9.0})) is None  # no fans known
 
 
@@ -241,8 +280,10 @@ def test_not_learning_needs_300_steps_near_chance() -> None:
     assert not_learning(history([2.2] * 300)) is None
     assert not_learning(history([2.33] * 200 + [2.3] * 100)) is None  # it falls, if slowly
     assert not_learning(history([2.5] * 200 + [2.31] * 100)) is not None  # it falls, but guessing is better still
-    assert not_learning(history([0.9] * 5 + [0.5] * 195 + [0.91] * 100, Facts())) is not None
-    assert not_learning(history([1.0] * 5 + [0.99] * 195 + [0.975] * 100, Facts())) is None
+    assert not_learning(history([0.9] * 300, Facts())) is None  # nobody knows what a guess would give
+    numbers = Facts(chance_loss=CHANCE, task=Task(KINDS.index("squared")))
+    assert not_learning(history([2.5] * 200 + [2.31] * 100, numbers)) is None  # may have begun far above
+    assert not_learning(history([2.31] * 300, numbers)) is not None
 
 
 def test_doubled_softmax() -> None:
@@ -264,20 +305,92 @@ def test_vanishing_and_vanishing_with_depth_share_the_ground() -> None:
     assert vanishing(learned) is vanishing_with_depth(learned) is None
 
 
+def test_only_the_first_layer_s_gradient_shows_that_gradients_vanish() -> None:
+    size = {"fc1": 1.0, "fc2": 1.0}
+    assert vanishing(history(grad_rms={"fc1": 1e-3, "fc2": 9e-7}, weight_rms=size)) is None  # a branch that begins at 0
+
+    def after(*gradients: float) -> Verdict | None:
+        seen = [
+            Observation(at, {"grad_rms": {"fc1": g, "fc2": 1e-3}, "weight_rms": size}) for at, g in enumerate(gradients)
+        ]
+        return vanishing(replace(history(), observations=seen, first=seen[0]))
+
+    assert after(2e-7, 7e-7) is None  # it grows
+    assert layer(after(2e-7, 5e-7)) == "fc1"
+    assert layer(after(1e-9, *[7e-7] * 10)) == "fc1"  # it has grown, and does no more
+    small = history([1e-4], Facts(), grad_rms={"fc1": 2e-10, "fc2": 1e-7}, weight_rms=size)
+    assert vanishing(small) is None  # of a small loss
+
+
 def test_small_weights_with_their_gradients_do_not_vanish() -> None:
     assert vanishing(history(grad_rms={"fc1": 1e-9}, weight_rms={"fc1": 1e-4})) is None
 
 
-def test_no_gradient_at_all_and_gradients_of_zero() -> None:
-    facts = Facts(chance_loss=CHANCE, without_gradient=("spare",))
-    assert layer(no_gradient(history([2.3] * 3, facts))) == "spare"
+def zeros(shares: dict[str, float], times: int = 10, loss: float | None = 2.3, **given: Any) -> History:
+    """The history after ten steps of which the last ones had these shares of gradients of exactly 0."""
+    facts = given.pop("facts", replace(TEN, weights=dict.fromkeys(shares, 9)))
+    return history([loss] * 10 if loss is not None else [], facts, 9, times=times, grad_zero_frac=shares, **given)
+
+
+def test_no_gradient_is_grave_where_the_first_layer_has_none() -> None:
+    facts = Facts(chance_loss=CHANCE, without_gradient=("fc1", "fc2"), weights=dict.fromkeys(["fc1", "fc2", "fc3"], 9))
+    found = no_gradient(history([2.3] * 30, facts))
+    assert (layer(found), severity(found)) == ("fc1", None)
+    assert severity(no_gradient(history([2.3] * 29, facts))) == "note"  # it may be a probe of a fixed part
+    assert severity(no_gradient(history([2.3] * 20 + [2.0] * 10, facts))) == "note"
+    assert severity(no_gradient(history([2.0] * 300, facts))) == "note"
+    assert severity(no_gradient(history([2.0] * 301, facts))) is None
     assert no_gradient(history([2.3] * 2, facts)) is None
-    assert layer(zero_gradient(history(grad_zero_frac={"fc1": 0.99, "fc2": 1.0}))) == "fc2"
-    assert zero_gradient(history(grad_zero_frac={"fc1": 0.99})) is None
+    unused = no_gradient(history([2.3] * 3, replace(facts, without_gradient=("fc3",))))
+    assert (layer(unused), severity(unused)) == ("fc3", "note")
+
+
+def test_gradients_of_zero_must_last_in_the_same_layer() -> None:
+    found = zero_gradient(zeros({"fc1": 1.0, "fc2": 0.5}))
+    assert (layer(found), severity(found)) == ("fc1", None)
+    behind = zero_gradient(zeros({"fc1": 0.99, "fc2": 1.0}))
+    assert (layer(behind), severity(behind)) == ("fc2", "note")  # an expert
+    assert zero_gradient(zeros({"fc1": 1.0, "fc2": 0.5}, times=9)) is None
+    other = zeros({"fc1": 1.0, "fc2": 0.5})
+    changed = [replace(one, values={"grad_zero_frac": {"fc1": 0.5, "fc2": 1.0}}) for one in other.observations[:5]]
+    assert zero_gradient(replace(other, observations=[*changed, *other.observations[5:]])) is None
+
+
+def test_no_gradient_in_any_layer_means_that_the_loss_does_not_depend_on_the_net() -> None:
+    all_zero = {"fc1": 1.0, "fc2": 1.0}
+    assert independent_loss(zeros(all_zero)) is not None
+    assert zero_gradient(zeros(all_zero)) is None
+    assert independent_loss(zeros({"fc1": 1.0, "fc2": 0.999})) is None
+    assert independent_loss(zeros(all_zero, times=9)) is None
+    assert independent_loss(zeros(all_zero, loss=0.0)) is None  # all is learned: a hinge loss
+    assert independent_loss(zeros(all_zero, loss=None)) is not None
+    before = Observation(0, {"grad_zero_frac": {"fc1": 0.0, "fc2": 0.0}})
+    assert independent_loss(zeros(all_zero, loss=None, first=before)) is None  # it may have been learned since
+    assert independent_loss(zeros(all_zero, first=before)) is not None
+    begun = replace(TEN, weights=dict.fromkeys(all_zero, 9), constant=dict.fromkeys(all_zero, 0.0))
+    assert independent_loss(zeros(all_zero, facts=begun)) is None
+    cut = replace(TEN, weights=dict.fromkeys(all_zero, 9), without_gradient=("fc1", "fc2"))
+    assert independent_loss(history([2.3] * 3, cut)) is not None
+    assert no_gradient(history([2.3] * 3, cut)) is None
+
+
+def test_linear_layers_in_a_row() -> None:
+    facts = replace(TEN, bare_pairs=(("fc1", "fc2"),))
+    found = no_activation(history([2.3] * 300, facts))
+    assert (layer(found), severity(found)) == ("fc1", "note")
+    assert severity(no_activation(history([2.3] * 301, facts))) == "warning"
+    assert severity(no_activation(history([1.9] * 301, facts))) == "note"
+    assert no_activation(history([0.1] * 301, facts)) is None
+    assert no_activation(history([2.3] * 301)) is None
+    assert no_activation(history([], facts, 301)) is None  # two nets of a GAN
 
 
 def test_not_updated() -> None:
-    assert layer(not_updated(history(facts=replace(TEN, without_optimizer=("fc1",))))) == "fc1"
+    outside = replace(TEN, without_optimizer=("fc1",))
+    assert layer(not_updated(history(facts=outside))) == "fc1"
+    assert severity(not_updated(history([2.3] * 29, outside))) == "note"
+    assert severity(not_updated(history([2.3] * 30, outside))) == "warning"
+    assert severity(not_updated(history([2.3] * 20 + [2.0] * 10, outside))) == "note"
     still = {"fc1": -3.0, "fc2": -INF}
     assert layer(not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 1.0}))) == "fc2"
     assert not_updated(history(update_ratio=still, grad_rms={"fc1": 1.0, "fc2": 0.0})) is None
@@ -297,38 +410,71 @@ def test_clipping_too_tight_is_by_the_norm_over_all_layers() -> None:
 @pytest.mark.parametrize(
     ("share", "losses", "severity"),
     [
-        (0.5, CHANCE, None),
-        (0.6, CHANCE, "note"),
-        (0.9, CHANCE, "warning"),
-        (0.9, 0.1, "note"),
-        (1.0, CHANCE, "failing"),
+        (0.5, [CHANCE] * 21, None),
+        (0.6, [CHANCE] * 21, "note"),
+        (0.9, [CHANCE] * 100, "note"),  # it may come back
+        (0.9, [CHANCE] * 101, "warning"),
+        (0.9, [CHANCE] * 81 + [2.0] * 20, "note"),  # it falls
+        (0.9, [0.1] * 101, "note"),
+        (1.0, [CHANCE] * 21, "failing"),
+        (1.0, [CHANCE] * 20, None),
     ],
 )
-def test_dead_units(share: float, losses: float, severity: str | None) -> None:
-    verdict = dead_units(history([losses] * 21, dead_frac={"a": 0.1, "b": share}, dead_samples={"b": 640.0}))
+def test_dead_units(share: float, losses: list[float], severity: str | None) -> None:
+    verdict = dead_units(history(losses, dead_frac={"a": 0.1, "b": share}, dead_samples={"b": 640.0}))
     assert (verdict and verdict.severity) == severity
     assert verdict is None or verdict.layer == "b"
-    assert dead_units(history([losses] * 20, dead_frac={"b": share})) is None
+
+
+def test_a_silent_layer_without_any_gradient_is_dead_whatever_the_loss_was() -> None:
+    exploded = [1e9, CHANCE] + [2.0] * 99  # far below the first losses
+    silent = {"dead_frac": {"a": 1.0}, "grad_zero_frac": {"fc1": 1.0, "fc2": 1.0}}
+    assert severity(dead_units(history(exploded, Facts(), **silent))) == "failing"
+    assert severity(dead_units(history(exploded, Facts(), **silent | {"grad_zero_frac": {"fc1": 0.9}}))) == "note"
 
 
 def test_saturated_is_for_functions_with_two_sides() -> None:
-    assert layer(saturated(history(sat_frac={"a": 0.81}, sat_hi={"a": 0.5}))) == "a"
-    assert saturated(history(sat_frac={"a": 0.79}, sat_hi={"a": 0.5})) is None
-    assert saturated(history(sat_frac={"a": 0.91})) is None
-    assert saturated(history([0.1] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None
+    stuck = [CHANCE] * 30
+    assert layer(saturated(history(stuck, sat_frac={"a": 0.81}, sat_hi={"a": 0.5}))) == "a"
+    assert saturated(history(stuck[1:], sat_frac={"a": 0.81}, sat_hi={"a": 0.5})) is None  # it may yet fall
+    assert saturated(history(stuck, sat_frac={"a": 0.79}, sat_hi={"a": 0.5})) is None
+    assert saturated(history(stuck, sat_frac={"a": 0.91})) is None
+    assert saturated(history([1.9] * 30, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None
+    assert saturated(history([4.0] * 20 + [3.5] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is None  # it falls
+    assert saturated(history([4.0] * 20 + [3.7] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is not None
+
+
+def test_what_begins_at_one_side_is_there_on_purpose() -> None:
+    def begun(low: float, high: float, now: float = 0.9) -> Verdict | None:
+        first = Observation(0, {"sat_frac": {"a": low + high}, "sat_hi": {"a": high}})
+        return saturated(history([CHANCE] * 30, first=first, sat_frac={"a": now}, sat_hi={"a": now}))
+
+    assert begun(0.9, 0.0) is begun(0.0, 0.9) is None  # a rare class; a gate that begins open
+    assert layer(begun(0.05, 0.85)) == "a"  # large weights
+    assert layer(begun(0.0, 0.39)) == "a"  # training has driven it there
 
 
 def test_collapsed_output() -> None:
     assert collapsed_output(history(whole={"output_std": 9e-4})) is not None
     assert collapsed_output(history(whole={"output_std": 1.1e-3})) is None
     assert collapsed_output(history(facts=Facts(), whole={"output_std": 0.0})) is None
+    numbers = Facts(chance_loss=CHANCE, task=Task(KINDS.index("squared")))
+    assert collapsed_output(history(facts=numbers, whole={"output_std": 0.9, "target_std": 1e3})) is not None
+    assert collapsed_output(history(facts=numbers, whole={"output_std": 9e-4, "target_std": 0.5})) is None
+    growing = history(whole={"output_std": 9e-4})
+    growing.observations = [Observation(0, {}, {"output_std": 5e-4}), growing.now]  # from a last layer of zeros
+    assert collapsed_output(growing) is None
 
 
 def test_constant_weights() -> None:
     equal, zero = replace(TEN, constant={"fc1": 0.1}), replace(TEN, constant={"fc1": 0.0})
     assert layer(constant_weights(history(facts=equal))) == "fc1"
-    assert layer(constant_weights(history(facts=zero, grad_zero_frac={"fc1": 1.0}))) == "fc1"
-    assert constant_weights(history(facts=zero, grad_zero_frac={"fc1": 0.5})) is None
+    stuck, size = {"fc1": 1.0}, {"fc1": 0.0}
+    assert layer(constant_weights(zeros(stuck, facts=zero, weight_rms=size))) == "fc1"
+    assert constant_weights(zeros({"fc1": 0.5}, facts=zero, weight_rms=size)) is None
+    assert constant_weights(zeros(stuck, facts=zero, weight_rms={"fc1": 1e-9})) is None  # it has left 0
+    assert constant_weights(zeros(stuck, 9, facts=zero, weight_rms=size)) is None
+    assert constant_weights(zeros(stuck, loss=0.1, facts=zero, weight_rms=size)) is None
 
 
 def test_zero_weights_are_a_choice_in_some_layers_but_not_in_nearly_all() -> None:
@@ -354,6 +500,10 @@ def test_large_weights() -> None:
         return large_weights(history(losses, facts, first=first))
 
     assert layer(begun(0.2, 0.61)) == "fc2"  # 0.61 · 5 = 3.05
+    assert severity(begun(0.2, 0.61)) == "note"
+    assert severity(begun(0.2, 0.61, [3.0] * 30)) == "warning"
+    assert severity(begun(0.2, 0.61, [3.0] * 20 + [2.6] * 10)) == "note"
+    assert severity(begun(0.2, 0.61, [3.0, 9.1])) == "warning"
     assert begun(0.2, 0.59) is None
     assert layer(begun(0.76, 0.61)) == "fc1"
     assert begun(0.2, 0.61, [1.19 * CHANCE]) is None  # trained before, perhaps
@@ -370,13 +520,33 @@ def test_poor_initialisation() -> None:
     assert poor_initialisation(history(act_std={"a": 1.0, "b": 1e-8}, act_mean={"a": 0.5, "b": 0.5})) is None
 
 
+def test_poor_initialisation_lasts_to_the_end_of_a_chain() -> None:
+    def begun(
+        *sizes: float, bounded: str = "", facts: Facts = TEN, losses: Sequence[float] = (CHANCE,)
+    ) -> Verdict | None:
+        values = {"act_std": dict(zip("abcd", sizes, strict=False)), "sat_hi": dict.fromkeys(bounded, 0.0)}
+        return poor_initialisation(history(losses, facts, **values))
+
+    assert layer(begun(1.0, 1.0, 1e-4, 1e-7)) == "c"
+    assert layer(begun(1.0, 40.0, 1600.0)) == "b"
+    assert begun(1.0, 1e-9, 1.0) is begun(1.0, 40.0, 1.0) is None  # a branch
+    assert begun(1.0, 1.0, 0.0) is begun(0.0, 1.0) is None  # a branch that begins at 0
+    assert layer(begun(1.0, 40.0, 0.9, bounded="c")) == "b"  # a sigmoid at the end hides it
+    assert begun(1.0, 40.0, facts=replace(TEN, normalised=True)) is None
+    assert begun(1.0, 40.0, losses=[0.4 * CHANCE]) is None
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "found"),
     [(0.0, 1.0, False), (0.13, 0.3, False), (33.0, 79.0, True), (5.1, 1.0, True), (0, 0.04, True)],
 )
 def test_inputs_not_standardised(mean: float, std: float, found: bool) -> None:
-    verdict = inputs_not_standardised(history(whole={"input_mean": mean, "input_std": std}))
+    inputs = {"input_mean": mean, "input_std": std}
+    verdict = inputs_not_standardised(history(step=5, whole=inputs))
     assert (verdict is not None) == found
+    assert inputs_not_standardised(history(step=4, whole=inputs)) is None
+    assert inputs_not_standardised(history([0.8 * CHANCE], step=5, whole=inputs)) is None  # it learns
+    assert inputs_not_standardised(history(step=5, whole=inputs | {"input_unscaled": 1.0})) is None
 
 
 def test_batch_norm() -> None:
@@ -402,14 +572,28 @@ def test_nothing_recorded_is_nothing_found() -> None:
         assert [rule.name for rule in RULES if rule.judge(history([], facts, step=0))] == []
 
 
-def test_a_finding_begins_after_its_patience_and_ends_after_ten_calm_steps() -> None:
+def test_a_finding_begins_after_its_patience_and_is_over_at_the_first_calm_look() -> None:
     latch = Latch(Rule("r", lambda seen: Verdict("e") if seen.losses.last else None, "warning", ("a",), patience=3))
-    said = []
+    said, ended = [], []
     for step, bad in enumerate([1, 1, 0, 1, 1, 1, 1, *[0] * 9, 1, *[0] * 10]):
         finding = latch.update(history([bad], step=step))
+        ended.append(latch.findings[-1].ended if latch.findings else None)
         if finding:
             said.append((finding.since, finding.noticed, finding.ended))
-    assert said == [(3, 5, None), (3, 5, 26)]
+    assert ended[:17] == [None] * 7 + [7] * 9 + [None]  # opened again after nine calm steps
+    assert ended[17:] == [17] * 10
+    assert said == [(3, 5, None), (3, 5, 17)]  # its end is announced once it has not come back for ten steps
+    assert len(latch.findings) == 1
+
+
+def test_what_comes_back_later_needs_its_patience_and_is_a_finding_of_its_own_three_times() -> None:
+    latch = Latch(Rule("r", lambda seen: Verdict("e") if seen.losses.last else None, "warning", ("a",), patience=2))
+    said = 0
+    for period in range(5):
+        for step in range(20):
+            said += latch.update(history([float(step < 2)], step=20 * period + step)) is not None
+    assert [(finding.since, finding.ended) for finding in latch.findings] == [(0, 2), (20, 22), (40, 82)]
+    assert said == 8  # three beginnings, five ends
 
 
 @pytest.mark.parametrize(
@@ -431,17 +615,18 @@ def test_patience_is_of_steps_and_of_five_observations(patience: int, steps: Ite
     assert [finding.noticed for finding in found] == [said]
 
 
-@pytest.mark.parametrize(("patience", "ended"), [(1, 65), (20, 65), (40, 85)])
-def test_a_finding_is_over_after_as_many_calm_steps_and_five_observations(patience: int, ended: int) -> None:
+@pytest.mark.parametrize(("patience", "said"), [(1, 65), (20, 65), (40, 85)])
+def test_an_end_is_said_after_as_many_calm_steps_and_five_observations(patience: int, said: int) -> None:
     judge = {True: Verdict("e"), False: None}
     latch = Latch(Rule("r", lambda seen: judge[seen.now.step < 45], "warning", ("a",), patience=patience))
-    state: list[Finding] = []
+    state: list[tuple[int, int | None]] = []
     for step in [*range(20), *range(20, 100, 5), *range(100, 1000, 50)]:
         restored = Latch(latch.rule)
         restored.load_state_dict(latch.state_dict())  # at every observation, as after a checkpoint
         latch = restored
-        state += [finding for finding in [latch.update(history(step=step))] if finding]
-    assert [finding.ended for finding in state] == [None, ended]
+        state += [(step, finding.ended) for finding in [latch.update(history(step=step))] if finding]
+    assert [ended for _, ended in state] == [None, 45]
+    assert state[1][0] == said
 
 
 def test_a_finding_that_grows_worse_is_said_again_and_its_latch_survives_a_checkpoint() -> None:
@@ -455,6 +640,15 @@ def test_a_finding_that_grows_worse_is_said_again_and_its_latch_survives_a_check
     worse = other.update(history(step=2))
     assert worse is not None
     assert (worse.since, worse.noticed, worse.severity) == (0, 2, "failing")
+
+
+def test_a_finding_is_as_grave_as_it_is_now() -> None:
+    severities = iter(["failing", "note", "failing"])
+    latch = Latch(Rule("r", lambda seen: Verdict("e", None, next(severities)), "warning", ("a",)))  # type: ignore[arg-type]
+    assert latch.update(history(step=0)) is not None
+    assert latch.update(history(step=1)) is None
+    assert [(finding.severity, finding.since) for finding in latch.findings] == [("note", 0)]
+    assert latch.update(history(step=2)) is not None
 
 
 def test_losses_survive_a_checkpoint() -> None:

@@ -34,7 +34,8 @@ def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -
     # where it fails on one rank, it ends on both at once, and training goes on
     assert [rank["broken"]["findings"] for rank in (first, second)] == [[], []]
     assert [rank["broken"]["steps"] for rank in (first, second)] == [48, 48]
-    assert [rank["broken"]["files"] for rank in (first, second)] == [[], []]
+    assert [rank["broken"]["files"] for rank in (first, second)] == [["diagnosis.json"], []]
+    assert [rank["broken"]["verdict"] for rank in (first, second)] == ["unknown"] * 2
 
 
 def test_a_healthy_run_of_one_process_with_the_same_batches(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def diagnose(folder: Path, bad: int | None, scale: float = 1.0, lent: bool = Fal
     trainer_in(folder, callbacks=[*lenders, diagnosis], **options).fit(module, shard(bad))
     return {
         "findings": [finding.to_dict() for finding in diagnosis.findings],
+        "verdict": diagnosis.verdict,
         "steps": module.trainer.global_step,
         "files": sorted(path.name for path in folder.iterdir()) if folder.exists() else [],
     }
@@ -67,6 +68,6 @@ if __name__ == "__main__":
         "bad, lent": diagnose(file.with_suffix(".bad_lent"), 7, lent=True, stop=True),
     }
     if RANK == 1:
-        run_watch.task_of = broken
+        run_watch.TaskReader.read = broken  # type: ignore[method-assign]
     found["broken"] = diagnose(file.with_suffix(".broken"), None)
     file.write_text(json.dumps(found))

@@ -12,6 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bnlab.cli.main import main
+from tests.helpers.warm_processes import WarmProcess
 
 PROJECT = Path(__file__).parents[2]
 CONFIGS = PROJECT / "configs"
@@ -47,32 +48,37 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def start(
-    *words: str, folder: Path, module: str = "bnlab", on: Sequence[str] = (), **options: Any
-) -> subprocess.Popen[str]:
-    """`bnlab`, or another module's program, in a process of its own, within `folder`; `on`: words before it."""
+Process = subprocess.Popen[str] | WarmProcess
+
+
+def start(*words: str, folder: Path) -> WarmProcess:
+    """`bnlab` in a process of its own, within `folder`."""
+    return WarmProcess(words, folder, _environment())
+
+
+def start_fresh(*words: str, folder: Path, module: str = "bnlab", on: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """`bnlab`, or another module's program, in an interpreter of its own; `on`: words before it."""
+    command = [*on, sys.executable, "-m", module, *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=_environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def _environment() -> dict[str, str]:
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "callbacks")])
-    return subprocess.Popen(
-        [*on, sys.executable, "-m", module, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: Process, timeout: float = 120) -> tuple[int, str, str]:
     """Wait for a process; returns its status, standard output and standard error."""
     try:
         output, errors = process.communicate(timeout=timeout)
     finally:
         process.kill()
+    assert process.returncode is not None
     return process.returncode, output, errors
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
+def children_of(process: Process) -> list[int]:
     """The other ranks' processes."""
     lines = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     words = [line.split(maxsplit=2) for line in lines.splitlines()]

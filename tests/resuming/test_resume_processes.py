@@ -5,13 +5,12 @@ import random
 import signal
 import time
 from pathlib import Path
-from subprocess import Popen
 from typing import NamedTuple
 
 import pytest
 
 from bnlab.cli.main import main
-from tests.helpers.command_line import BOUND_S, children_of, finish, lost_a_rank, read_yaml, start
+from tests.helpers.command_line import BOUND_S, Process, children_of, finish, lost_a_rank, read_yaml, start
 from tests.resuming.resumed import FIT, WATCHED, assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -19,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 LONGER = (*WATCHED, "--trainer.max_epochs", "30", "--early_stopping.patience", "100")
 
 
-def wait_for_new(path: Path, before: int, process: Popen[str]) -> None:
+def wait_for_new(path: Path, before: int, process: Process) -> None:
     """Wait until a file is written anew."""
     deadline = time.monotonic() + 90
     while changed(path) == before and process.poll() is None and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnlab_callbacks.statistics.chunks import Scratch, flat
 from bnlab_callbacks.statistics.gradients import (
+    changed_share,
     depth_slope,
     gradient_statistics,
     gradient_sums,
@@ -198,6 +199,26 @@ def test_update_norms_equal_numpy(numel: int, dtype: torch.dtype) -> None:
 def test_update_ratio_by_hand(change: float, size: float, ratio: float) -> None:
     squares = torch.tensor([change, size], dtype=torch.float64)
     assert float(update_ratio(squares)) == pytest.approx(ratio, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("numel", [1, 5000, PIECE + 3])
+def test_changed_share_equals_numpy(numel: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(numel)
+    before = torch.randn(numel, generator=generator).to(dtype)
+    gradient = torch.randn(numel, generator=generator) * (torch.rand(numel, generator=generator) < 0.9)
+    gradient[0] = 1.0
+    after = before - 0.002 * gradient.to(dtype)
+    old, new, grad = (values.double().numpy() for values in (before, after, gradient))
+    expected = np.mean((old != new)[grad != 0])
+    assert float(changed_share(before, after, gradient.to(dtype))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_changed_share_by_hand() -> None:
+    ones, there = torch.ones(4, dtype=torch.bfloat16), torch.tensor([1.0, -1.0, 2.0, 0.0])
+    after = ones - torch.tensor([2**-10, -(2**-9), 2**-7, 2**-7])  # neighbours of 1 are 2⁻⁸ below and 2⁻⁷ above
+    assert float(changed_share(ones, after.bfloat16(), there)) == pytest.approx(1 / 3)  # the last has no gradient
+    assert math.isnan(float(changed_share(ones, ones, torch.zeros(4))))
 
 
 def test_scratch_buffers_are_allocated_once_and_given_back() -> None:

@@ -24,6 +24,7 @@ from tests.helpers.command_line import (
     lost_a_rank,
     read_yaml,
     start,
+    start_fresh,
 )
 from tests.resuming.resumed import assert_same_run
 
@@ -171,7 +172,7 @@ def test_two_machines_with_torchrun(runs: Path, machines: list[Machine]) -> None
     here = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", machines[0].address, "--master-port", str(port))
     each = [(*here, "--node-rank", str(k), "-m", "bnlab", *words) for k in range(2)]
     torchrun = "torch.distributed.run"
-    nodes = [start(*one, folder=runs, module=torchrun, on=machines[k].on) for k, one in enumerate(each)]
+    nodes = [start_fresh(*one, folder=runs, module=torchrun, on=machines[k].on) for k, one in enumerate(each)]
     ends = [finish(node) for node in nodes]
     assert [status for status, _, _ in ends] == [0, 0], ends
     assert [output.count("finished after 2 epochs") for _, output, _ in ends] == [1, 0]
@@ -181,7 +182,7 @@ def test_two_machines_with_torchrun(runs: Path, machines: list[Machine]) -> None
 
 def test_rank_0_dies_before_the_ranks_have_met(tmp_path: Path) -> None:
     """There is no connection yet whose end would tell the other."""
-    process = start(*FIT, *on(2), "--run_folder", "run", folder=tmp_path)
+    process = start_fresh(*FIT, *on(2), "--run_folder", "run", folder=tmp_path)
     deadline = time.monotonic() + 90
     while not children_of(process) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -192,7 +193,7 @@ def test_rank_0_dies_before_the_ranks_have_met(tmp_path: Path) -> None:
 
 def test_rank_0_dies_and_the_run_goes_on_on_one_rank(tmp_path: Path) -> None:
     """As one rank would have trained alone, within rounding. Two ranks again: tests/resuming/test_resume_processes."""
-    process = start(*FIT, *LONGER, *on(2), "--run_folder", "run", folder=tmp_path)
+    process = start_fresh(*FIT, *LONGER, *on(2), "--run_folder", "run", folder=tmp_path)
     deadline = time.monotonic() + 90
     while not (tmp_path / "run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

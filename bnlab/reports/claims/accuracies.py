@@ -1,11 +1,9 @@
 """Judges of test accuracies: two nets, one net against several, two gains, and all nine experiments."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, all_of, at_least, decide, higher
+from bnlab.reports.claims.claim import MATCH, Evidence, Finding, Side, all_of, at_least, decide, higher
 from bnlab.reports.estimates import Estimate, accuracy, accuracy_gain
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
@@ -25,22 +23,18 @@ def gain_of(evidence: Evidence, experiment: str, batch_size: int = BATCH_SIZE) -
     return accuracy_gain(vanilla, batch_norm), vanilla + batch_norm
 
 
-def compare_sides(lower: Side, upper: Side, rule: Callable[[Estimate], Verdict] = higher) -> Judge:
+def compare_sides(evidence: Evidence, lower: Side, upper: Side, margin: float = 0.0) -> Finding | None:
     """Judges the test accuracy of `upper` minus that of `lower`, in points, by its 95 % interval.
 
     The interval is Welch's over seeds if both have several. With one seed it is that of the finite test set, which
     leaves out the spread of seeds and so is too narrow: such a verdict is weak, and n stands beside it.
     """
-
-    def judge(evidence: Evidence) -> Finding | None:
-        below, above = (tested(evidence.runs(*side)) for side in (lower, upper))
-        gain = accuracy_gain(below, above)
-        if gain is None:
-            return None
-        words = f"{_side_words(evidence, upper, above)} against {_side_words(evidence, lower, below)}"
-        return evidence.finding(rule(gain), f"{words}: {gain_words(gain)}", below + above)
-
-    return judge
+    below, above = (tested(evidence.runs(*side)) for side in (lower, upper))
+    gain = accuracy_gain(below, above)
+    if gain is None:
+        return None
+    words = f"{_side_words(evidence, upper, above)} against {_side_words(evidence, lower, below)}"
+    return evidence.finding(at_least(gain, margin), f"{words}: {gain_words(gain)}", below + above)
 
 
 def _side_words(evidence: Evidence, side: Side, runs: Sequence[Run]) -> str:
@@ -67,45 +61,30 @@ def gain_words(gain: Estimate) -> str:
     return f"{text}, 95 % interval {gain.low:+.2f} to {gain.high:+.2f} ({source})"
 
 
-def matches_all(best: Side, others: Sequence[Side]) -> Judge:
+def matches_all(evidence: Evidence, best: Side, others: Sequence[Side]) -> Finding | None:
     """Judges whether `best` is at most `MATCH` points below each of the others; one further above contradicts."""
-    judges = [compare_sides(other, best, at_least) for other in others]
-
-    def judge(evidence: Evidence) -> Finding | None:
-        found = [finding for each in judges if (finding := each(evidence)) is not None]
-        if len(found) < len(judges):
-            return None
-        text = "; ".join(finding.numbers for finding in found)
-        return evidence.finding(
-            all_of(finding.verdict for finding in found), text, [run for finding in found for run in finding.runs]
-        )
-
-    return judge
+    found = [finding for other in others if (finding := compare_sides(evidence, other, best, MATCH)) is not None]
+    if len(found) < len(others):
+        return None
+    text = "; ".join(finding.numbers for finding in found)
+    return evidence.finding(all_of(one.verdict for one in found), text, [run for one in found for run in one.runs])
 
 
-def smaller_gain(experiment: str, than: str) -> Judge:
+def smaller_gain(evidence: Evidence, experiment: str, than: str) -> Finding | None:
     """Judges whether batch norm's gain in test accuracy is smaller in one experiment than in another.
 
     The difference of the gains must exceed half its interval, √(a² + b²): the two gains are taken as independent.
     """
-
-    def judge(evidence: Evidence) -> Finding | None:
-        (base, base_runs), (other, other_runs) = (gain_of(evidence, name) for name in (than, experiment))
-        if base is None or other is None:
-            return None
-        words = (
-            f"{evidence.architecture}_{name}: {gain_words(gain)}" for name, gain in ((than, base), (experiment, other))
-        )
-        return evidence.finding(_smaller(base, other), "; ".join(words), base_runs + other_runs)
-
-    return judge
-
-
-def _smaller(base: Estimate, other: Estimate) -> Verdict:
-    if base.half_width is None or other.half_width is None:
-        return "cannot tell"
-    change, half = other.value - base.value, math.hypot(base.half_width, other.half_width)
-    return decide(change < -half, change > half)
+    (base, base_runs), (other, other_runs) = (gain_of(evidence, name) for name in (than, experiment))
+    if base is None or other is None:
+        return None
+    net = evidence.architecture
+    text = f"{net}_{than}: {gain_words(base)}; {net}_{experiment}: {gain_words(other)}"
+    half = math.nan  # which no change exceeds
+    if base.half_width is not None and other.half_width is not None:
+        half = math.hypot(base.half_width, other.half_width)
+    change = other.value - base.value
+    return evidence.finding(decide(change < -half, change > half), text, base_runs + other_runs)
 
 
 def most_gain(evidence: Evidence) -> Finding | None:

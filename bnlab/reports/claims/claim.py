@@ -1,7 +1,5 @@
 """Claims of the thesis, the evidence of our runs, and the conclusions from it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -1,14 +1,12 @@
 """Judges of gradients: how steady they are over training, and how large early on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import numpy as np
 
-from bnlab.reports.claims.claim import Evidence, Finding, Judge, Verdict, decide, higher
+from bnlab.reports.claims.claim import Evidence, Finding, Verdict, decide, higher
 from bnlab.reports.estimates import difference
 from bnlab.reports.reading.curves import LayerTable
 from bnlab.reports.reading.run import Run
@@ -18,26 +16,22 @@ _STEADIER, _LARGER = 1.25, 2.0  # the smallest factors that count with one seed
 _GRADIENT = "grad_mean_abs"
 
 
-def steadier_gradients(experiment: str) -> Judge:
+def steadier_gradients(evidence: Evidence, experiment: str) -> Finding | None:
     """Judges how much the gradients' size varies over training: the standard deviation of log10 `grad_mean_abs` over
     the recorded steps up to the last one that both nets reached, mean over layers.
 
     Supported if batch norm's is smaller: with several seeds by Welch's interval, with one by a factor of 1.25 or more.
     """
-
-    def judge(evidence: Evidence) -> Finding | None:
-        sides = evidence.sides(experiment)
-        spreads = _measured(evidence, sides, spread)
-        if spreads is None:
-            return None
-        text = "; ".join(
-            f"{norm_words(flag)} {fmean(values):.2f} (n = {len(values)})"
-            for flag, values in zip((False, True), spreads, strict=True)
-        )
-        verdict = larger(spreads[1], spreads[0], _STEADIER)
-        return evidence.finding(verdict, f"standard deviation of log10 of the gradients: {text}", sides[0] + sides[1])
-
-    return judge
+    sides = evidence.sides(experiment)
+    spreads = _measured(evidence, sides, spread)
+    if spreads is None:
+        return None
+    text = "; ".join(
+        f"{norm_words(flag)} {fmean(values):.2f} (n = {len(values)})"
+        for flag, values in zip((False, True), spreads, strict=True)
+    )
+    verdict = larger(spreads[1], spreads[0], _STEADIER)
+    return evidence.finding(verdict, f"standard deviation of log10 of the gradients: {text}", sides[0] + sides[1])
 
 
 def spread(table: LayerTable, last_step: float) -> float | None:
@@ -51,25 +45,21 @@ def spread(table: LayerTable, last_step: float) -> float | None:
     return fmean(found) if found else None
 
 
-def larger_gradients(smaller: str, larger_one: str) -> Judge:
+def larger_gradients(evidence: Evidence, smaller: str, larger_one: str) -> Finding | None:
     """Judges the gradients of two batch-normalised nets early in training, by `early_size`.
 
     Supported if those of `larger_one` are larger: with several seeds by Welch's interval, with one by a factor of 2.
     """
-
-    def judge(evidence: Evidence) -> Finding | None:
-        sides = [evidence.runs(name, True) for name in (smaller, larger_one)]
-        sizes = _measured(evidence, sides, early_size)
-        if sizes is None:
-            return None
-        text = ", ".join(
-            f"{evidence.architecture}_{name} {fmean(side):.2g} (n = {len(side)})"
-            for name, side in zip((smaller, larger_one), sizes, strict=True)
-        )
-        text = f"mean gradients of the hidden layers early in training, with batch norm: {text}"
-        return evidence.finding(larger(sizes[0], sizes[1], _LARGER), text, sides[0] + sides[1])
-
-    return judge
+    sides = [evidence.runs(name, True) for name in (smaller, larger_one)]
+    sizes = _measured(evidence, sides, early_size)
+    if sizes is None:
+        return None
+    text = ", ".join(
+        f"{evidence.architecture}_{name} {fmean(side):.2g} (n = {len(side)})"
+        for name, side in zip((smaller, larger_one), sizes, strict=True)
+    )
+    text = f"mean gradients of the hidden layers early in training, with batch norm: {text}"
+    return evidence.finding(larger(sizes[0], sizes[1], _LARGER), text, sides[0] + sides[1])
 
 
 def early_size(table: LayerTable, last_step: float) -> float | None:

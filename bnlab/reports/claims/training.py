@@ -1,11 +1,9 @@
 """Judges of training: whether a net learns at all, and how soon it converges."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 
-from bnlab.reports.claims.claim import Evidence, Finding, Judge, Side, Verdict, decide, higher
+from bnlab.reports.claims.claim import Evidence, Finding, Side, Verdict, decide, higher
 from bnlab.reports.estimates import difference
 from bnlab.reports.reading.run import Run
 from bnlab.reports.thesis import numbers
@@ -34,26 +32,22 @@ def _chance(dataset: str) -> float | None:
     return CHANCE.get(thesis_dataset(dataset) or dataset)
 
 
-def trains_only_with_batch_norm(experiment: str) -> Judge:
+def trains_only_with_batch_norm(evidence: Evidence, experiment: str) -> Finding | None:
     """Supported if no vanilla run has `learned` and every batch-normalised one has.
 
     Contradicted if every vanilla run has, or no batch-normalised one; cannot tell if seeds disagree.
     """
-
-    def judge(evidence: Evidence) -> Finding | None:
-        sides = evidence.sides(experiment)
-        if not all(sides):
-            return None
-        vanilla, batch_norm = ([learned(run) for run in side] for side in sides)
-        known = None not in vanilla + batch_norm
-        only = known and not any(vanilla) and all(batch_norm)
-        verdict = decide(only, known and (all(vanilla) or not any(batch_norm)))
-        level = _chance(evidence.dataset)
-        parts = [_training_words(experiment, evidence, side) for side in sides]
-        parts.append("chance unknown" if level is None else f"chance {100 * level:.2f}")
-        return evidence.finding(verdict, "; ".join(parts), sides[0] + sides[1])
-
-    return judge
+    sides = evidence.sides(experiment)
+    if not all(sides):
+        return None
+    vanilla, batch_norm = ([learned(run) for run in side] for side in sides)
+    known = None not in vanilla + batch_norm
+    only = known and not any(vanilla) and all(batch_norm)
+    verdict = decide(only, known and (all(vanilla) or not any(batch_norm)))
+    level = _chance(evidence.dataset)
+    parts = [_training_words(experiment, evidence, side) for side in sides]
+    parts.append("chance unknown" if level is None else f"chance {100 * level:.2f}")
+    return evidence.finding(verdict, "; ".join(parts), sides[0] + sides[1])
 
 
 def _training_words(experiment: str, evidence: Evidence, runs: Sequence[Run]) -> str:
@@ -83,31 +77,27 @@ def epochs_to(accuracies: Sequence[float], target: float) -> int | None:
     return next((epoch for epoch, value in enumerate(accuracies, 1) if value >= target), None)
 
 
-def converges_sooner(slow: Side, fast: Side) -> Judge:
+def converges_sooner(evidence: Evidence, slow: Side, fast: Side) -> Finding | None:
     """Judges the number of epochs to `REACHED` of the best validation accuracy that both nets reach (the lower of their
     mean best accuracies).
 
     With several seeds on both sides by Welch's interval; with one, a net is sooner if it needs at most two thirds of
     the other's epochs, and at least three epochs less.
     """
-
-    def judge(evidence: Evidence) -> Finding | None:
-        sides = [evidence.runs(*net) for net in (slow, fast)]
-        series = [[evidence.curves(run).by_epoch("val_acc")[1] for run in side] for side in sides]
-        series = [[values for values in side if values] for side in series]
-        if not all(series):
-            return None
-        target = REACHED * min(fmean([max(values) for values in side]) for side in series)
-        epochs = [[epochs_to(values, target) for values in side] for side in series]
-        words = []
-        for net, found in zip((slow, fast), epochs, strict=True):
-            listed = ", ".join("never" if epoch is None else str(epoch) for epoch in found)
-            words.append(f"{net.name(evidence.architecture)} {listed} (n = {len(found)})")
-        text = f"epochs to {100 * target:.2f} % validation accuracy: {', '.join(words)}"
-        trained = [[len(values) for values in side] for side in series]
-        return evidence.finding(sooner(epochs, trained), text, sides[0] + sides[1])
-
-    return judge
+    sides = [evidence.runs(*net) for net in (slow, fast)]
+    series = [[evidence.curves(run).by_epoch("val_acc")[1] for run in side] for side in sides]
+    series = [[values for values in side if values] for side in series]
+    if not all(series):
+        return None
+    target = REACHED * min(fmean([max(values) for values in side]) for side in series)
+    epochs = [[epochs_to(values, target) for values in side] for side in series]
+    words = []
+    for net, found in zip((slow, fast), epochs, strict=True):
+        listed = ", ".join("never" if epoch is None else str(epoch) for epoch in found)
+        words.append(f"{net.name(evidence.architecture)} {listed} (n = {len(found)})")
+    text = f"epochs to {100 * target:.2f} % validation accuracy: {', '.join(words)}"
+    trained = [[len(values) for values in side] for side in series]
+    return evidence.finding(sooner(epochs, trained), text, sides[0] + sides[1])
 
 
 def sooner(epochs: Sequence[Sequence[int | None]], trained: Sequence[Sequence[int]]) -> Verdict:

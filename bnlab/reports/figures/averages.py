@@ -1,18 +1,14 @@
 """Means of curves over seeds and steps, and batch norm's ratio to vanilla, as the figures draw them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnlab.reports.reading.curves import LayerTable
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Points = tuple[Sequence[float], Sequence[float]]  # x and y
 

@@ -93,15 +93,9 @@ def _draw_ratio(axes: Axes, ratio: Ratio, reach: float) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     rows = len(ratio.layers)
-    mesh = axes.pcolormesh(
-        ratio.edges,
-        np.arange(rows + 1),
-        np.ma.masked_invalid(ratio.values),
-        cmap=colormaps["BrBG"].with_extremes(bad=_MISSING),
-        norm=Normalize(-reach, reach),
-        antialiased=False,
-        rasterized=True,
-    )
+    cells = (ratio.edges, np.arange(rows + 1), np.ma.masked_invalid(ratio.values))
+    colours, norm = colormaps["BrBG"].with_extremes(bad=_MISSING), Normalize(-reach, reach)
+    mesh = axes.pcolormesh(*cells, cmap=colours, norm=norm, antialiased=False, rasterized=True)
     axes.set(xlabel="optimizer step")
     axes.set_ylim(rows, 0)
     axes.grid(visible=False)

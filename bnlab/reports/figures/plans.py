@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from bnlab.reports.estimates import accuracy
@@ -184,8 +185,5 @@ def _free(name: str, taken: Set[str]) -> str:
     'curves_a_b_2'
     """
     plain = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:80] or "figure"
-    number, free = 1, plain
-    while free in taken:
-        number += 1
-        free = f"{plain}_{number}"
-    return free
+    numbered = (f"{plain}_{number}" for number in count(2))
+    return next(free for free in chain([plain], numbered) if free not in taken)

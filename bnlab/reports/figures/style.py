@@ -109,13 +109,8 @@ def _tidy(axes: Axes) -> None:
 def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     """A legend for all panels."""
     if handles:
-        figure.legend(
-            handles=list(handles),
-            loc="outside lower left",
-            ncols=4 if figure.get_figwidth() > _PANEL[0] else 2,
-            fontsize=8,
-            frameon=False,
-        )
+        columns = 4 if figure.get_figwidth() > _PANEL[0] else 2
+        figure.legend(handles=list(handles), loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
 
 
 def line_handle(label: str, **style: Any) -> Any:
@@ -134,16 +129,8 @@ def subtitle(axes: Axes, text: str) -> None:
     """A remark below a panel's title."""
     lines = textwrap.wrap(text, 80)
     axes.set_title(axes.get_title(loc="left"), fontsize=9, color=TEXT, loc="left", pad=8 + 10 * len(lines))
-    axes.text(
-        0,
-        1.025,
-        literal("\n".join(lines)),
-        transform=axes.transAxes,
-        fontsize=7.5,
-        color="#666666",
-        va="bottom",
-        ha="left",
-    )
+    shown = literal("\n".join(lines))
+    axes.text(0, 1.025, shown, transform=axes.transAxes, fontsize=7.5, color="#666666", va="bottom")
 
 
 def png(figure: Figure) -> bytes:

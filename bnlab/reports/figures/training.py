@@ -7,18 +7,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from bnlab.reports.estimates import accuracy
+from bnlab.reports.figures import style
 from bnlab.reports.figures.averages import Points
-from bnlab.reports.figures.style import (
-    TEXT,
-    axis_start,
-    colour,
-    count_epochs,
-    draw_band,
-    legend_below,
-    line_handle,
-    panels,
-    subtitle,
-)
 from bnlab.reports.reading.collection import RunsByDataset
 from bnlab.reports.reading.curves import Curves, CurvesOf
 from bnlab.reports.reading.run import Run
@@ -36,7 +26,7 @@ def training_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figure
 
     Lines are means over seeds, with a band from the lowest to the highest where there are several.
     """
-    figure, axes = panels([dataset_title(dataset) for dataset in runs], title)
+    figure, axes = style.panels([dataset_title(dataset) for dataset in runs], title)
     for each, sides in zip(axes, runs.values(), strict=True):
         each.set_ylabel("validation accuracy, %")
         each.set_ylim(0, 100)
@@ -48,13 +38,14 @@ def training_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figure
             highest.append(_draw(loss_axes, losses, side, linestyle=_LOSS_DASHES, linewidth=1.1))
         top = loss_scale(highest)
         loss_axes.set_ylim(0, 1.05 * top)
-        count_epochs(each)
+        style.count_epochs(each)
         each.set_xlim(0, max(each.get_xlim()[1], 2))
         exploding = [side[0].batch_norm for side, value in zip(sides, highest, strict=True) if value > top]
-        subtitle(each, _outcomes(sides) + "".join(f"; loss of {norm_words(flag)} off the scale" for flag in exploding))
-    accuracies = line_handle("validation accuracy", color=TEXT)
-    losses_handle = line_handle("training loss", color=TEXT, linestyle=_LOSS_DASHES, linewidth=1.1)
-    legend_below(figure, [*_net_handles(runs), accuracies, losses_handle])
+        off_scale = "".join(f"; loss of {norm_words(flag)} off the scale" for flag in exploding)
+        style.subtitle(each, _outcomes(sides) + off_scale)
+    accuracies = style.line_handle("validation accuracy", color=style.TEXT)
+    losses_handle = style.line_handle("training loss", color=style.TEXT, linestyle=_LOSS_DASHES, linewidth=1.1)
+    style.legend_below(figure, [*_net_handles(runs), accuracies, losses_handle])
     return figure
 
 
@@ -72,18 +63,18 @@ def loss_scale(highest: Sequence[float]) -> float:
 
 def wall_time_figure(title: str, runs: RunsByDataset, curves: CurvesOf) -> Figure:
     """A panel for each dataset: validation accuracy against the seconds of training so far, a line for each run."""
-    figure, axes = panels([dataset_title(dataset) for dataset in runs], title)
+    figure, axes = style.panels([dataset_title(dataset) for dataset in runs], title)
     for each, sides in zip(axes, runs.values(), strict=True):
         each.set(xlabel="seconds of training and validation", ylabel="validation accuracy, %")
         lines = []
         for run in (run for side in sides for run in side):
             seconds, values = accuracy_over_time(curves(run))
-            paint = colour(run.batch_norm)
+            paint = style.colour(run.batch_norm)
             each.plot(seconds, values, color=paint, linewidth=1.3, marker=_marker(values), markersize=4)
             lines.append(values)
         each.set_xlim(left=0)
-        each.set_ylim(axis_start(lines), 100)
-    legend_below(figure, _net_handles(runs))
+        each.set_ylim(style.axis_start(lines), 100)
+    style.legend_below(figure, _net_handles(runs))
     return figure
 
 
@@ -96,12 +87,13 @@ def accuracy_over_time(curves: Curves) -> tuple[list[float], list[float]]:
     return [passed[epoch] for epoch in epochs], [100 * values[epoch] for epoch in epochs]
 
 
-def _draw(axes: Axes, series: Sequence[Points], runs: Sequence[Run], **style: Any) -> float:
+def _draw(axes: Axes, series: Sequence[Points], runs: Sequence[Run], **line: Any) -> float:
     """Draw the mean and the band of one net's runs; the highest value drawn, 0 for none."""
     longest = max((x for x, _ in series), key=len, default=())
     if not longest:
         return 0.0
-    found = draw_band(axes, series, colour(runs[0].batch_norm), marker=_marker(longest), markersize=4, **style)
+    paint = style.colour(runs[0].batch_norm)
+    found = style.draw_band(axes, series, paint, marker=_marker(longest), markersize=4, **line)
     return max((float(value) for value in found.high if value == value), default=0.0)
 
 
@@ -112,8 +104,8 @@ def _marker(values: Sized) -> str:
 
 def _loss_axes(axes: Axes) -> Axes:
     right = axes.twinx()
-    right.set_ylabel("training loss", fontsize=8, color=TEXT)
-    right.tick_params(labelsize=8, colors=TEXT, length=3)
+    right.set_ylabel("training loss", fontsize=8, color=style.TEXT)
+    right.tick_params(labelsize=8, colors=style.TEXT, length=3)
     for side in right.spines.values():
         side.set_visible(False)
     return right
@@ -138,4 +130,4 @@ def _outcomes(sides: Sequence[Sequence[Run]]) -> str:
 
 def _net_handles(runs: RunsByDataset) -> list[object]:
     known = {run.batch_norm for sides in runs.values() for side in sides for run in side}
-    return [line_handle(norm_words(flag), color=colour(flag)) for flag in sorted(known)]
+    return [style.line_handle(norm_words(flag), color=style.colour(flag)) for flag in sorted(known)]

@@ -1,15 +1,12 @@
 """The thesis's conclusions with our verdicts, for a terminal and CSV."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 
 from bnlab.reports.claims.claim import Conclusion, Finding
 from bnlab.reports.reading.collection import Collection
-from bnlab.reports.tables.table import Cell, Table, Tone
+from bnlab.reports.tables.table import Cell, Table
 
-_TONES: dict[str, Tone] = {"supported": "supported", "contradicted": "contradicted", "cannot tell": "unknown"}
 _VERDICT = len("contradicted")
 
 
@@ -98,9 +95,5 @@ def _record(one: Conclusion, finding: Finding | None) -> dict[str, object]:
 def _row(one: Conclusion) -> tuple[Cell, ...]:
     says = "; ".join(f"{finding.scope}, {finding.verdict}: {finding.numbers}" for finding in one.findings)
     told = says if not one.reason else f"{says} ({one.reason})" if says else one.reason
-    return (
-        Cell(one.verdict, tone=_TONES[one.verdict], strong=bool(one.findings)),
-        Cell(one.claim.statement),
-        Cell(one.claim.where),
-        Cell(told),
-    )
+    verdict = Cell(one.verdict, strong=bool(one.findings))
+    return verdict, Cell(one.claim.statement), Cell(one.claim.where), Cell(told)

@@ -1,7 +1,5 @@
 """The report in a few sentences: runs, deviations from the thesis's numbers, signs and conclusions that agree."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -55,10 +53,9 @@ def _deviation(dataset: str, pairs: Sequence[AccuracyPair]) -> list[str]:
     """A sentence on the distance of a dataset's accuracies from the thesis's; none without cells that both have."""
     off: dict[str, float] = {}
     for pair in pairs:
-        sides = ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm))
-        for flag, (ours, thesis) in zip((False, True), sides, strict=True):
-            if ours.estimate is not None and thesis is not None:
-                off[f"{pair.line.experiment} {norm_words(flag)}"] = ours.estimate.value - thesis
+        for flag, side in zip((False, True), pair.sides, strict=True):
+            if side.estimate is not None and side.thesis is not None:
+                off[f"{pair.line.experiment} {norm_words(flag)}"] = side.estimate.value - side.thesis
     if not off:
         return []
     where = max(off, key=lambda cell: abs(off[cell]))

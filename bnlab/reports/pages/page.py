@@ -4,11 +4,9 @@ All text of runs is escaped: by Jinja's autoescape in HTML, by the filter `md` i
 policy forbids requests and scripts besides.
 """
 
-from __future__ import annotations
-
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -17,13 +15,10 @@ from itertools import groupby
 from typing import Any
 
 from bnlab import __version__
-from bnlab.reports.claims.claim import Conclusion
 from bnlab.reports.figures.plans import FigurePlan
 from bnlab.reports.pages.conclusions import needed, run_names
-from bnlab.reports.pages.overview import Overview
-from bnlab.reports.reading.collection import Collection
 from bnlab.reports.tables.notes import provenance, shared_changes_note
-from bnlab.reports.tables.table import Table, escape, to_markdown
+from bnlab.reports.tables.table import escape, to_markdown
 from bnlab.reports.thesis.numbers import SOURCE
 
 Addresses = Sequence[tuple[str, str]]  # a file's kind, and its address relative to the page
@@ -52,43 +47,10 @@ class DrawnFigure:
         return f"data:image/{kind};base64,{base64.b64encode(self.picture).decode()}"
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything that a page shows, in its order."""
-
-    title: str  # the heading
-    collection: Collection  # the runs
-    overview: Overview  # the counts
-    conclusions: Sequence[Conclusion]  # all that were judged
-    tables: Sequence[Table]  # those with the thesis's numbers
-    runs: Table  # the table of every run, with links
-    figures: Sequence[DrawnFigure]  # those drawn; neighbours of one section stand under one heading
-    table_files: Mapping[str, Addresses]  # the files of each table, by its name
-    problems: Sequence[tuple[str, str]]  # paths of runs whose records could not be read, with the reason
-
-    def render(self, kind: str) -> str:
-        """The page as `md` or `html`."""
-        return str(_environment().get_template(f"report.{kind}.jinja").render(self._values()))
-
-    def _values(self) -> dict[str, Any]:
-        """What the templates show."""
-        return {
-            "title": self.title,
-            "made": datetime.now(timezone.utc).date().isoformat(),
-            "version": __version__,
-            "source": SOURCE,
-            "overview": self.overview.sentences,
-            "warnings": shared_changes_note(self.collection),
-            "tally": [(verdict, number) for verdict, number in self.overview.verdicts.items() if number],
-            "conclusions": [(one, run_names(self.collection, one)) for one in self.conclusions if one.findings],
-            "missing": [(one.claim, needed(one)) for one in self.conclusions if not one.findings],
-            "tables": [(table, _short(table.title), self.table_files[table.name]) for table in self.tables],
-            "runs": self.runs,
-            "sections": _sections(self.figures),
-            "left_out": self.collection.left_out_lines,
-            "problems": self.problems,
-            "provenance": provenance(self.collection.runs),
-        }
+def render(kind: str, **shown: Any) -> str:
+    """The page as `md` or `html`, of what its template names."""
+    made = datetime.now(timezone.utc).date().isoformat()
+    return str(_environment().get_template(f"report.{kind}.jinja").render(shown, made=made))
 
 
 @cache
@@ -103,7 +65,9 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"md": escape, "table": to_markdown}
+    environment.filters |= {"md": escape, "table": to_markdown, "short": _short, "sections": _sections}
+    environment.globals |= {"version": __version__, "source": SOURCE, "needed": needed, "run_names": run_names}
+    environment.globals |= {"provenance": provenance, "shared_changes_note": shared_changes_note}
     style = resources.files("bnlab.reports.pages").joinpath("templates/report.css").read_text(encoding="utf-8")
     environment.globals["css"] = Markup(style)  # unescaped: it is our own file
     return environment

@@ -1,7 +1,5 @@
 """All runs below some folders, sorted into the cells of the thesis's tables."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,22 +1,17 @@
 """Curves of a run, read from its records: scalars by epoch, quantities of layers by step."""
 
-from __future__ import annotations
-
 import csv
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnlab.reports.reading.run import Run, clean
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from bnlab_callbacks import Row
+from bnlab_callbacks import Row, read_records
 
 SCALARS = ("train_loss", "val_acc", "time/epoch_s")
 
@@ -60,47 +55,28 @@ def read_curves(folder: Path, quantities: Collection[str] = ("grad_mean_abs",)) 
     """Read the records of a run: `SCALARS`, and `quantities` of each layer.
 
     A missing or broken table is no error: `problem` says what was wrong, and the rows before the fault are kept.
+    Where a run was resumed from an earlier epoch, the rows of later epochs are dropped.
     """
-    from bnlab_callbacks import read_records
-
     curves = Curves()
     names = [name for name in ("records.csv", "records.parquet") if (folder / name).is_file()]
     if not names:
         curves.problem = "no records.csv"
         return curves
+    rows: list[Row] = []
     try:
-        _fill(curves, read_records(folder / names[0]), quantities)
+        for row in read_records(folder / names[0]):
+            if row.quantity in SCALARS or (row.layer and row.quantity in quantities):
+                if rows and row.epoch < rows[-1].epoch:  # resumed from an earlier epoch
+                    rows = [one for one in rows if (one.step <= row.step if one.layer else one.epoch <= row.epoch)]
+                rows.append(row)
     except (OSError, ValueError, OverflowError, ImportError, csv.Error) as error:
         curves.problem = f"{names[0]} is broken: {clean(error)}"
-    return curves
-
-
-def _fill(curves: Curves, rows: Iterable[Row], quantities: Collection[str]) -> None:
-    """Fill curves with rows in the order they were written; of several rows of one moment the last counts.
-
-    Where a run was resumed from an earlier epoch, the rows of later epochs are dropped.
-    """
-    latest = 0
-    for row in rows:
-        if not (row.quantity in SCALARS or (row.layer and row.quantity in quantities)):
-            continue
-        if row.epoch < latest:
-            _forget_after(curves, row)
-        latest = row.epoch
+    for row in rows:  # of several rows of one moment the last counts
         if row.layer:
             curves.layers.setdefault(row.quantity, {}).setdefault(row.layer, {})[row.step] = row.value
         else:
             curves.scalars.setdefault(row.quantity, {})[row.epoch] = row.value
-
-
-def _forget_after(curves: Curves, row: Row) -> None:
-    for scalars in curves.scalars.values():
-        for epoch in [epoch for epoch in scalars if epoch > row.epoch]:
-            del scalars[epoch]
-    for layers in curves.layers.values():
-        for values in layers.values():
-            for step in [step for step in values if step > row.step]:
-                del values[step]
+    return curves
 
 
 def _layer_number(layer: str) -> tuple[int, str]:

@@ -4,8 +4,6 @@ These files are not trusted: types and ranges are checked, text is cleaned, and 
 the reason.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import unicodedata

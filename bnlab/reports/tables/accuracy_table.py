@@ -1,14 +1,12 @@
 """Tables of test accuracy: the thesis's B.1 and B.2, and by batch size those of its figures 7.15 and 7.38."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
-from bnlab.reports.estimates import Accuracy, AccuracyPair, compare_accuracies
+from bnlab.reports.estimates import AccuracyPair, Measured, compare_accuracies
 from bnlab.reports.reading.collection import Collection, Line, baseline
 from bnlab.reports.reading.run import Run, changes_words
 from bnlab.reports.tables.notes import absent_note, count, provenance, shared_changes_note
-from bnlab.reports.tables.table import MISSING, Cell, Table, Tone, estimate_values, estimate_words
+from bnlab.reports.tables.table import MISSING, Cell, Table, Tone, estimate_values, estimate_words, side_values
 from bnlab.reports.thesis.experiments import DATASETS, EXPERIMENTS, dataset_title, thesis_dataset, thesis_experiment
 from bnlab.reports.thesis.figures import BATCH_SIZE_FIGURES
 
@@ -94,25 +92,24 @@ def _row_heads(line: Line) -> tuple[Cell, Cell]:
 def _pair_cells(pairs: Iterable[AccuracyPair]) -> Iterable[Cell]:
     for pair in pairs:
         better = pair.gain.value if pair.gain else 0.0
-        yield _accuracy_cell(pair.vanilla, pair.thesis_vanilla, better < 0)
-        yield _accuracy_cell(pair.batch_norm, pair.thesis_batch_norm, better > 0)
+        yield _accuracy_cell(pair.sides[0], better < 0)
+        yield _accuracy_cell(pair.sides[1], better > 0)
         text = estimate_words(pair.gain, signed=True) if pair.gain else MISSING
         thesis = "" if pair.thesis_gain is None else f"{pair.thesis_gain:+.1f}"
         verdict = pair.verdict or ""
         yield Cell(text, thesis, verdict, _TONES.get(verdict, ""))
 
 
-def _accuracy_cell(found: Accuracy, thesis: float | None, better: bool) -> Cell:
+def _accuracy_cell(found: Measured, better: bool) -> Cell:
     text = estimate_words(found.estimate) if found.estimate else MISSING
     dagger = " †" if found.diverged and found.estimate else ""
-    return Cell(text + dagger, "" if thesis is None else f"{thesis:.1f}", strong=better)
+    return Cell(text + dagger, "" if found.thesis is None else f"{found.thesis:.1f}", strong=better)
 
 
 def _notes(collection: Collection, runs: Sequence[Run], pairs: Sequence[Sequence[AccuracyPair]]) -> tuple[str, ...]:
     if not runs:
         return ("No runs.",)
-    cells = [cell for row in pairs for pair in row for cell in (pair.vanilla, pair.batch_norm)]
-    sizes = sorted({cell.estimate.n for cell in cells if cell.estimate})
+    sizes = sorted({side.estimate.n for row in pairs for pair in row for side in pair.sides if side.estimate})
     outcomes = []
     if diverged := sum(run.diverged for run in runs):
         lost = "the loss stopped being a number; the accuracy is what was left."
@@ -135,7 +132,7 @@ def _notes(collection: Collection, runs: Sequence[Run], pairs: Sequence[Sequence
 
 def _record(pair: AccuracyPair) -> Mapping[str, object]:
     line, name = pair.line, thesis_experiment(pair.line.experiment, pair.line.architecture)
-    record: dict[str, object] = {
+    return {
         "architecture": line.architecture,
         "experiment": line.experiment,
         "parameter": EXPERIMENTS[name].parameter if name else "",
@@ -143,18 +140,7 @@ def _record(pair: AccuracyPair) -> Mapping[str, object]:
         "changes": changes_words(line.changes),
         "batch_size": line.batch_size,
         "dataset": pair.dataset,
-    }
-    for side, found, thesis in (
-        ("vanilla", pair.vanilla, pair.thesis_vanilla),
-        ("batch_norm", pair.batch_norm, pair.thesis_batch_norm),
-    ):
-        record |= estimate_values(f"{side}_percent", f"{side}_interval", found.estimate)
-        record |= {
-            f"{side}_n": found.estimate.n if found.estimate else 0,
-            f"{side}_diverged": found.diverged,
-            f"{side}_thesis": thesis,
-        }
-    return record | {
+        **side_values(pair.sides, "percent", diverged=True),
         **estimate_values("difference", "difference_interval", pair.gain),
         "interval_from": pair.gain.basis if pair.gain else None,
         "difference_thesis": pair.thesis_gain,

@@ -1,7 +1,5 @@
 """Notes beneath tables: number of runs, seeds, dates, hardware, versions and code; what is missing or changed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 

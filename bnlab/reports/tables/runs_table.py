@@ -1,7 +1,5 @@
 """The table of all runs with their outcomes."""
 
-from __future__ import annotations
-
 from bnlab.reports.reading.collection import Collection
 from bnlab.reports.reading.run import Run, changes_words
 from bnlab.reports.tables.notes import count

@@ -1,7 +1,5 @@
 """A table with our numbers beside the thesis's, and its form as text, CSV and Markdown."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -9,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bnlab.reports.estimates import Estimate
+from bnlab.reports.estimates import Estimate, Measured
 
 MISSING = "—"
 
-Tone = Literal["", "agree", "differ", "within", "supported", "contradicted", "unknown"]
+Tone = Literal["", "agree", "differ", "within"]
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 
@@ -127,6 +125,18 @@ def estimate_values(value: str, interval: str, estimate: Estimate | None) -> dic
     """An estimate for a record, under these two names."""
     numbers = (estimate.value, estimate.half_width) if estimate else (None, None)
     return {value: rounded(numbers[0]), interval: rounded(numbers[1])}
+
+
+def side_values(sides: Sequence[Measured], unit: str, diverged: bool = False) -> dict[str, object]:
+    """Vanilla's and batch norm's estimates for a record, with their sources."""
+    values: dict[str, object] = {}
+    for name, side in zip(("vanilla", "batch_norm"), sides, strict=True):
+        values |= estimate_values(f"{name}_{unit}", f"{name}_interval", side.estimate)
+        values[f"{name}_n"] = side.estimate.n if side.estimate else 0
+        if diverged:
+            values[f"{name}_diverged"] = side.diverged
+        values[f"{name}_thesis"] = side.thesis
+    return values
 
 
 def rounded(value: float | None) -> float | None:

@@ -1,7 +1,5 @@
 """The thesis's tables B.3 and B.4: seconds per epoch by batch size, and the mean overhead of batch norm."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -9,7 +7,7 @@ from bnlab.reports.estimates import Estimate, TimePair, compare_times, mean_over
 from bnlab.reports.reading.collection import Collection, baseline
 from bnlab.reports.reading.run import Run
 from bnlab.reports.tables.notes import absent_note, provenance, shared_changes_note
-from bnlab.reports.tables.table import MISSING, Cell, Table, estimate_values, estimate_words, rounded
+from bnlab.reports.tables.table import MISSING, Cell, Table, estimate_words, rounded, side_values
 from bnlab.reports.thesis import numbers
 from bnlab.reports.thesis.experiments import DATASETS, dataset_title, thesis_dataset
 
@@ -49,9 +47,9 @@ def _row(architecture: str, pairs: Sequence[TimePair], size: int) -> tuple[Cell,
     digits, percent_digits = _DIGITS[architecture]
     beside = "" if thesis is None else f"{thesis:.{percent_digits}f} %"
     times = (
-        Cell(_seconds_words(ours), "" if thesis is None else f"{thesis:.{digits}f}")
+        Cell(_seconds_words(side.estimate), "" if side.thesis is None else f"{side.thesis:.{digits}f}")
         for pair in pairs
-        for ours, thesis in ((pair.vanilla, pair.thesis_vanilla), (pair.batch_norm, pair.thesis_batch_norm))
+        for side in pair.sides
     )
     return (Cell(str(size)), Cell(shown, beside), *times)
 
@@ -80,15 +78,10 @@ def _notes(collection: Collection, runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _record(architecture: str, pair: TimePair) -> dict[str, object]:
-    record: dict[str, object] = {
+    return {
         "architecture": architecture,
         "batch_size": pair.batch_size,
         "dataset": pair.dataset,
+        **side_values(pair.sides, "seconds"),
+        "overhead_percent": rounded(pair.overhead),
     }
-    for side, ours, thesis in (
-        ("vanilla", pair.vanilla, pair.thesis_vanilla),
-        ("batch_norm", pair.batch_norm, pair.thesis_batch_norm),
-    ):
-        record |= estimate_values(f"{side}_seconds", f"{side}_interval", ours)
-        record |= {f"{side}_n": ours.n if ours else 0, f"{side}_thesis": thesis}
-    return record | {"overhead_percent": rounded(pair.overhead)}

@@ -1,15 +1,16 @@
 """The thesis's datasets, nine experiments and training protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any, NamedTuple
+
+import yaml
 
 DATASETS = {"mnist": "MNIST", "svhn": "SVHN", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 BATCH_SIZE = 64
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)  # of tables B.3 and B.4, figures 7.15 and 7.38
 
-Allowed = Mapping[str, tuple[Any, ...]]  # values by flag; a flag without a value is always allowed
+Allowed = Mapping[str, list[Any]]  # values by flag; a flag without a value is always allowed
 
 
 class Experiment(NamedTuple):
@@ -22,73 +23,8 @@ class Experiment(NamedTuple):
     settings: Allowed  # that differ from the baseline's
 
 
-EXPERIMENTS = {
-    "sigmoid": Experiment(
-        "Activation function", "sigmoid", "sigmoid activations", "sigmoid", {"model.activation": ("sigmoid",)}
-    ),
-    "relu": Experiment("Activation function", "ReLU", "ReLU activations", "baseline (ReLU)", {}),
-    "elu": Experiment("Activation function", "ELU", "ELU activations", "ELU", {"model.activation": ("elu",)}),
-    "lr_high": Experiment(
-        "Initial learning rate", "high", "increased initial learning rate η = 0.1", "η = 0.1", {"model.lr": (0.1,)}
-    ),
-    "lr_low": Experiment(
-        "Initial learning rate", "low", "decreased initial learning rate η = 0.001", "η = 0.001", {"model.lr": (0.001,)}
-    ),
-    "init_high": Experiment(
-        "Weight initialization",
-        "high",
-        "weight initialization with standard deviation σ = 1",
-        "σ = 1",
-        {"model.init": ("normal",), "model.init_std": (1.0,)},
-    ),
-    "init_low": Experiment(
-        "Weight initialization",
-        "low",
-        "weight initialization with standard deviation σ = 0.0001",
-        "σ = 0.0001",
-        {"model.init": ("normal",), "model.init_std": (0.0001,)},
-    ),
-    "dropout": Experiment(
-        "Regularization", "dropout", "dropout with keep probability p = 0.5", "dropout", {"model.dropout": (0.5,)}
-    ),
-    "weight_decay": Experiment(
-        "Regularization",
-        "w. decay",
-        "weight decay of strength λ = 0.0005",
-        "weight decay",
-        {"model.weight_decay": (0.0005,)},
-    ),
-}
-
-# chapter 6; flags that are not here do not change what is trained, or have a name of their own (dataset, batch size)
-_TRAINING: Allowed = {
-    "trainer.max_epochs": (100,),
-    "trainer.max_steps": (-1,),
-    "trainer.precision": ("32-true", "32", 32),
-    "trainer.accumulate_grad_batches": (1,),
-    "trainer.gradient_clip_val": (),
-    "trainer.limit_train_batches": (1.0,),
-    "trainer.limit_val_batches": (1.0,),
-    "trainer.overfit_batches": (0,),
-    "data.val_fraction": (0.1,),
-    "data.standardize": ("global",),
-    "early_stopping.monitor": ("val_acc",),
-    "early_stopping.mode": ("max",),
-    "early_stopping.patience": (20,),
-    "early_stopping.min_delta": (0,),
-}
-_BASELINE: Allowed = {
-    "model.activation": ("relu",),
-    "model.norm_position": ("before",),
-    "model.init": ("auto",),
-    "model.init_std": (),
-    "model.dropout": (0,),
-    "model.weight_decay": (0,),
-    "model.lr": (0.01,),
-    "model.momentum": (0.9,),
-    "model.lr_factor": (0.5,),
-    "model.lr_patience": (5,),
-}
+PROTOCOL = yaml.safe_load(resources.files("bnlab.reports.thesis").joinpath("protocol.yaml").read_text("utf-8"))
+EXPERIMENTS = {name: Experiment(**given) for name, given in PROTOCOL["experiments"].items()}
 
 
 def departures(config: Mapping[str, Any], experiment: str | None) -> dict[str, Any]:
@@ -100,9 +36,9 @@ def departures(config: Mapping[str, Any], experiment: str | None) -> dict[str, A
         config: sections of a run's `config.yaml`; a setting that is missing has its default.
         experiment: the thesis's; None for one of the user's own, whose net may be any.
     """
-    expected = dict(_TRAINING)
+    expected: Allowed = PROTOCOL["training"]
     if experiment is not None:
-        expected |= {**_BASELINE, **EXPERIMENTS[experiment].settings}
+        expected = {**expected, **PROTOCOL["baseline"], **EXPERIMENTS[experiment].settings}
     found = {}
     for flag, allowed in expected.items():
         section, _, name = flag.partition(".")

@@ -1,7 +1,5 @@
 """The thesis's own numbers, tables B.1 to B.4, from the CSV files in this folder."""
 
-from __future__ import annotations
-
 import csv
 from functools import cache
 from importlib import resources
@@ -32,9 +30,14 @@ def mean_overhead(architecture: str, batch_size: int) -> float | None:
     return _number("mean_overhead.csv", architecture, batch_size)
 
 
-@cache
 def _number(file: str, *keys: object) -> float | None:
     """The last column of the row with these keys in the columns between the table's name and it."""
-    text = resources.files("bnlab.reports.thesis").joinpath(file).read_text(encoding="utf-8")
     wanted = [str(key).lower() for key in keys]
-    return next((float(number) for _, *found, number in csv.reader(text.splitlines()) if found == wanted), None)
+    return next((float(number) for _, *found, number in csv_rows(file) if found == wanted), None)
+
+
+@cache
+def csv_rows(file: str) -> list[list[str]]:
+    """The rows of a CSV file in this folder, without its header."""
+    text = resources.files("bnlab.reports.thesis").joinpath(file).read_text(encoding="utf-8")
+    return list(csv.reader(text.splitlines()))[1:]

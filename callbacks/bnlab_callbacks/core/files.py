@@ -1,8 +1,7 @@
 """Files that are there whole or not at all."""
 
-from __future__ import annotations
-
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,3 +20,31 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def free_name(folder: Path, name: str, *endings: str) -> str:
+    """A name for a new file: `name`, or, if that is there, with `-2`, `-3`, … before its ending.
+
+    Args:
+        folder: of the file, there or not.
+        name: with its ending, such as `records.csv`.
+        endings: others under which the name counts as there, such as `.parquet`.
+    """
+    first = Path(name)
+    number = 1
+    while True:
+        stem = first.stem if number == 1 else f"{first.stem}-{number}"
+        if not any((folder / f"{stem}{ending}").exists() for ending in (first.suffix, *endings)):
+            return f"{stem}{first.suffix}"
+        number += 1
+
+
+def numbered(folder: Path, name: str) -> list[Path]:
+    """The files of a folder that `free_name` may have named, in that order."""
+    first = Path(name)
+    found = {
+        int(match[1] or 1): path
+        for path in folder.glob(f"{first.stem}*{first.suffix}")
+        if path.is_file() and (match := re.fullmatch(rf"{re.escape(first.stem)}(?:-(\d+))?", path.stem))
+    }
+    return [found[number] for number in sorted(found)]

@@ -1,7 +1,5 @@
 """The ranks of a run, and the exchange of tensors among them."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Literal

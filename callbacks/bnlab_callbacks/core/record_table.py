@@ -1,6 +1,6 @@
 """A run's table of records, `records.csv` or `records.parquet`: its rows, its reader, and the mending of a cut line.
 
-Nothing but the standard library is imported, so that reading commands start at once.
+Nothing but the standard library is needed, so that reading commands start at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from bnlab_callbacks.core.files import numbered
 
 _TAIL_BYTES = 4096  # more than any row
 
@@ -63,9 +65,15 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             yield from map(Row._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def tables_in(folder: Path) -> list[Path]:
-    """A run's tables, oldest rows first: a run that was resumed after it had written Parquet has both until it ends."""
-    return [path for name in ("records.parquet", "records.csv") if (path := folder / name).is_file()]
+def tables_in(folder: Path) -> list[list[Path]]:
+    """The tables of each run in a folder (`records`, `records-2`, …), those of one with its oldest rows first.
+
+    A run that was resumed after it had written Parquet has both until it ends.
+    """
+    runs: dict[str, list[Path]] = {}
+    for path in (*numbered(folder, "records.parquet"), *numbered(folder, "records.csv")):
+        runs.setdefault(path.stem, []).append(path)
+    return [runs[stem] for stem in sorted(runs, key=lambda stem: int(stem.partition("-")[2] or 1))]
 
 
 def last_record(path: Path) -> Row | None:

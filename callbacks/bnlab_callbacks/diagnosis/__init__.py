@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.diagnosis.findings import Advice, Finding, Verdict
     from bnlab_callbacks.diagnosis.observations import History, Observation
     from bnlab_callbacks.diagnosis.preflight.look import Preflight
-    from bnlab_callbacks.diagnosis.rule import Rule
+    from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 # imported when first used: a preflight needs torch, what reads diagnosis.json does not
 _MODULES = {
@@ -20,7 +20,7 @@ _MODULES = {
     "History": "observations",
     "Observation": "observations",
     "Preflight": "preflight.look",
-    "Rule": "rule",
+    "Rule": "rules.rule",
     "Verdict": "findings",
 }
 __all__ = ["Advice", "Finding", "History", "Observation", "Preflight", "Rule", "Verdict"]

@@ -53,6 +53,8 @@ class Finding:
         noticed: step at which it had lasted long enough to count, a few after `since`.
         ended: step at which it was over; None while it lasts.
         advice_keys: a stable key for each advice, empty for what has none; empty as a whole in older files.
+        cause: name of the finding that most likely explains it; None where nothing found does.
+        explains: names of the findings that it most likely explains.
     """
 
     name: str
@@ -64,16 +66,18 @@ class Finding:
     noticed: int
     ended: int | None = None
     advice_keys: tuple[str, ...] = ()
+    cause: str | None = None
+    explains: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, texts and numbers only."""
-        return asdict(self) | {"advice": list(self.advice), "advice_keys": list(self.advice_keys)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Finding:
         """The inverse of `to_dict`."""
-        advice, keys = tuple(values["advice"]), tuple(values.get("advice_keys", ()))
-        return cls(**(values | {"advice": advice, "advice_keys": keys}))
+        lists = {key: tuple(values.get(key, ())) for key in ("advice", "advice_keys", "explains")}
+        return cls(**(values | lists))
 
     @property
     def title(self) -> str:
@@ -81,11 +85,24 @@ class Finding:
         return self.name.replace("_", " ")
 
     @property
+    def place(self) -> str:
+        """The name in words, and its layer."""
+        return f"{self.title} at {self.layer}" if self.layer else self.title
+
+    @property
+    def what_to_try(self) -> str:
+        """The advice as the end of a line; empty where there is none."""
+        return f". Try: {'; '.join(self.advice)}" if self.advice else ""
+
+    @property
     def line(self) -> str:
         """The whole finding as one line."""
-        where = f" at {self.layer}" if self.layer else ""
-        what = f"{self.severity}: {self.title}{where} since step {self.since}: {self.evidence}"
-        return f"{what}. Try: {'; '.join(self.advice)}" if self.advice else what
+        return self.without_advice + self.what_to_try
+
+    @property
+    def without_advice(self) -> str:
+        """What was found, where, and since when."""
+        return f"{self.severity}: {self.place} since step {self.since}: {self.evidence}"
 
 
 def worst(findings: Sequence[Finding]) -> Severity | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.files import replace_file
 from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.publisher import publisher_of
+from bnlab_callbacks.core.lightning.raw_steps import optimizer_steps
+from bnlab_callbacks.core.lightning.report import add_text, show, write_json
 from bnlab_callbacks.core.lightning.run_output import run_folder
-from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.core.lightning.trainer import (
     accumulates,
     is_trial,
@@ -25,18 +25,25 @@ from bnlab_callbacks.core.lightning.trainer import (
     moment_of,
     optimizer_name,
     remaining_loss_scale,
+    schedules_of,
     sharding_strategy,
+    steps_to_make,
 )
+from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.findings import Finding
-from bnlab_callbacks.diagnosis.judge import Judge, chosen_rules
+from bnlab_callbacks.diagnosis.judge import SHORT, Judge, chosen_rules
 from bnlab_callbacks.diagnosis.observations import Facts
-from bnlab_callbacks.diagnosis.rule import Rule
-from bnlab_callbacks.diagnosis.summary import FILE, lines, to_dict, verdict_of
-from bnlab_callbacks.diagnosis.watching.inventory import GradientSeen, constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.outcome import Outcome
+from bnlab_callbacks.diagnosis.rules.rule import Rule
+from bnlab_callbacks.diagnosis.summary import FILE, brief, lines
+from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
+from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch, samples_or_places
+from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
+from bnlab_callbacks.diagnosis.watching.task import samples_of
 
 
 class TrainingDiagnosis(Diagnostic):
@@ -50,23 +57,30 @@ class TrainingDiagnosis(Diagnostic):
     What was recorded is brought to the host in one copy and judged within 3 seconds; with `stop`, and on several ranks,
     at once (the first 20 steps, but for the first five, in fives). What is found is the same.
 
-    Prints a line when a finding begins, and one when it is over; at the end of `fit` a table of the layers. Writes, on
-    rank 0, `diagnosis.json` into the run's folder and, for TensorBoard loggers, the text `diagnosis`. Logs no scalars.
+    Prints a line when a finding begins, with what it explains, and one when it is over; at the end of `fit` one line,
+    or, where something is wrong, a table of the layers. Writes, on rank 0, `diagnosis.json` into the run's folder
+    (`diagnosis-2.json` if a run before has left one there; a resumed run goes on in its own) and, for TensorBoard
+    loggers, the text `diagnosis`. Logs no scalars.
 
-    With several ranks every rank comes to the same findings. Checkpoints hold them, so that a resumed run goes on with
-    them. Works with any module, optimizer and loss; what a rule needs and cannot be seen (activation functions that are
-    no modules, a loss that `training_step` does not return) is listed as not checked.
+    With several ranks every rank comes to the same findings, and where a strategy starts processes of its own, the main
+    process has them too. Checkpoints hold them, so that a resumed run goes on with them. Works with any module,
+    optimizer and loss; what a rule needs and cannot be seen (activation functions that are no modules, targets that are
+    not of the batch) is listed as not checked.
 
     Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
-    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output` (failing);
-    `learning_rate_too_high`, `learning_rate_too_low`, `not_learning`, `doubled_softmax`, `loss_scale_overflow`,
-    `no_gradient`, `not_updated`, `clipping_too_tight`, `dead_units`, `saturated`, `poor_initialisation`,
-    `inputs_not_standardised`, `batch_norm_eval_mode`, `batch_norm_small_batch`, `batch_norm_running_statistics`,
-    `batch_norm_gamma_collapsed` (warnings; notes where they are often meant).
+    runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`,
+    `unreachable_targets`, `broadcast_loss`, `targets_not_binary`, `not_log_probabilities`, `negated_loss`, `zero_loss`
+    (failing); `labels_all_equal`, `learning_rate_too_high`, `learning_rate_too_low`, `schedule_of_another_length`,
+    `not_learning`, `doubled_softmax`, `loss_scale_overflow`, `epsilon_underflow`, `updates_lost_to_rounding`,
+    `no_gradient`, `no_activation`, `not_updated`, `gradients_not_cleared`, `clipping_too_tight`, `batch_of_one`,
+    `dead_units`, `saturated`, `poor_initialisation`, `inputs_not_standardised`, `batch_norm_eval_mode`,
+    `batch_norm_small_batch`, `batch_norm_running_statistics`, `batch_norm_gamma_collapsed` (warnings; notes where they
+    are often meant).
 
     Attributes:
-        findings: what was found so far, the gravest first; also those that are over.
-        verdict: `failing`, `warning` or `healthy`, after what lasts.
+        findings: what was found so far, each cause before what it explains; also those that are over.
+        verdict: `failing`, `warning` or `healthy`, after what lasts; `unknown` where nothing can be told.
+        reason: why the verdict is unknown; None where it is not.
         not_checked: rule → why it could not be checked.
         advise: a function of an advice's stable key and its text (as in `Finding`), which gives the text to show, or
             None to leave that advice out; where it would leave out all that a finding advises, the texts stay. To be
@@ -78,11 +92,11 @@ class TrainingDiagnosis(Diagnostic):
         stop: whether to end training once something failing has been found.
         without: names of rules to leave out.
         rules: rules of your own (`bnlab_callbacks.diagnosis.Rule`), in addition.
-        chance_loss: the loss of a net that knows nothing; None to find out: ln C for a classification of C classes, and
-            for other tasks the largest of the first five losses.
+        chance_loss: the loss of a net that knows nothing; None to find out: that of the best constant output on the
+            targets so far, where the loss is seen to compare outputs with targets.
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
             (`bnlab_callbacks.preflight`), and print what that says; some thirty passes over the batch.
-        summary: whether to print the table at the end.
+        summary: whether to print what the run was like at the end.
         folder: where `diagnosis.json` goes; None for the folder of the run's logger; without either none is written.
         enabled: False switches the callback off.
 
@@ -118,12 +132,13 @@ class TrainingDiagnosis(Diagnostic):
         self.folder = folder
         self.advise: Callable[[str, str], str | None] | None = None
         self.rules = chosen_rules(without, rules)
+        self._handover = Handover()
         self._restart()
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found so far, the gravest first."""
-        return self._judge.findings
+        """What was found so far, each cause before what it explains; first what lasts, the gravest first."""
+        return self._outcome.findings
 
     @property
     def facts(self) -> Facts:
@@ -132,26 +147,38 @@ class TrainingDiagnosis(Diagnostic):
 
     @property
     def verdict(self) -> str:
-        """`failing`, `warning` or `healthy`, after what lasts."""
-        return verdict_of(self.findings)
+        """`failing`, `warning` or `healthy`, after what lasts; `unknown` where nothing can be told (see `reason`)."""
+        return self._outcome.verdict
+
+    @property
+    def reason(self) -> str | None:
+        """Why the verdict is unknown; None where it is not."""
+        return self._outcome.reason
 
     @property
     def not_checked(self) -> dict[str, str]:
         """Rules that could not be checked in this run, and why."""
-        return self._judge.not_checked(self._watch.failures)
+        return self._outcome.not_checked
 
     def _restart(self) -> None:
         self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
-        self._gradient_seen: GradientSeen | None = None
+        self._optimizers = OptimizerWatch()
+        self._layers: LayerWatch | None = None
+        self._samples: int | None = None
         self._facts_then: dict[int, dict[str, Any]] = {}
         self._ended = self._alone = True
         self._moment = Moment(0, 0)
         self._print: Callable[[str], None] = print
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
+        off = "no training was seen" if self.enabled else "it is switched off"
+        self._outcome = Outcome(self._judge, self._watch, self._handover, off)
+        self._modules: list[str] = []
+        self._in_batch = self._short = False
+        self._state: dict[str, Any] | None = None
 
     def _say(self, line: str) -> None:
-        self._print(line)
+        show(self._print, [line])
 
     # one fit
 
@@ -168,25 +195,39 @@ class TrainingDiagnosis(Diagnostic):
         else:
             self._failure = self._failure or reason
 
+    def give_up(self, reason: str) -> None:
+        """Say once why nothing more is done, and let training go on; what was found until then stays."""
+        self._outcome.off = f"it was off: {reason.rstrip('.')}"
+        super().give_up(reason)
+
     def close(self) -> None:
         """Leave nothing behind."""
         super().close()
         self._watch.stop()
         self._facts_then.clear()
+        self._optimizers = OptimizerWatch()
+        self._layers = None
         self._print = print  # not the Trainer's, which it would keep alive
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
-        sharding = sharding_strategy(trainer)
-        if sharding and self.enabled:
+        if not self.enabled:
+            return
+        self.active, self._ended, self._alone = True, False, trainer.world_size == 1
+        self._print, self._outcome.off = trainer.print, None
+        self._name_file(trainer)
+        if sharding := sharding_strategy(trainer):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")
-        elif self.enabled:
-            self.active, self._ended, self._alone = True, False, trainer.world_size == 1
-            self._print = trainer.print
-            self._start(trainer, pl_module)
+        self._start(trainer, pl_module)
+
+    @keeps_training
+    def _name_file(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and (folder := self._place(trainer)) is not None:
+            self._outcome.name_file(folder, trainer.ckpt_path is not None)
 
     @keeps_training
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watch.several = not pl_module.automatic_optimization
         self._watch.start(pl_module, publisher_of(trainer).recorders)
 
     @keeps_training
@@ -197,9 +238,17 @@ class TrainingDiagnosis(Diagnostic):
         facts = facts_of(pl_module, trainer.optimizers, float(clip) if clip and by_norm else None, scaled)
         resumed = logged_step(trainer) > 0
         if not resumed:
-            facts.constant = constant_layers(list(find_weights(pl_module)))
+            facts.constant = constant_layers(pl_module)
+        facts.clip_value = float(clip) if clip and not by_norm else None
+        facts.run_steps, facts.epoch_steps = steps_to_make(trainer)
+        facts.has = parts_of(pl_module) | ({"clip"} if clip else set())
+        facts.inputs = inputs_of_units(pl_module)
+        self._modules = [clean_name(name) for name, _ in pl_module.named_modules()]
         self._judge.know(facts, resumed)
-        self._gradient_seen = GradientSeen(pl_module)
+        self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
+        self._layers = LayerWatch(pl_module, self._judge.facts.constant)
+        self._watch.scales = self._layers.scales
+        self.hear_of_raw_steps(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the hooks on for a step that is recorded."""
@@ -209,8 +258,12 @@ class TrainingDiagnosis(Diagnostic):
 
     @keeps_training
     def _begin_batch(self, trainer: Trainer, batch: Any) -> None:
-        self._moment = moment_of(trainer)
-        self._watch.begin_batch(self._moment, trainer.global_step, batch)
+        self._moment, self._in_batch = moment_of(trainer), True
+        self._watch.begin_batch(self._moment, optimizer_steps(trainer), batch)
+        if self._watch.recording:
+            self._optimizers.begin_step(self._moment.step)
+            samples = samples_or_places(batch)
+            self._samples = samples and samples * trainer.accumulate_grad_batches * trainer.world_size
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         from bnlab_callbacks.diagnosis.preflight import preflight
@@ -220,25 +273,32 @@ class TrainingDiagnosis(Diagnostic):
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             rank_zero_warn(f"TrainingDiagnosis makes no preflight: {type(error).__name__}: {error}")
         else:
-            trainer.print(f"preflight, before step 0:\n{text}")
+            show(trainer.print, ["preflight, before step 0:", *text.splitlines()])
 
     @keeps_training
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        self._watch.before_backward(self._moment.step, loss, trainer.accumulate_grad_batches)
+        if self._layers is not None:
+            self._layers.trace(loss)
+        self._watch.before_backward(loss, trainer.accumulate_grad_batches, self._judge.facts.scaled)
+        self._optimizers.cleared.before_backward()
 
     @keeps_training
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the hooks record again: more forward passes may follow in this step."""
         self._watch.after_backward()
+        self._optimizers.cleared.after_backward()
 
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        scale = partial(remaining_loss_scale, trainer, optimizer)
-        self._watch.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
-        if self._watch.recording and self._gradient_seen is not None:
-            self._gradient_seen.look(optimizer)
+        self.told_of(optimizer)
+        scale, stream = partial(remaining_loss_scale, trainer, optimizer), optimizer_name(trainer, optimizer)
+        self._watch.count_step(optimizer, stream, optimizer_steps(trainer))
+        self._watch.before_optimizer_step(optimizer, stream, self._moment, scale)
+        self._optimizers.before_step(optimizer, self._watch.recording)
+        if self._watch.recording and self._layers is not None:
+            self._layers.look(optimizer)
 
     @keeps_training
     def on_train_batch_end(
@@ -250,41 +310,43 @@ class TrainingDiagnosis(Diagnostic):
             loss = loss * trainer.accumulate_grad_batches if trainer.accumulate_grad_batches > 1 else loss
         else:
             loss = None
-        self._watch.end_batch(self._moment, trainer.global_step, loss)
+        self._in_batch = False
+        self._watch.end_batch(self._moment, optimizer_steps(trainer), loss)
+        self._short = trainer.is_last_batch and samples_of(batch) < SHORT * self._judge.usual_samples
         if self._watch.recording:
-            self._note_facts(pl_module)
+            self._note_facts(trainer, pl_module)
         if self._watch.is_time(self._moment.step, trainer.is_last_batch) and not accumulates(trainer):
             self._look(trainer)
 
-    def _note_facts(self, pl_module: LightningModule) -> None:
+    def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what may be another thing when the step is looked at."""
         self._facts_then[self._moment.step] = {
             "norm_eval": norms_in_eval_mode(pl_module),
             "norm_values": self._watch.norm_values,
-            "without_gradient": self._gradient_seen.layers if self._gradient_seen is not None else (),
+            "samples": self._samples,
+            **self._optimizers.facts(),
+            **(self._layers.facts(trainer.optimizers, self._watch.in_order) if self._layers is not None else {}),
         }
 
+    @keeps_training
     def _look(self, trainer: Trainer) -> None:
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
+        self._read()
         if not self.active:
             return
-        self._read()
-        facts = self._judge.facts
         try:
-            task = [facts.chance_loss or 0.0, float(facts.softmax_twice)]
-            collected = self._watch.fetch(task, self._failure)
+            collected = self._watch.fetch(self._judge.task_numbers, self._failure)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
             return
-        chance, twice = collected.extra  # rank 0's batch decides
-        facts.chance_loss, facts.softmax_twice = chance or None, bool(twice)
+        self._judge.task_numbers = collected.extra  # rank 0's batches decide
         self._look_at(trainer, collected)
 
     @keeps_training
     def _read(self) -> None:
         task = self._watch.read()
         if task is not None:
-            self._judge.know_task(*task)
+            self._judge.know_task(task)
 
     @keeps_training
     def _look_at(self, trainer: Trainer, collected: Collected) -> None:
@@ -295,6 +357,7 @@ class TrainingDiagnosis(Diagnostic):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
         self._look(trainer)
+        self._state = self.state_dict()
         self._end(trainer)
         self.close()
 
@@ -302,21 +365,54 @@ class TrainingDiagnosis(Diagnostic):
         """Say what led up to it: Lightning calls no other hook then."""
         if trainer.world_size == 1:  # other ranks may be anywhere
             self._look(trainer)
+            self._state = self.state_dict()
+            self._end_unfinished(trainer)
+            self._look(trainer)
         self._end(trainer)
         self.close()
+
+    @keeps_training
+    def _end_unfinished(self, trainer: Trainer) -> None:
+        """Take what a batch has left that did not come to its end."""
+        if self._in_batch:
+            self._in_batch = False
+            self._watch.end_batch(self._moment, trainer.global_step + 1, None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         self.close()
 
-    @keeps_training
     def _end(self, trainer: Trainer) -> None:
-        if self._ended or not trainer.is_global_zero or self._judge.first is None:
+        if self._ended:
             return
         self._ended = True
-        last = self._judge.observations[-1] if self._judge.observations else None
-        content = to_dict(self.findings, last, self._judge.losses.count, self.not_checked)
-        _publish(trainer, content, self.summary, self.folder)
+        try:
+            if self.active:
+                self._judge.close(self._short)
+            if trainer.is_global_zero:
+                self._publish(trainer)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            rank_zero_warn(f"TrainingDiagnosis cannot say what it found: {type(error).__name__}: {error}")
+
+    def _publish(self, trainer: Trainer) -> None:
+        """Write `diagnosis.json`, then show it, and give it to TensorBoard as the text `diagnosis`.
+
+        Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+        """
+        content = self._outcome.content(self._modules)
+        if (folder := self._place(trainer)) is not None:
+            write_json(folder / self._outcome.file, content)
+        if self.summary:
+            show(trainer.print, ["", *brief(content)])
+        if not is_trial(trainer):
+            add_text(trainer, "diagnosis", lines(content))
+
+    def _place(self, trainer: Trainer) -> Path | None:
+        """The folder for `diagnosis.json`; None where none is to be written."""
+        try:
+            return None if is_trial(trainer) else run_folder(trainer, self.folder)
+        except ValueError:  # no logger keeps files here
+            return None
 
     # checkpoints
 
@@ -327,34 +423,17 @@ class TrainingDiagnosis(Diagnostic):
             checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Findings and baselines; lists, texts, numbers and tensors only."""
-        return self._judge.state_dict() | {"recorder": self._watch.state_dict()}
+        """Findings and baselines; lists, texts, numbers and tensors only.
+
+        Once the run is over, as before its end was judged: a run that goes on has no such end.
+        """
+        if self._state is not None:
+            return self._state
+        return self._judge.state_dict() | {"recorder": self._watch.state_dict(), "file": self._outcome.file}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._judge.load_state_dict(state_dict)
-        self._watch.load_state_dict(state_dict["recorder"])
-
-
-def _publish(trainer: Trainer, content: dict[str, Any], show: bool, folder: str | None) -> None:
-    """Show it (if `show`), give it to TensorBoard as the text `diagnosis`, and write `diagnosis.json`.
-
-    Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
-    """
-    table = lines(content)
-    if show:
-        trainer.print("\n" + "\n".join(table))
-    if is_trial(trainer):
-        return
-    for writer, prefix in tensorboard_writers(trainer):
-        writer.add_text(f"{prefix}diagnosis", "\n".join(f"    {line}" for line in table), logged_step(trainer))
-    try:
-        place = run_folder(trainer, folder)
-    except ValueError:  # no logger keeps files here
-        return
-    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    replace_file(place / FILE, write)
+        older = {"optimizer_steps": {"0": self._judge.losses.count}}  # of before they were counted
+        self._watch.load_state_dict(older | state_dict["recorder"])
+        self._outcome.file, self._outcome.resumed = state_dict.get("file", FILE), True

@@ -63,14 +63,9 @@ def draw(
     beside = ((left + _WIDTH + 0.12) / width, _BOTTOM / height, 0.16 / width, rows / height)
     zero = numpy.isneginf(table)
     shown = numpy.ma.masked_invalid(numpy.where(zero, low - (high - low), table))
-    mesh = axes.pcolormesh(
-        _edges(steps),
-        numpy.arange(len(layers) + 1),
-        shown,
-        cmap=colormaps["viridis"].with_extremes(bad=MISSING, under=ZERO),
-        norm=Normalize(low, high),
-        antialiased=False,  # no seams
-    )
+    cells = (_edges(steps), numpy.arange(len(layers) + 1), shown)
+    colours, norm = colormaps["viridis"].with_extremes(bad=MISSING, under=ZERO), Normalize(low, high)
+    mesh = axes.pcolormesh(*cells, cmap=colours, norm=norm, antialiased=False)  # antialiased, it would have seams
     _label(axes, names, title)
     bar = figure.colorbar(mesh, cax=figure.add_axes(beside))
     bar.set_label(label, fontsize=_FONT)

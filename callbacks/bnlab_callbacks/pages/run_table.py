@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnlab_callbacks.core.files import numbered
 from bnlab_callbacks.core.naming import place_of
 from bnlab_callbacks.core.record_table import Row, read_records, tables_in
 from bnlab_callbacks.diagnosis.summary import FILE, lines, read
 
+_ANY = "diagnosis*.json"
 _WIDTH = 118  # of a screen
 _LAYERS = 24  # rows of a table at most
 _OTHERS = 5  # runs that are named where a folder is none
@@ -43,7 +45,7 @@ def diagnose_text(folders: Iterable[str | Path], details: bool = False) -> str:
         ValueError: a folder is none, holds no `diagnosis.json`, or one that cannot be read.
     """
     files = dict.fromkeys(file for folder in folders for file in _diagnoses(Path(folder)))
-    contents = {str(file.parent): read(file) for file in files}
+    contents = {str(file if file.name != FILE else file.parent): read(file) for file in files}
     out = _side_by_side(contents) if len(contents) > 1 else []
     if len(contents) == 1 or details:
         for name, content in contents.items():
@@ -53,7 +55,7 @@ def diagnose_text(folders: Iterable[str | Path], details: bool = False) -> str:
 
 def _diagnoses(folder: Path) -> list[Path]:
     _check_folder(folder)
-    found = sorted(folder.rglob(FILE))
+    found = [file for first in sorted({file.parent for file in folder.rglob(_ANY)}) for file in numbered(first, FILE)]
     if not found:
         raise ValueError(
             f"{folder} holds no {FILE}: TrainingDiagnosis writes it into a run's folder at the end of the run. Give "
@@ -86,8 +88,9 @@ def _short(finding: Mapping[str, Any]) -> str:
 def show_text(folder: str | Path) -> str:
     """One run's folder in one screen: its diagnosis, first and last recorded values, and which pictures there are.
 
-    Values come from `records.csv` or `records.parquet`, by layer where they have one. Means over epochs are left out
-    where the quantity itself was recorded. What is missing is left out; what is broken is said in a line.
+    Of several runs in one folder each has its part. Values come from `records.csv` or `records.parquet`, by layer where
+    they have one. Means over epochs are left out where the quantity itself was recorded. What is missing is left out;
+    what is broken is said in a line.
 
     Args:
         folder: of a run, finished or not.
@@ -98,9 +101,10 @@ def show_text(folder: str | Path) -> str:
     folder = Path(folder)
     _check_folder(folder)
     pictures = sorted(path.stem for path in (folder / "heatmaps").glob("*.png"))
-    if not (tables_in(folder) or pictures or (folder / FILE).is_file()):
+    tables, diagnoses = tables_in(folder), numbered(folder, FILE)
+    if not (tables or pictures or diagnoses):
         raise ValueError(_nothing_in(folder))
-    parts = [[str(folder)], _diagnosis(folder), _records(folder)]
+    parts = [[str(folder)], *map(_diagnosis, diagnoses), *map(_records, tables)]
     if pictures:
         parts.append([f"heatmaps ({folder / 'heatmaps'}): {', '.join(pictures)}"])
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -113,20 +117,19 @@ def _nothing_in(folder: Path) -> str:
     return f"{folder} holds no records.csv (RecordFile), no {FILE} (TrainingDiagnosis) and no heatmaps.{rest}"
 
 
-def _diagnosis(folder: Path) -> list[str]:
-    if not (folder / FILE).is_file():
-        return []
+def _diagnosis(file: Path) -> list[str]:
+    name = [] if file.name == FILE else [f"{file.name}:"]
     try:
-        return lines(read(folder / FILE))
+        return [*name, *lines(read(file))]
     except ValueError as error:
         return [str(error)]
 
 
-def _records(folder: Path) -> list[str]:
+def _records(tables: Sequence[Path]) -> list[str]:
     """Tables of the first and last values; and why there are not all, where a file is broken."""
     ends: dict[str, dict[str, _Ends]] = {}
     problems = []
-    for path in tables_in(folder):
+    for path in tables:
         try:
             _collect(read_records(path), ends)
         except ImportError as error:
@@ -138,7 +141,8 @@ def _records(folder: Path) -> list[str]:
         for quantity, layers in ends.items()
         if quantity.removesuffix("_epoch") not in {*ends} - {quantity}
     }
-    return [*_tables(kept), *problems]
+    name = [] if tables[0].stem == "records" else [f"{tables[0].name}:"]
+    return [*name, *_tables(kept), *problems]
 
 
 def _collect(rows: Iterable[Row], ends: dict[str, dict[str, _Ends]]) -> None:

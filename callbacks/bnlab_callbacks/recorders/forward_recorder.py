@@ -12,6 +12,9 @@ from bnlab_callbacks.core.hooks import HookOwner, ModuleHooks
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
 
+# calls of a step that are kept: of more than so many, steps are made in a way that is not to be seen
+_MOST_PENDING = 1 << 14
+
 
 class Reader(Protocol):
     """A diagnostic that wants some steps recorded, and is given what they left."""
@@ -123,6 +126,8 @@ class ForwardRecorder(HookOwner, ABC):
         self.gate.open = False
         self._pending += self.pop_calls()
         if not self._due or optimizer_steps == self._optimizer_steps:  # not recorded, or accumulating
+            if len(self._pending) > _MOST_PENDING:
+                self._pending, self._due = [], {}
             return
         due, self._due, self.recording = self._due, {}, False
         pending, self._pending = self._pending, []

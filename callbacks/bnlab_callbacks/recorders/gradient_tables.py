@@ -24,15 +24,21 @@ class GradientTables(Tables):
     Args:
         wants: which layers are to be in the tables.
         update_ratio: whether how far the steps moved the weights is.
+        changed_frac: whether the share of 16-bit weights that a step changed is, where it was recorded.
         weight_rms: whether the weights' size, ‖w‖₂/√n before the step, is: `weight_rms/<NN>_<layer>`.
     """
 
     def __init__(
-        self, wants: Callable[[str], bool] = everything, update_ratio: bool = True, weight_rms: bool = False
+        self,
+        wants: Callable[[str], bool] = everything,
+        update_ratio: bool = True,
+        weight_rms: bool = False,
+        changed_frac: bool = False,
     ) -> None:
         super().__init__(wants)
         self.update_ratio = update_ratio
         self.weight_rms = weight_rms
+        self.changed_frac = changed_frac
         self._nonfinite_steps: dict[str, int] = defaultdict(int)
 
     def read(self, steps: Sequence[GradientStep]) -> list[Table]:
@@ -40,10 +46,12 @@ class GradientTables(Tables):
         self.numbered = steps[-1].numbered
         wanted = [[part for part in step.parts if any(self.wants(w.layer) for w in part.weights)] for step in steps]
         alone = [part for parts in wanted for part in parts if part.packed is None]
-        numbers = iter(to_host([value for part in alone for value in (*part.sums, *part.moved)]))
+        numbers = iter(to_host([value for part in alone for value in (*part.sums, *part.moved, *part.changed)]))
         read = {
             id(part): part._replace(
-                sums=tuple(islice(numbers, len(part.sums))), moved=tuple(islice(numbers, len(part.moved)))
+                sums=tuple(islice(numbers, len(part.sums))),
+                moved=tuple(islice(numbers, len(part.moved))),
+                changed=tuple(islice(numbers, len(part.changed))),
             )
             for part in alone
         }
@@ -72,6 +80,8 @@ class GradientTables(Tables):
             statistics["update_ratio"] = update_ratio(squares)
             if self.weight_rms:
                 statistics["weight_rms"] = (squares[..., 1] / numel).sqrt()
+        if self.changed_frac and any(same[0].changed for same in parts):
+            statistics["changed_frac"] = torch.cat([_changed(same) for same in parts], 1)[:, places]
         tags = [f"{quantity}/{name}" for quantity in statistics for name in names]
         columns = list(statistics.values())
         if sum(map(self.wants, self.numbered)) > 1:
@@ -112,3 +122,9 @@ def _moves(same: Sequence[Part]) -> Tensor:
     if same[0].packed:
         return same[0].packed.join_squares([part.moved for part in same])
     return torch.tensor([[part.moved] for part in same], dtype=torch.float64)
+
+
+def _changed(same: Sequence[Part]) -> Tensor:
+    """(K, layers) of the same part of K steps: shares of weights that changed; NaN where they are not known."""
+    unknown = [math.nan] * len(same[0].weights)
+    return torch.tensor([[float(share) for share in part.changed] or unknown for part in same], dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.hooks import ForwardOrder
@@ -18,11 +18,12 @@ from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import Weight, find_weights, real
 from bnlab_callbacks.recorders.forward_recorder import Reader
 from bnlab_callbacks.statistics.chunks import Scratch, flat
-from bnlab_callbacks.statistics.gradients import gradient_sums, stored_values, update_norms
+from bnlab_callbacks.statistics.gradients import changed_share, gradient_sums, stored_values, update_norms
 from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pack
 
 # sets of small layers whose buffers are kept
 _LAYOUTS = 8
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Part(NamedTuple):
@@ -33,21 +34,22 @@ class Part(NamedTuple):
     packed: PackedLayers | None
     sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
     moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
+    changed: tuple[Any, ...] = ()  # `changed_share` of each layer; nothing where it was not wanted or is not known
 
     @property
     def key(self) -> tuple[int, ...]:
         """The same for parts of different steps that can be computed together."""
-        return (id(self.packed), len(self.moved), *map(id, self.weights))
+        return (id(self.packed), len(self.moved), len(self.changed), *map(id, self.weights))
 
     def change_tensors(self, change: Change) -> Part:
         """The same with other tensors, unless they are rows of a buffer on the host."""
         if self.packed is not None:
             return self
-        sums, moved = (
+        sums, moved, changed = (
             tuple(change(value) if isinstance(value, Tensor) else value for value in values)
-            for values in (self.sums, self.moved)
+            for values in (self.sums, self.moved, self.changed)
         )
-        return self._replace(sums=sums, moved=moved)
+        return self._replace(sums=sums, moved=moved, changed=changed)
 
 
 class GradientStep(NamedTuple):
@@ -66,16 +68,22 @@ class GradientReader(Reader, Protocol):
 
     Attributes:
         update_ratio: whether it wants to know how far steps moved the weights.
+        changed_before: and, of 16-bit weights, how many a step changes, before this step of the run.
     """
 
     update_ratio: bool
+    changed_before: int
 
 
 class GradientRecorder:
     """Records the gradients of those optimizer steps that are due for one of its readers.
 
-    With several optimizers each layer is recorded at the first step of its optimizer. The first reader, the `leader`,
-    tells it what the training loop does.
+    With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen are
+    recorded from the step on that has set them free. The first reader, the `leader`, tells it what the training loop
+    does.
+
+    Attributes:
+        order: the order in which modules ran in the first batch.
 
     Args:
         model: the model.
@@ -85,21 +93,28 @@ class GradientRecorder:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self.readers: list[Any] = []
         self._scratch = Scratch()
-        self._weights = list(find_weights(model))
-        holders = {weight.module for weight in self._weights}
-        self._order: ForwardOrder | None = ForwardOrder((n, m) for n, m in model.named_modules() if n in holders)
+        self._model: nn.Module | None = model  # until the order is known
+        self._weights = list(find_weights(model, frozen=True))
+        self._trained = {weight.layer for weight in find_weights(model)}
+        self.order = ForwardOrder(
+            (name, module)
+            for name, module in model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        )
+        self._places: dict[str, int] = {}  # layer → its place in order of execution
         self._numbered: dict[str, str] = {}
         self._small: set[str] = set()
         self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
         self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
         self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
+        self._counts_changes = False
         self._spent = 0.0
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers that are watched, in order of definition."""
-        return [weight.layer for weight in self._weights]
+        """Names of the layers that are trained, in order of definition."""
+        return [weight.layer for weight in self._weights if weight.layer in self._trained]
 
     # readers
 
@@ -117,8 +132,8 @@ class GradientRecorder:
         if reader in self.readers:
             self.readers.remove(reader)
         if not self.readers:
-            if self._order is not None:
-                self._order.remove()
+            self._model = None
+            self.order.remove()
             self._scratch.clear()
             self._packed.clear()
             self._before.clear()
@@ -127,8 +142,7 @@ class GradientRecorder:
 
     def begin_batch(self) -> None:
         """A batch begins; until the order of execution is known, it is watched."""
-        if self._order is not None:
-            self._order.gate.open = True
+        self.order.gate.open = self._model is not None
 
     def before_optimizer_step(
         self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
@@ -141,15 +155,18 @@ class GradientRecorder:
             moment: the step's.
             loss_scale: gives what the gradients are still multiplied by.
         """
-        if self._order is not None:
-            self._number_layers(self._order)
+        if self._model is not None:
+            self._number_layers(self._model)
+            self._model = None
         due = [reader for reader in self.readers if reader.due(moment, stream)]
         if not due and not self._taken:
             return
         start = perf_counter()
         owned = self._owned_by(optimizer, stream)
-        self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
+        if not isinstance(optimizer, LBFGS):  # which evaluates its closure several times a step
+            self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
         if due:
+            self._counts_changes = any(moment.step < reader.changed_before for reader in due)
             for reader in due:
                 reader.mark(moment, stream)
             taken = {weight.layer for part, _ in self._taken for weight in part.weights}
@@ -160,6 +177,7 @@ class GradientRecorder:
                 and weight.has_gradient
                 and any(reader.wants(weight.layer) for reader in due)
             ]
+            self._number_late([weight.layer for weight in weights])
             with torch.no_grad():
                 parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))
             self._taken += [(part, due) for part in parts]
@@ -180,12 +198,25 @@ class GradientRecorder:
 
     # its work
 
-    def _number_layers(self, order: ForwardOrder) -> None:
+    def _number_layers(self, model: nn.Module) -> None:
         """Fix the layers' numbers, once: a tag must not change its name during a run."""
-        self._numbered = number(order.sort([(weight.layer, weight.module) for weight in self._weights]))
+        known = {weight.layer for weight in self._weights}
+        self._weights = list(find_weights(model, frozen=True))  # lazy ones have their shapes by now
+        self._trained |= {weight.layer for weight in find_weights(model)} - known
+        layers = self.order.sort([(weight.layer, weight.module) for weight in self._weights])
+        self._places = {layer: place for place, layer in enumerate(layers)}
+        self._numbered = number(layer for layer in layers if layer in self._trained)
         self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
-        order.remove()
-        self._order = None
+        self.order.remove()
+
+    def _number_late(self, layers: Sequence[str]) -> None:
+        """Layers that are trained from now on get the next numbers; their place is that of their execution."""
+        late = [layer for layer in layers if layer not in self._numbered]
+        if late:
+            named = self._numbered | {
+                layer: f"{at:02d}_{layer}" for at, layer in enumerate(late, start=len(self._numbered))
+            }
+            self._numbered = {layer: named[layer] for layer in sorted(named, key=self._places.__getitem__)}
 
     def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
         """The watched weights among an optimizer's parameters, by the parameter's identity."""
@@ -242,13 +273,31 @@ class GradientRecorder:
             for index, (part, readers) in enumerate(self._taken):
                 wanted = not part.moved and any(reader.update_ratio for reader in readers)
                 if wanted and (owned is None or id(part.weights[0].parameter) in owned):
-                    self._taken[index] = part._replace(moved=self._moved(part)), readers
+                    changed = self._changed(part) if self._counts_changes else ()
+                    self._taken[index] = part._replace(moved=self._moved(part), changed=changed), readers
 
     def _moved(self, part: Part) -> tuple[Any, ...]:
         if part.packed:
             return part.packed.moved([weight.parameter for weight in part.weights])
         (weight,) = part.weights
         return update_norms(self._before[weight.layer], flat(real(weight.parameter.detach())), self._scratch)
+
+    def _changed(self, part: Part) -> tuple[Any, ...]:
+        """Shares of weights that the step changed, as far as its gradients are still there."""
+        weights = [weight.parameter for weight in part.weights]
+        grads = [weight.parameter.grad for weight in part.weights]
+        if not all(weight.dtype in _HALF and _alike(weight, grad) for weight, grad in zip(weights, grads, strict=True)):
+            return ()
+        before = part.packed.remembered if part.packed else [self._before[weight.layer] for weight in part.weights]
+        return tuple(
+            changed_share(flat(old), flat(weight.detach()), flat(grad))
+            for old, weight, grad in zip(before, weights, grads, strict=True)
+            if grad is not None
+        )
+
+
+def _alike(weight: Tensor, grad: Tensor | None) -> bool:
+    return grad is not None and grad.layout == torch.strided and grad.stride() == weight.stride()
 
 
 def _cache_sized(weights: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:

@@ -1,7 +1,5 @@
 """Internal covariate shift as Santurkar et al. define it (2018, How Does Batch Normalization Help Optimization?)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 

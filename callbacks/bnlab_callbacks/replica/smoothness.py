@@ -3,8 +3,6 @@
 Santurkar, Tsipras, Ilyas & Mądry 2018, How Does Batch Normalization Help Optimization?, section 3 and figure 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 

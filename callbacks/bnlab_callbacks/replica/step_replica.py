@@ -1,9 +1,7 @@
 """A training step that can be run again, on copies: other weights, all else as it was, and nothing left in the run."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -80,10 +78,12 @@ class StepReplica:
                     parameter.copy_(weights[name])
         return twin
 
-    def run(self, twin: nn.Module) -> Evaluation:
-        """Loss and gradient of a copy that `twin` made."""
+    def run(self, twin: nn.Module, see: Callable[[Tensor], None] | None = None) -> Evaluation:
+        """Loss and gradient of a copy that `twin` made; `see` is given the loss with its graph."""
         scale = self._step.loss_scale()  # half-precision gradients would be 0 without it
         with self.loss(twin) as loss:
+            if see is not None:
+                see(loss)
             (loss * scale).backward()  # type: ignore[no-untyped-call]
         return Evaluation(loss.detach().to(wide_dtype(loss)), _take_gradients(twin, scale))
 

@@ -76,49 +76,30 @@ class UnitLedger:
         Returns:
             after each of them, the units dead over the last `length` records, or over as many as there are.
         """
-        import numpy
+        records = zip(active.numpy(), samples, steps, strict=True)
+        return [self._add(fired, number, step) for fired, number, step in records]
 
-        fired = active.numpy()
-        count, units = fired.shape
-        if units != len(self._last_active):  # a layer of another size took the name: start anew
-            self._start(units)
-        numbers = numpy.arange(self._records + 1, self._records + count + 1)
-        seen = numpy.cumsum([self._seen, *samples])
-        last = numpy.empty((count + 1, units), dtype=numpy.int64)  # before and after each record
-        last[0] = self._last_active
-        numpy.multiply(fired, numbers[:, None], out=last[1:])
-        numpy.maximum.accumulate(last, out=last)
-        dead = (last[1:] <= (numbers - self.length).clip(0)[:, None]).sum(1).tolist()
-        back = fired & (numbers[:, None] - 1 - last[:-1] >= self.length)
+    def _add(self, fired: Numbers, samples: int, step: int) -> DeadShare:
+        from numpy import copyto
+
+        if len(fired) != len(self._last_active):  # a layer of another size took the name: start anew
+            self._start(len(fired))
+        back = fired & (self._records - self._last_active >= self.length)
         if back.any():
-            self._note_returns(back, numpy.asarray(steps), seen)
-        self._note_silence(last[-1].copy(), numpy.asarray([*steps, -1]), seen)
-        self._records += count
-        self._seen = int(seen[-1])
-        self._epoch_samples += sum(samples)
-        shares = []
-        for number, silent in zip(samples, dead, strict=True):
-            self._samples.append(number)
-            shares.append(DeadShare(silent / max(units, 1), sum(self._samples)))
-        return shares
-
-    def _note_returns(self, back: Numbers, steps: Numbers, seen: Numbers) -> None:
-        """`back` (K, units): the unit fired after having counted as dead."""
-        self._revivals += back.sum(0)
-        self._epoch_revivals += int(back.sum())
-        returned = back.any(0)
-        latest = len(back) - 1 - back[::-1].argmax(0)[returned]
-        self._returned[returned] = steps[latest]
-        self._seen_at_return[returned] = seen[latest]
-
-    def _note_silence(self, last: Numbers, steps: Numbers, seen: Numbers) -> None:
-        """`steps` (K + 1) and `seen` (K + 1) by record; `last` (units,) the number of the record last active in."""
-        place = last - self._records  # 1…K for a unit that was active in one of these records
-        moved = place > 0
-        self._since[self._since < 0] = steps[0]
-        self._since[moved] = steps[place[moved]]
-        self._seen_then[moved] = seen[place[moved]]
-        self._last_active = last
+            self._revivals += back
+            self._epoch_revivals += int(back.sum())
+            copyto(self._returned, step, where=back)
+            copyto(self._seen_at_return, self._seen, where=back)
+        self._records += 1
+        self._seen += samples
+        self._epoch_samples += samples
+        self._samples.append(samples)
+        copyto(self._since, step, where=self._since < 0)
+        copyto(self._since, -1, where=fired)
+        copyto(self._last_active, self._records, where=fired)
+        copyto(self._seen_then, self._seen, where=fired)
+        dead = int((self._last_active <= max(self._records - self.length, 0)).sum())
+        return DeadShare(dead / max(len(fired), 1), sum(self._samples))
 
     def pop_epoch(self) -> DeadShare:
         """Dead over all records since the last call; start the next epoch."""

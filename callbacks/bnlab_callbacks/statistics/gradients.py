@@ -138,6 +138,24 @@ def update_norms(before: Tensor, after: Tensor, scratch: Scratch) -> tuple[Tenso
     return total(changes), total(sizes)
 
 
+def changed_share(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
+    """Share of the weights with a gradient other than 0 that a step changed, 0-dimensional; NaN where there are none.
+
+    In 16 bits a weight keeps its value where the step is below half of what separates it from its neighbours.
+
+    Args:
+        before: the weights before the step, flat; as exact as after it.
+        after: after it.
+        gradient: that the step was made of, in the same order.
+    """
+    changed, reached = [], []
+    for old, new, grad in zip(pieces(before), pieces(after), pieces(gradient), strict=True):
+        there = grad != 0
+        reached.append(there.sum())
+        changed.append(there.logical_and_(old != new).sum())
+    return total_count(changed) / total_count(reached)
+
+
 def update_ratio(squares: Tensor) -> Tensor:
     """log10(‖Δw‖₂/‖w‖₂); −inf for a weight that did not move, NaN where there is no ratio.
 

@@ -70,6 +70,11 @@ class PackedLayers:
         """Keep the weights as they are before a step, for `moved`."""
         torch._foreach_copy_(self._before_parts, list(weights))
 
+    @property
+    def remembered(self) -> list[Tensor]:
+        """The weights as they were at `remember`, in their shapes."""
+        return self._before_parts
+
     def moved(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """2-norms of each row, each (rows,), for `join_squares`: of the change since `remember`, of the weights."""
         torch._foreach_copy_(self._now_parts, list(weights))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bnlab_callbacks.core.lightning.names import Callback, rank_zero_warn
+from torch.optim import Optimizer
+
+from bnlab_callbacks.core.lightning.names import Callback, Trainer, rank_zero_warn
+from bnlab_callbacks.core.lightning.raw_steps import RawSteps, raw_steps_of
 
 
 class Diagnostic(Callback):
@@ -18,10 +21,25 @@ class Diagnostic(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.active = False
+        self._raw_steps: RawSteps | None = None
+
+    def hear_of_raw_steps(self, trainer: Trainer) -> None:
+        """With manual optimization be told of the steps of optimizers themselves as well, until `close`."""
+        if not trainer.lightning_module.automatic_optimization:
+            self._raw_steps = raw_steps_of(trainer)
+            self._raw_steps.join(self)
+
+    def told_of(self, optimizer: Optimizer) -> None:
+        """Lightning has told of a step: it is not to be told of again."""
+        if self._raw_steps is not None:
+            self._raw_steps.told(optimizer)
 
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         self.active = False
+        if self._raw_steps is not None:
+            self._raw_steps.leave(self)
+        self._raw_steps = None
 
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is done, and let training go on."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bnlab_callbacks.core.lightning.monitor import Monitor
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.raw_steps import optimizer_steps
 
 
 class ForwardMonitor(Monitor):
@@ -14,7 +15,7 @@ class ForwardMonitor(Monitor):
     def begin_batch(self, trainer: Trainer) -> None:
         """Put the hooks on for a step that is due, and leave them on over its accumulated batches."""
         if self.leads:
-            self._recorder.begin_batch(self._moment, trainer.global_step)
+            self._recorder.begin_batch(self._moment, optimizer_steps(trainer))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
@@ -29,4 +30,4 @@ class ForwardMonitor(Monitor):
     def end_batch(self, trainer: Trainer) -> None:
         """Take this batch's calls; when they end in an optimizer step, the step is recorded."""
         if self.leads:
-            self._recorder.end_batch(self._moment, trainer.global_step)
+            self._recorder.end_batch(self._moment, optimizer_steps(trainer))

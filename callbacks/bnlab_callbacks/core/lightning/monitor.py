@@ -11,6 +11,7 @@ from torch import nn
 
 from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import Publisher, one_record_a_step, publish_epoch, publisher_of, stamp
@@ -68,11 +69,13 @@ class Monitor(Diagnostic):
         self._latest: dict[str, float] = {}
         self._loaded: dict[str, Any] = {}
         self._epoch = 0  # of the last record
+        self._handover = Handover()
 
     @property
     def latest(self) -> dict[str, float]:
         """The last record, tag → value; empty before the first."""
         self._publish_kept()
+        self.take_over()
         return self._latest
 
     # what a monitor of one kind adds
@@ -90,6 +93,19 @@ class Monitor(Diagnostic):
     def epoch_values(self) -> dict[str, float]:
         """Values that an epoch has beside the means over its records; start the next epoch."""
         return {}
+
+    def results(self) -> dict[str, Any]:
+        """What is to be seen after a run, also if the run was in another process; of lists, texts and numbers."""
+        return {"latest": self._latest}
+
+    def load_results(self, results: dict[str, Any]) -> None:
+        """Take over the results of a run in another process."""
+        self._latest = results["latest"]
+
+    def take_over(self) -> None:
+        """Have the results of a run in another process that this one started, if there are any."""
+        if (results := self._handover.take()) is not None:
+            self.load_results(results)
 
     # a reader of a recorder
 
@@ -200,6 +216,7 @@ class Monitor(Diagnostic):
             self.close()  # here: no reader of that run may be left when the first one joins a recorder of this run
             self.schedule.restart()
             self._loaded = {}
+            self.take_over()  # what is older than this run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to watch the model."""
@@ -221,6 +238,11 @@ class Monitor(Diagnostic):
         self._trainer, self._publisher = trainer, publisher_of(trainer)
         self._publisher.join(self)
         self.watch(trainer, pl_module)
+
+    @keeps_training
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hear of all optimizer steps."""
+        self.hear_of_raw_steps(trainer)
 
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
@@ -278,13 +300,21 @@ class Monitor(Diagnostic):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop."""
-        self._publish_kept()
-        self.close()
+        self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what led up to the exception, and stop: Lightning calls no other hook then."""
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
         self._publish_kept()
+        self._hand_over(trainer)
         self.close()
+
+    @keeps_training
+    def _hand_over(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self._handover.leave(self.results())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop, also where `fit` never began."""

@@ -5,6 +5,7 @@ Everything that is private in Lightning is asked for here; docs/architecture.md 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -76,6 +77,27 @@ def sharding_strategy(trainer: Trainer) -> str | None:
     # FSDP2 and tensor parallelism by the user's own hand, under any strategy
     kinds = {type(parameter).__name__ for parameter in trainer.lightning_module.parameters()}
     return "DTensor" if "DTensor" in kinds else None
+
+
+def schedules_of(trainer: Trainer) -> list[tuple[Any, bool, int]]:
+    """(scheduler, whether it makes a step at an epoch's end, at one of how many ends) of those that Lightning steps."""
+    if not trainer.lightning_module.automatic_optimization:
+        return []  # they are stepped in training_step, whenever that likes
+    return [(one.scheduler, one.interval == "epoch", one.frequency) for one in trainer.lr_scheduler_configs]
+
+
+def steps_to_make(trainer: Trainer) -> tuple[int | None, int | None]:
+    """Optimizer steps (as `logged_step` counts them) of the run and of an epoch; None where no limit tells.
+
+    `trainer.estimated_stepping_batches` is nearly that, but raises an error where the number of accumulated batches
+    changes, and counts each of several optimizers.
+    """
+    batches, steps = trainer.num_training_batches, trainer.max_steps
+    epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else None
+    limits = [steps] if steps > 0 and len(trainer.optimizers) == 1 else []
+    if epoch and trainer.max_epochs is not None and trainer.max_epochs > 0:
+        limits.append(epoch * trainer.max_epochs)
+    return min(limits, default=None), epoch
 
 
 def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:

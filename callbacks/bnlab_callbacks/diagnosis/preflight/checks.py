@@ -31,6 +31,8 @@ _SCALE = 1e-3, 1e2
 _GAIN = 0.05, 20.0
 _DEAD_NOTE, _DEAD = 0.5, 0.9
 _SMALL_BATCH = 32
+# what a step without a loss, or with one that has no graph, ends in, and what batch norm says to one value a channel
+_NO_LOSS, _ONE_VALUE = ("no loss", "does not require grad"), "more than 1 value per channel"
 _LR = 50.0
 
 
@@ -85,7 +87,11 @@ class Measured:
     bad_gradients: list[str] = field(default_factory=list)  # parameters with a gradient that is not finite
     zero: dict[str, bool] = field(default_factory=dict)  # weights that are all 0 → whether they have a gradient
     constant: dict[str, float] = field(default_factory=dict)  # weights that all are one other number → that number
+    layer_order: list[str] = field(default_factory=list)  # trained layers in order of execution
+    without_gradient: list[str] = field(default_factory=list)  # layers, in order of execution
     unused: list[str] = field(default_factory=list)  # trainable parameters without a gradient
+    normalised: bool = False  # whether there are norms of any kind in the net
+    small_gains: bool = False  # whether gains begin at 0.01 or less
     frozen: tuple[str, ...] = ()
     not_optimized: list[str] = field(default_factory=list)
     norms_in_eval: tuple[str, ...] = ()
@@ -135,7 +141,7 @@ def batch_norm(m: Measured) -> Iterator[Check]:
         values = min(m.norm_values.values())
         text = f"batch norm: at least {values} values a channel, in training mode"
         yield _check("batch_norm_small_batch", "ok", None, values, FEW_VALUES, text)
-    if m.failure and "more than 1 value per channel" in m.failure:
+    if m.failure and _ONE_VALUE in m.failure:
         text = "batch norm cannot train on one value a channel"
         yield _check("batch_norm_small_batch", "failing", None, 1.0, 2.0, text, "larger_batch")
 
@@ -155,12 +161,25 @@ def finite(m: Measured) -> Iterator[Check]:
 
 
 def gradients(m: Measured) -> Iterator[Check]:
-    """Whether the loss reaches the parameters, and an optimizer holds them."""
-    if m.failure and "more than 1 value per channel" not in m.failure:
-        yield _check("no_gradient", "failing", None, None, None, m.failure, "return_the_loss")
-    if m.unused and not m.failure:
+    """Whether the loss reaches the parameters, and an optimizer holds them.
+
+    Failing where the loss depends on no weight: there is none, it has no graph, or all gradients are exactly 0. What
+    else a step ends in is a warning, since it may need what there is only in a run. Parameters without a gradient are
+    a warning if the first layer is among them, else a note: libraries' modules have parts that are not used.
+    """
+    if m.failure and _ONE_VALUE not in m.failure:
+        lost = any(words in m.failure for words in _NO_LOSS)
+        advice = "return_the_loss" if lost else ""
+        yield _check("no_gradient", "failing" if lost else "warning", None, None, None, m.failure, advice)
+    elif m.layer_order and not any(m.ratios.values()) and not m.zero and not m.bad_gradients:
+        text = "all gradients are exactly 0, or there are none: the loss does not depend on the weights"
+        yield _check("independent_loss", "failing", None, 0.0, None, text, "way_to_the_loss")
+    if m.unused and m.ratios:
         text = f"{len(m.unused)} trainable parameters have no gradient: unused, or cut off from the loss"
-        yield _check("no_gradient", "warning", m.unused[0], len(m.unused), 0.0, text, "use_or_freeze")
+        grave = m.layer_order[0] in m.without_gradient
+        layer = (m.without_gradient or m.unused)[0]
+        severity: Severity = "warning" if grave else "note"
+        yield _check("no_gradient", severity, layer, len(m.unused), 0.0, text, "use_or_freeze")
     if m.not_optimized:
         text = f"{len(m.not_optimized)} trainable parameters are in no optimizer"
         layer, count = m.not_optimized[0], len(m.not_optimized)
@@ -192,9 +211,10 @@ def weights(m: Measured) -> Iterator[Check]:
 def dead(m: Measured) -> Iterator[Check]:
     """More than nine tenths of a layer's rectifiers silent in the whole batch; half is a note.
 
-    A single batch silences up to a third of the units of healthy nets. All of a layer silent, no gradient passes.
+    A single batch silences up to a third of the units of healthy nets. All of a layer silent, no gradient passes. What
+    gets nothing but 0 stands in a branch that begins at 0.
     """
-    rows = [row for row in m.layers if row.dead is not None and row.finite]
+    rows = [row for row in m.layers if row.dead is not None and row.finite and (row.z_std > 0 or row.z_mean != 0)]
     if not rows or m.samples < 2:
         return
     worst = max(rows, key=lambda row: row.dead or 0.0)
@@ -211,15 +231,16 @@ def scale(m: Measured) -> Iterator[Check]:
     """Pre-activations, without a norm, a thousandth or the hundredfold of the inputs: the right σ keeps them near 1.
 
     Measured: right ones 0.3 … 2, whatever the activation; wrong ones by 30 and more in each layer. The last layer is
-    left out: small outputs are a choice. The layer named is the first whose own gain (in variance) is outside
-    0.05 … 20.
+    left out: small outputs are a choice. What is off lasts to the last but one, or it stands in a branch. Nets with
+    norms anywhere, or with inputs that are no real numbers, are left out, too: theory is about a chain. The layer named
+    is the first whose own gain (in variance) is outside 0.05 … 20.
     """
-    rows = [row for row in m.layers[:-1] if not row.normalised and row.finite]
-    if not rows:
+    rows = [row for row in m.layers[:-1] if row.finite]
+    if not rows or m.normalised or "input_std" not in m.inputs:
         return
-    unit = m.inputs.get("input_std") or 1.0
+    unit = m.inputs["input_std"] or 1.0
     sizes = [row.z_std / unit for row in rows]
-    worst = max(sizes, key=lambda size: abs(math.log(size)) if size > 0 else math.inf)
+    worst = sizes[-1]
     gains = [(row, row.z_std**2 / unit**2 if row is m.layers[0] else row.gain) for row in rows]
     off = [row for row, gain in gains if gain is not None and not _GAIN[0] <= gain <= _GAIN[1]]
     layer = (off or rows)[0].layer
@@ -238,24 +259,28 @@ def collapsed(m: Measured) -> Iterator[Check]:
     if m.output_std is None:
         return
     text = f"outputs differ by {m.output_std:.2g} over the batch (standard deviation)"
-    severity: Severity = "failing" if _smallest(m)[1] < VANISHED and not m.zero else "note"
+    severity: Severity = "failing" if _first(m)[1] < VANISHED and not m.zero else "note"
     severity = "ok" if m.output_std >= COLLAPSED else severity
     yield _check("collapsed_output", severity, None, m.output_std, COLLAPSED, text, "better_init")
 
 
 def vanishing(m: Measured) -> Iterator[Check]:
-    """A weight whose gradient is less than a millionth of it, by norms; with depth where others' is 100 000 times that.
+    """The first layer's gradient is below a millionth of it, by norms; with depth where another's is 1e5 times that.
 
-    Measured at step 0: failing nets below 5e-8, healthy ones above 2e-5. With depth it needs both. Behind weights that
-    are all 0 and have a gradient, gradients are 0 for the first step only: nothing is said then.
+    Measured at step 0: failing nets below 5e-8, healthy ones above 2e-5. Gradients that vanish do so on their way back
+    to the first layer; those of residual branches may be small to begin with. Where something else begins at or near 0
+    on purpose (weights that are all 0 and have a gradient, gains of 0.01 or less), gradients grow with it: nothing is
+    said then.
     """
-    if not m.ratios or m.bad_gradients or any(m.zero.values()):
+    layer, smallest = _first(m)
+    if layer is None or m.bad_gradients or any(m.zero.values()) or m.small_gains:
         return
-    layer, smallest = _smallest(m)
+    if not any(m.ratios.values()):  # see `gradients`
+        return
     spread = max(m.ratios.values()) / smallest if smallest > 0 else math.inf
-    text = f"‖gradient‖/‖weights‖: smallest {smallest:.2g}, {spread:.2g} times less than the largest"
+    text = f"‖gradient‖/‖weights‖: {smallest:.2g} in the first layer, {spread:.2g} times less than the largest"
     name = "vanishing_with_depth" if spread > SPREAD else "vanishing"
-    if smallest >= VANISHED:
+    if smallest >= VANISHED * min(1.0, 1.0 if m.loss is None else abs(m.loss)):  # a small loss has small gradients
         yield _check(name, "ok", None, smallest, VANISHED, text)
     else:
         yield _check(name, "failing", layer, smallest, VANISHED, text, "better_init")
@@ -303,12 +328,9 @@ def learning_rate(m: Measured) -> Iterator[Check]:
     yield _check(name, severity, None, m.lr, m.limit.lr, text, advice, lr=m.limit.lr)
 
 
-def _smallest(m: Measured) -> tuple[str | None, float]:
-    """The weight with the least gradient; the first of those that have none at all."""
-    if not m.ratios:
-        return None, math.inf
-    layer = min(m.ratios, key=m.ratios.__getitem__)
-    return layer, m.ratios[layer]
+def _first(m: Measured) -> tuple[str | None, float]:
+    """The first layer with a gradient, and its ratio."""
+    return next(iter(m.ratios.items()), (None, math.inf))
 
 
 def _check(

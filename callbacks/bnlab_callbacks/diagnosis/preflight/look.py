@@ -14,17 +14,20 @@ from torch.optim import Optimizer
 from bnlab_callbacks.core.hooks import ForwardOrder
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.random_state import RandomState
-from bnlab_callbacks.core.weights import find_weights
+from bnlab_callbacks.core.weights import Weight, find_weights
 from bnlab_callbacks.diagnosis.findings import Advise
 from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity, all_checks, strict
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, output_spread
-from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, is_norm, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch, resting
+from bnlab_callbacks.diagnosis.watching.loss_graph import LossGraph
 from bnlab_callbacks.diagnosis.watching.task import guesses, logits_and_targets, task_of, tensors_of
 from bnlab_callbacks.replica.step_replica import Evaluation, RepeatableStep, StepReplica, devices_of, untouched
 
 SCHEMA = 1
+_SMALL_GAIN = 0.01
 _ORDER: tuple[Severity, ...] = ("failing", "warning", "note", "ok")
 
 
@@ -104,7 +107,10 @@ def look(
             measured.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
             measured.frozen = frozen_layers(module)
             measured.norms_in_eval = norms_in_eval_mode(module)
-            measured.constant = constant_layers(list(find_weights(module)))
+            measured.normalised = any(is_norm(part) for part in module.modules())
+            scales = LayerWatch(module, {}).scales
+            constant = constant_layers(module)
+            measured.constant = {k: weight for k, weight in constant.items() if weight and k not in scales}
             if isinstance(step, str):
                 measured.not_checked["step"] = step
             else:
@@ -127,22 +133,37 @@ def _look_at_step(
     twin = step.twin({})
     hooks = FlowHooks(twin)
     weights = list(find_weights(twin))
-    order = ForwardOrder({weight.module: twin.get_submodule(weight.module) for weight in weights}.items())
+    holders = {weight.module: twin.get_submodule(weight.module) for weight in find_weights(twin, frozen=True)}
+    order = ForwardOrder(holders.items())
     order.gate.open = True
+    constant = constant_layers(twin)
+    watch = LayerWatch(twin, constant)
+
+    def see(loss: Tensor) -> None:
+        watch.trace(loss)
+        graph = LossGraph(loss)
+        small = (p for p in twin.parameters() if p.numel() and float(p.detach().abs().max()) <= _SMALL_GAIN)
+        m.small_gains = any(graph.is_gain(parameter) for parameter in small)
+
     try:
-        start = step.run(twin)
-    except (RuntimeError, ValueError, TypeError) as error:
-        m.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-        m.layers = hooks.finish()
+        start = step.run(twin, see)
+    except Exception as error:  # noqa: BLE001 - whatever a training step raises
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        m.layers, m.failure = hooks.finish(), text
         return
+    m.frozen = tuple(order.sort([(name, name) for name in m.frozen]))
+    sorted_layers = order.sort([(weight.layer, weight.module) for weight in weights])
+    layers = [layer for layer in sorted_layers if layer not in watch.scales]
+    m.constant = {layer: constant[layer] for layer in layers if constant.get(layer)}
     m.layers, m.norm_values, m.loss = hooks.finish(), hooks.norm_values, float(start.loss)
     spread = output_spread(hooks.output)
     m.output_std = float(spread["output_std"]) if spread else None
     m.chance_loss = _task(m, batch, hooks.output)
-    _take_gradients(m, twin, start, order.sort([(weight.layer, weight.module) for weight in weights]))
+    _take_gradients(m, twin, start, layers)
     unknown = _look_at_optimizers(m, step, start, optimizers, curvature_steps)
     if unknown:
         m.not_checked["learning_rate_too_high"] = unknown
+    _leave_copies_out(m, weights)
 
 
 def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list[str]) -> None:
@@ -151,17 +172,34 @@ def _take_gradients(m: Measured, twin: nn.Module, start: Evaluation, order: list
     m.bad_gradients = [clean_name(name) for name, grad in start.grads.items() if not bool(torch.isfinite(grad).all())]
     names = {id(parameter): name for name, parameter in trainable.items()}
     by_layer = {weight.layer: weight.parameter for weight in find_weights(twin)}
+    m.layer_order = order
     for layer in order:
         weight = by_layer[layer]
         grad = start.grads.get(names[id(weight)])
         if grad is None:
+            m.without_gradient.append(layer)
             continue
         size, slope = (float(torch.linalg.vector_norm(x.detach().double())) for x in (weight, grad))
         if size > 0 and math.isfinite(slope):
             m.ratios[layer] = slope / size
         elif size == 0:
             m.zero[layer] = slope > 0
-            m.constant.pop(layer, None)
+
+
+def _leave_copies_out(m: Measured, weights: list[Weight]) -> None:
+    """Target networks and the like have no gradient or optimizer on purpose."""
+    without = {*m.unused, *m.not_optimized}
+    shapes = {weight.layer: weight.parameter.shape for weight in weights}
+    modules = {weight.layer: clean_name(weight.module) for weight in weights}
+    idle = {layer for layer in shapes if not without.isdisjoint((layer, f"{modules[layer]}.weight"))}
+    rest = set(resting(idle, shapes.keys() - idle, shapes))
+    places = {modules[layer] for layer in rest}
+    m.unused = [name for name in m.unused if name.rpartition(".")[0] not in places]
+    order = {modules[layer]: place for place, layer in enumerate(m.layer_order)}
+    held_out = [name for name in m.not_optimized if name.rpartition(".")[0] not in places]
+    m.not_optimized = sorted(held_out, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
+    m.without_gradient = [layer for layer in m.without_gradient if layer not in rest]
+    m.layer_order = [layer for layer in m.layer_order if layer not in rest]
 
 
 def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:

@@ -40,7 +40,7 @@ def gaussian_moments(activation: nn.Module, mean: float, std: float) -> Moments:
     z = (mean + std * normal).reshape(1, 1, -1).requires_grad_()
     with torch.enable_grad():
         slopes = getattr(phi, "num_parameters", 1)
-        output = phi(z.expand(1, slopes, -1)) if slopes > 1 else phi(z)
+        output = phi(z.expand(1, slopes, -1).clone())  # it may work in place
         (slope,) = torch.autograd.grad(output.sum() / slopes, z)
     square = (output.detach().square().mean(1).flatten() * density).sum()
     return Moments(float(square), float((slope.flatten().square() * density).sum()))

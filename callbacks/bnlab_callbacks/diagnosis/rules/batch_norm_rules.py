@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.rules.thresholds import FEW_SAMPLES, FEW_VALUES
+from bnlab_callbacks.statistics.losses import not_finite
 
 _MOMENTUM = 0.9
 _DRIFT, _DRIFT_FROM = 3.0, 200
@@ -54,6 +57,23 @@ def running_statistics(history: History) -> Verdict | None:
     return Verdict(f"its running mean is {value:.2g} deviations from the batch's (above {_DRIFT:g})", layer)
 
 
+def statistics_not_finite(history: History) -> Verdict | None:
+    """Running statistics that are NaN or infinite, though the batch's are not: evaluation mode gives no numbers.
+
+    One bad batch is enough, also one whose loss is left out: a moving average never gets rid of NaN.
+    """
+    now, last = history.now, history.losses.last
+    if (last is not None and not_finite(last)) or not all(map(math.isfinite, now.of("act_absmax").values())):
+        return None
+    gaps = (now.of(quantity).items() for quantity in ("bn_drift", "bn_logvar"))
+    bad = list(dict.fromkeys(layer for gap in gaps for layer, value in gap if not math.isfinite(value)))
+    return (
+        Verdict(f"running statistics of {len(bad)} batch norms are not finite, since some batch was not", bad[0])
+        if bad
+        else None
+    )
+
+
 def gamma_collapsed(history: History) -> Verdict | None:
     """More than half of a layer's scales |γ| below 0.05, from step 100 on, where they were not at the start."""
     if history.now.step < _GAMMA_FROM:
@@ -74,6 +94,14 @@ BATCH_NORM_RULES = (
         "warning",
         advice("batch_norm_momentum", "lower_learning_rate"),
         patience=2,
+    ),
+    Rule(
+        "batch_norm_running_statistics",
+        statistics_not_finite,
+        "failing",
+        advice("reset_running_stats", "check_for_nan"),
+        ("bn_drift",),
+        2,
     ),
     Rule(
         "batch_norm_gamma_collapsed",

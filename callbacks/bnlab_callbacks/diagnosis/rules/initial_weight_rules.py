@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.rule import Rule
 from bnlab_callbacks.diagnosis.rules.advice import advice
+from bnlab_callbacks.diagnosis.rules.rule import Rule
 
 _ALL_BUT = 2 / 3
-_GAIN, _FIRST_LOSS = 3.0, 1.2
+_GAIN, _FIRST_LOSS, _TREBLED = 3.0, 1.2, 3.0
 
 
 def constant_weights(history: History) -> Verdict | None:
     """A layer whose weights were all equal at the start, so that its units stay copies of each other.
 
-    Zeros count only if the layer's own gradient is 0 as well: a zero-initialized last layer, or one that ends a
-    residual branch, gets gradients and leaves 0.
+    Zeros count only if the layer's own gradient is 0 as well, for ten steps, while the loss is above half of chance: a
+    zero-initialised last layer, or one that ends a residual branch, gets gradients and leaves 0, and then so do those
+    before it.
     """
-    zero_gradients = history.now.of("grad_zero_frac")
+    seen = history.lately()
     for layer, weight in history.facts.constant.items():
         if weight != 0:
             return Verdict(f"all its weights began as {weight:g}, so that its units are copies of each other", layer)
-        if zero_gradients.get(layer) == 1:
+        still = [one.of("grad_zero_frac").get(layer) == 1 and one.of("weight_rms").get(layer) == 0 for one in seen]
+        if still and all(still) and history.unlearned():
             return Verdict("all its weights are 0, and so are their gradients", layer)
     return None
 
@@ -48,11 +50,12 @@ def large_weights(history: History) -> Verdict | None:
     nets, 5.7 to 17 with N(0, 1), and 3.9 in its ResNet, where norms follow all but the skip connections. A first loss
     of 1.2 times chance is needed as well: what was trained before begins low, whatever its size (healthy nets begin at
     up to 1.9 times, N(0, 1) where it fails at 1.4 and more).
+    A note, since such nets may train, if slowly; a warning where the loss has trebled, or stays near chance.
     Only while the loss is above half of chance, and not for layers that a norm follows (its scale drops out; the fault
     matrix's batch-normalized nets train with N(0, 1)), nor for the last layer, whose size the loss shows.
     """
     chance, first = history.facts.chance_loss, history.losses.first
-    gains = history.initial_gains()
+    gains = history.initial_gains() if history.facts.task.name in ("", "cross_entropy") else {}
     if not gains or chance is None or first is None or not first > _FIRST_LOSS * chance or not history.unlearned():
         return None
     last = list(history.first.of("weight_rms"))[-1]
@@ -62,6 +65,7 @@ def large_weights(history: History) -> Verdict | None:
                 f"its weights began {gain:.2g} times as large as those that keep a signal's size (above {_GAIN:g}), "
                 f"and the loss at {first / chance:.2g} times that of guessing",
                 layer,
+                "warning" if history.stuck() or (history.losses.last or 0.0) > _TREBLED * first else "note",
             )
     return None
 

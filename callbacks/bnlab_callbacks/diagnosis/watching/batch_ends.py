@@ -1,4 +1,4 @@
-"""The ends of a net: its batch's inputs, the outputs of its last layer, and what batch norms have to normalize with."""
+"""The ends of a net: what its first layer gets, what its last one gives, and what batch norms normalize with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ from bnlab_callbacks.diagnosis.watching.task import tensors_of
 from bnlab_callbacks.recorders.activations import is_dense_float
 from bnlab_callbacks.recorders.batch_norm import find_batch_norms
 
+_CHANNELS, _SAMPLES = 2, 1000  # of sound
 
-class _OutputHook(ModuleHook):
-    """Keeps the output of a layer with weights; the last one's is the net's. Nothing in compiled code."""
+
+class _LayerHook(ModuleHook):
+    """Keeps what the first layer with weights gets, and the last one gives. Nothing in compiled code."""
 
     only_in_training = False
     into: BatchEnds
 
     def record(self, module: nn.Module, *given: Any) -> None:
-        if not torch.compiler.is_compiling():
-            output = given[-1]
-            self.into.output = output.detach() if is_dense_float(output) else None
+        if torch.compiler.is_compiling():
+            return
+        inputs, output = given[0], given[-1]
+        if self.into.first is None:
+            self.into.first = module
+            self.into.inputs = inputs[0].detach() if inputs and is_dense_float(inputs[0]) else None
+        self.into.output = output.detach() if is_dense_float(output) else None
 
 
 class _NormHook(ModuleHook):
@@ -50,10 +56,12 @@ def ranks_of(norm: nn.Module) -> int:
 
 
 class BatchEnds(HookOwner):
-    """Hooks on layers with weights, the last of which to run gives the net's output, and on batch-norm layers."""
+    """Hooks on layers with weights, of which the first and the last to run are the net's ends, and on batch norms."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.first: nn.Module | None = None  # to run in this batch
+        self.inputs: Tensor | None = None
         self.output: Tensor | None = None
         self.norm_values: dict[str, NormBatch] = {}
         self.hooks = ModuleHooks(self.gate)
@@ -64,8 +72,8 @@ class BatchEnds(HookOwner):
         for name, module in model.named_modules():
             if id(module) in norms:
                 self.hooks.add(partial(module.register_forward_hook, _NormHook(clean_name(name), self)))
-            elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
-                self.hooks.add(partial(module.register_forward_hook, _OutputHook(clean_name(name), self)))
+            elif _is_layer(name, module):
+                self.hooks.add(partial(module.register_forward_hook, _LayerHook(clean_name(name), self)))
 
     def listen(self, recorded: bool) -> None:
         """Record the batch that begins, or do not."""
@@ -73,18 +81,27 @@ class BatchEnds(HookOwner):
             self.hooks.put_on()
         else:
             self.hooks.take_off()
+        self.first = self.inputs = None
         self.gate.open = recorded
 
     def remove(self) -> None:
         """Take the hooks off; harmless when repeated."""
-        self.output = None
+        self.first = self.inputs = self.output = None
         self.hooks.remove()
 
-    def take_output(self) -> Tensor | None:
-        """The last layer's output in this batch, and shut the hooks."""
+    def take(self) -> tuple[nn.Module | None, Tensor | None, Tensor | None]:
+        """The first layer in this batch, what it got and what the last one gave; shut the hooks."""
         self.gate.open = False
-        output, self.output = self.output, None
-        return output
+        ends = self.first, self.inputs, self.output
+        self.inputs = self.output = None
+        return ends
+
+
+def _is_layer(name: str, module: nn.Module) -> bool:
+    """Whether a module holds weights of two or more dimensions, itself or through a parametrization."""
+    if ".parametrizations." in f".{name}.":
+        return False
+    return hasattr(module, "parametrizations") or any(p.ndim > 1 for p in module.parameters(recurse=False))
 
 
 def inputs_of(batch: Any) -> Tensor | None:
@@ -92,14 +109,29 @@ def inputs_of(batch: Any) -> Tensor | None:
     return next((tensor for tensor in tensors_of(batch) if is_dense_float(tensor)), None)
 
 
-def input_statistics(batch: Any) -> dict[str, Tensor]:
-    """Mean, standard deviation and largest magnitude of the inputs, 0-dimensional; none where there are no such."""
+def input_statistics(batch: Any, first: nn.Module | None = None) -> dict[str, Tensor]:
+    """Mean, standard deviation and largest magnitude of the inputs, 0-dimensional; none where there are no such.
+
+    `input_unscaled` is 1 where these say nothing: zeros and ones (one-hot), and sound, as `first`, the first layer,
+    tells: long signals of one or two channels.
+    """
     inputs = inputs_of(batch)
     if inputs is None or inputs.numel() < 2:
         return {}
     wide = inputs.detach().float()
     std, mean = torch.std_mean(wide, correction=0)
-    return {"input_mean": mean, "input_std": std, "input_absmax": wide.abs().amax()}
+    numbers = {"input_mean": mean, "input_std": std, "input_absmax": wide.abs().amax()}
+    bits = (wide * (wide - 1) == 0).all().float()
+    sound = isinstance(first, nn.Conv1d) and first.in_channels <= _CHANNELS and inputs.shape[-1] >= _SAMPLES
+    return numbers | {"input_unscaled": torch.ones_like(bits) if sound else bits}
+
+
+def largest(output: Tensor | None) -> dict[str, Tensor]:
+    """`last_absmax`, the largest magnitude of the last layer's outputs; infinite where one is not finite."""
+    if output is None:
+        return {}
+    most = output.abs().amax().float()
+    return {"last_absmax": torch.where(most.isfinite(), most, torch.inf)}
 
 
 def output_spread(output: Tensor | None) -> dict[str, Tensor]:

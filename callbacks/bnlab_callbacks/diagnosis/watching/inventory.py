@@ -35,6 +35,7 @@ def facts_of(
     """
     weights = list(find_weights(model))
     return Facts(
+        normalised=any(is_norm(module) for module in model.modules()),
         gradient_clip=gradient_clip,
         scaled=scaled,
         without_optimizer=layers_without_optimizer(weights, optimizers),
@@ -57,9 +58,9 @@ def frozen_layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def layers_without_optimizer(weights: Sequence[Weight], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
-    """Trainable layers that are in no optimizer's parameter groups."""
+    """Trainable layers that are in no optimizer's parameter groups; none where there are no optimizers to see."""
     held = {id(parameter) for optimizer in optimizers for parameter in _parameters(optimizer)}
-    return tuple(weight.layer for weight in weights if id(weight.parameter) not in held)
+    return tuple(weight.layer for weight in weights if id(weight.parameter) not in held) if optimizers else ()
 
 
 def fans(model: nn.Module, weights: Sequence[Weight]) -> dict[str, int]:
@@ -93,15 +94,39 @@ def rescaled(model: nn.Module) -> Iterator[str]:
             before = None
 
 
-def constant_layers(weights: Sequence[Weight]) -> dict[str, float]:
-    """Layers of two or more weights that are all equal → the weight; one copy off the device."""
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises, as far as its class's name tells; weight norms are no modules."""
+    return "norm" in type(module).__name__.lower()
+
+
+def constant_layers(model: nn.Module) -> dict[str, float]:
+    """Layers of two or more weights that are all equal → the weight; one copy off the device.
+
+    An embedding's rows, the units of a depthwise convolution and a single unit get gradients of their own, so that of
+    these only zeros count.
+    """
+    modules = dict(model.named_modules())
+    weights = list(find_weights(model))
     dense = [w for w in weights if w.parameter.layout == torch.strided and not w.parameter.is_complex()]
     dense = [weight for weight in dense if weight.parameter.numel() > 1 and weight.parameter.device.type != "meta"]
     if not dense:
         return {}
     ends = [torch.stack(torch.aminmax(weight.parameter.detach().float())) for weight in dense]
     pairs = torch.stack([pair.to(ends[0].device) for pair in ends]).tolist()
-    return {weight.layer: low for weight, (low, high) in zip(dense, pairs, strict=True) if low == high}
+    return {
+        weight.layer: low
+        for weight, (low, high) in zip(dense, pairs, strict=True)
+        if low == high and (low == 0 or _has_copies(modules[weight.module], weight.parameter))
+    }
+
+
+def _has_copies(module: nn.Module, weight: Tensor) -> bool:
+    """Whether units with equal weights get equal gradients."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return False
+    if isinstance(module, _ConvNd):
+        return 1 not in weight.shape[:2] and module.groups < module.in_channels
+    return weight.shape[0] > 1
 
 
 def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
@@ -122,30 +147,9 @@ def norm_momenta(model: nn.Module) -> dict[str, float | None]:
     return {name: norm.momentum for name, norm in find_batch_norms(model) if norm.track_running_stats}
 
 
-class GradientSeen:
-    """Which layers have had a gradient since training began, among those whose optimizer made steps."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._weights = {id(weight.parameter): weight for weight in find_weights(model)}
-        self.without: dict[str, None] = {}
-        self._with: set[str] = set()
-
-    def look(self, optimizer: Optimizer) -> None:
-        """Note an optimizer's step, before it is made."""
-        for parameter in _parameters(optimizer):
-            weight = self._weights.get(id(parameter))
-            if weight is None or weight.layer in self._with:
-                continue
-            if parameter.grad is None:
-                self.without[weight.layer] = None
-            else:
-                self._with.add(weight.layer)
-                self.without.pop(weight.layer, None)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Layers without a gradient so far, in order of definition."""
-        return tuple(weight.layer for weight in self._weights.values() if weight.layer in self.without)
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Whether any of an optimizer's parameters has a gradient, so that its step can change something."""
+    return any(parameter.grad is not None for parameter in _parameters(optimizer))
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:

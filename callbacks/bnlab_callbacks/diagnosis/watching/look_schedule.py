@@ -21,7 +21,17 @@ class LookSchedule:
         """Whether a step is recorded."""
         if step < self.first_steps or step % self.every_n_steps == 0:
             return True
-        return step % _FEWER == 0 and step < _FEWER * self.first_steps
+        return step % _FEWER == 0 and step < self.early
+
+    @property
+    def early(self) -> int:
+        """Steps from the beginning in which every fifth or more are recorded."""
+        return _FEWER * self.first_steps
+
+    def latest(self, step: int) -> int:
+        """The last recorded step up to `step`."""
+        dense, fewer = min(step, self.first_steps - 1), min(step, _FEWER * self.first_steps - 1)
+        return max(dense, fewer - fewer % _FEWER, step - step % self.every_n_steps)
 
     def looks(self, step: int) -> bool:
         """Whether to look right after a recorded step, where looks cannot wait: of dense ones at every fifth."""

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnlab_callbacks.core.device import Change, DeviceValues
+from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.shared import SharedRecorders
-from bnlab_callbacks.diagnosis.observations import NormBatch
-from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, input_statistics, output_spread
+from bnlab_callbacks.diagnosis.observations import NormBatch, Task
+from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, input_statistics, largest
+from bnlab_callbacks.diagnosis.watching.candidates import Candidate, candidates
+from bnlab_callbacks.diagnosis.watching.inventory import has_gradient
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
+from bnlab_callbacks.diagnosis.watching.loss_watch import LossWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, StepCollector
-from bnlab_callbacks.diagnosis.watching.task import Task, guesses, task_of
+from bnlab_callbacks.diagnosis.watching.task import samples_of
+from bnlab_callbacks.diagnosis.watching.task_reader import TaskReader
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
 from bnlab_callbacks.recorders.activations import ActivationRecorder
 from bnlab_callbacks.recorders.batch_norm import BatchNormRecorder, BatchNormTables
@@ -44,6 +51,7 @@ class _Reader:
 
     exact_dead = False
     update_ratio = True
+    changed_before = 0
 
     def __init__(self, tables: Any, schedule: LookSchedule) -> None:
         self.tables = tables
@@ -52,14 +60,22 @@ class _Reader:
         self.kept: list[tuple[int, DeviceValues]] = []  # step and what it left
         self._schedule = schedule
         self._marked: dict[str, int] = {}
+        self._start: int | None = None  # the first step of this run, or of its resumed part
 
     def due(self, moment: Moment, stream: str = "") -> bool:
-        """Several steps of one optimizer within a batch are one."""
-        return self._schedule.records(moment.step) and self._marked.get(stream) != moment.step
+        """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
+        if self._start is None:  # what was due before a run went on is not made up for
+            self._start = moment.step
+        before = self._marked.get(stream, self._start - 1)
+        return before < self._schedule.latest(moment.step)
 
     def mark(self, moment: Moment, stream: str = "") -> None:
         """Note that the step is recorded."""
         self._marked[stream] = moment.step
+
+    def marked(self, stream: str) -> int | None:
+        """The step of an optimizer that was recorded last."""
+        return self._marked.get(stream)
 
     def wants(self, layer: str) -> bool:
         """Any layer."""
@@ -108,8 +124,11 @@ class RunWatch:
 
     Attributes:
         failure: what went wrong on this rank; all ranks hear of it at the next `fetch`.
-        knows_task: whether the first batch has told what the task is.
+        knows_inputs: whether the first batch has told what the net's inputs are like.
         recording: whether the present step is recorded.
+        scales: parameters that are no layers, and are not judged as such.
+        optimizer_steps: of each optimizer so far, those with a gradient.
+        several: whether more forward passes may follow a backward pass in a step (manual optimization).
 
     Args:
         first_steps: see `LookSchedule`.
@@ -119,18 +138,30 @@ class RunWatch:
 
     def __init__(self, first_steps: int, every_n_steps: int, prompt: bool = False) -> None:
         self.failure: str | None = None
-        self.knows_task = False
+        self.knows_inputs = False
         self.recording = False
+        self.several = False
         self.prompt = prompt
+        self.scales: set[str] = set()
+        self.optimizer_steps: Counter[str] = Counter()
+        self._counted: dict[str, int] = {}
         self._schedule = LookSchedule(first_steps, every_n_steps)
-        self._gradients = _Reader(GradientTables(weight_rms=True), self._schedule)
+        self._gradients = _Reader(GradientTables(self._judged, weight_rms=True, changed_frac=True), self._schedule)
+        self._gradients.changed_before = self._schedule.early
         self._activations = _Reader(ActivationTables(), self._schedule)
         self._norms = _Reader(BatchNormTables(), self._schedule)
         self._readers = (self._gradients, self._activations, self._norms)
         self._ends = BatchEnds()
+        self._mode = FunctionMode()
+        self._loss_watch = LossWatch(self._raw_backward)
+        self._mode.subscribers.append(self._loss_watch)
         self._collector = StepCollector()
+        self._tasks = TaskReader()
         self._shared: SharedRecorders | None = None
-        self._batch: Any = None
+        self._step = 0
+        self._loss: Tensor | None = None  # of the batch's first backward pass
+        self._compared: list[Candidate] | None = None  # by it, in a recorded step
+        self._unseen: str | None = None  # why losses are not compared with targets
         self._steps = 0
         self._since = math.inf
 
@@ -139,11 +170,20 @@ class RunWatch:
         """Batch-norm layers → what the smallest batch gave them to normalize a channel with."""
         return dict(self._ends.norm_values)
 
+    def _judged(self, layer: str) -> bool:
+        return layer not in self.scales
+
+    def in_order(self, layers: Sequence[tuple[str, str]]) -> list[str]:
+        """Layers, given with the modules that hold them, by execution; as they are where that is not known."""
+        recorder = self._gradients.recorder
+        return recorder.order.sort(layers) if recorder is not None else [layer for layer, _ in layers]
+
     @property
     def failures(self) -> dict[str, str | None]:
         """What quantities begin with (`act_`) → why they are not recorded; None where they are."""
         kinds = {("act_", "sat_", "dead_"): self._activations, ("grad_", "weight_", "update_"): self._gradients}
-        return {begin: reader.failure for begins, reader in kinds.items() for begin in begins}
+        off = {begin: reader.failure for begins, reader in kinds.items() for begin in begins}
+        return off | {"explained": self._unseen or self._mode.failure}
 
     # one run
 
@@ -173,6 +213,7 @@ class RunWatch:
     @keeps_training
     def _watch_ends(self, model: nn.Module) -> None:
         self._ends.watch(model)
+        self._mode.watch(model)
 
     def _waiting(self) -> Iterable[DeviceValues]:
         kept = (values for reader in self._readers for _, values in reader.kept)
@@ -182,12 +223,14 @@ class RunWatch:
         """Take all hooks off, and forget what was not fetched; harmless when repeated."""
         self.recording = False
         self._ends.remove()
+        self._mode.forget()
+        self._loss_watch.forget()
         for reader in self._readers:
             reader.leave()
             reader.kept.clear()
         if self._shared is not None:
             self._shared.wait_no_more(self._waiting)
-        self._batch = self._shared = None
+        self._shared = self._loss = self._compared = None
         self._collector = StepCollector()
 
     # a training loop
@@ -206,33 +249,56 @@ class RunWatch:
 
     @keeps_training
     def _open(self, step: int, batch: Any) -> None:
+        self._step, self._loss, self._compared = step, None, None
         self._ends.listen(self.recording)
-        if self.recording and not self.knows_task:
-            self._batch = batch
-            self._collector.add_globals(step, input_statistics(batch))
+        if self.recording:
+            self._ends.norm_values.clear()
+            if samples := samples_of(batch):
+                self._collector.add_globals(step, {"samples": torch.tensor(float(samples))})
+            self._loss_watch.begin(batch)
+            self._mode.enter()
 
-    def before_backward(self, step: int, loss: Tensor, accumulated: int = 1) -> None:
-        """A backward pass begins; `loss` is the batch's, divided by the number of accumulated ones."""
+    def before_backward(self, loss: Tensor, accumulated: int = 1, scaled: bool = False) -> None:
+        """A backward pass begins.
+
+        Args:
+            loss: the batch's.
+            accumulated: the number of accumulated batches that it is divided by.
+            scaled: whether a loss scaler has multiplied it by what is not known.
+        """
+        self._mode.leave()
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.before_backward()
-        if self.recording:
-            self._close(step, loss.detach() * accumulated)
+        if self._loss is None and (self.recording or self.several):
+            self._close(loss, math.nan if scaled else accumulated)
+
+    def _raw_backward(self, loss: Tensor) -> None:
+        """`loss.backward()` is called, past the training loop."""
+        if self._loss is None and self.recording:
+            self._close(loss, 1)
 
     @keeps_training
-    def _close(self, step: int, loss: Tensor) -> None:
-        output, batch = self._ends.take_output(), self._batch
-        self._batch = None
-        self._collector.add_globals(step, output_spread(output))
-        if batch is not None:
-            self.knows_task = True
-            self._collector.add_guesses(guesses(batch, output, loss))
+    def _close(self, loss: Tensor, factor: float) -> None:
+        if self.recording:
+            first, inputs, output = self._ends.take()
+            self._collector.add_globals(self._step, largest(output))
+            if first is not None and not self.knows_inputs:
+                self.knows_inputs = True
+                self._collector.add_globals(self._step, input_statistics(inputs, first))
+            try:
+                self._compared = candidates(self._loss_watch.take(loss))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a loss unlike all that is known
+                self._unseen = f"{type(error).__name__}: {error}"
+        self._loss = number(loss) if factor == 1 else number(loss) * factor
 
     def after_backward(self) -> None:
         """It is over."""
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.after_backward()
+        if self.recording and self.several:
+            self._mode.enter(again=True)
 
     def before_optimizer_step(
         self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
@@ -240,19 +306,38 @@ class RunWatch:
         """An optimizer step is about to be made; see `GradientRecorder`."""
         if self._gradients.leads:
             self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale)
+        if self._gradients.marked(stream) == moment.step:  # a look of this optimizer's own
+            self.recording = True
+            self._since = min(self._since, perf_counter())
+
+    def count_step(self, optimizer: Optimizer, stream: str, steps: int) -> None:
+        """Count an optimizer's step that is about to be made, `steps` of any after the run's first one.
+
+        A closure that is called again, as by L-BFGS, makes no other step, and one without gradients none at all.
+        """
+        if self._counted.get(stream) != steps and has_gradient(optimizer):
+            self._counted[stream] = steps
+            self.optimizer_steps[stream] += 1
 
     def end_batch(self, moment: Moment, optimizer_steps: int, loss: Tensor | None) -> None:
-        """A batch is over; `loss` is undivided by the number of accumulated ones, None where there is none."""
+        """A batch is over; `loss` is undivided by the number of accumulated ones, None where none was returned.
+
+        Then it is that of the batch's first backward pass, where that was seen.
+        """
+        self._mode.leave()
+        loss = self._loss if loss is None else number(loss)
         if loss is not None:
-            self._collector.add_loss(moment.step, loss.detach() if loss.requires_grad else loss)
+            self._collector.add_loss(moment.step, loss)
         if self._gradients.leads:
             self._gradients.recorder.end_batch(moment)
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.end_batch(moment, optimizer_steps)
         if self.recording:
-            self._ends.take_output()
-            self._batch = None
+            if loss is not None and self._compared:
+                self._collector.add_compared(moment.step, loss, self._compared)
+            self._ends.take()
+            self._loss_watch.forget()
             self._steps += 1
 
     def is_time(self, step: int, last: bool) -> bool:
@@ -274,15 +359,16 @@ class RunWatch:
     # what was seen
 
     def read(self) -> Task | None:
-        """Bring everything to the host, in one copy; gives the task if that has just become known."""
+        """Bring everything to the host, in one copy; gives the task, as far as it is known."""
         self._steps, self._since = 0, math.inf
         if self._shared is not None:
             self._shared.bring_to_host()
-        found = self._collector.read()
+        for step, loss, compared in self._collector.read():
+            self._collector.add_numbers(step, self._tasks.read(float(loss), compared))
         for reader in self._readers:
             for step, table in reader.read():
                 self._collector.add_record(step, dict(zip(table.tags, table.values[0].tolist(), strict=True)))
-        return task_of(found) if found else None
+        return self._tasks.task if self._tasks.known else None
 
     def fetch(self, extra: list[float], failure: str | None) -> Collected:
         """What was read, the same on all ranks, which must all call this; see `StepCollector.fetch`."""
@@ -290,17 +376,32 @@ class RunWatch:
         return self._collector.fetch(self._shared.ranks, extra, failure or self.failure)
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, lists and tensors; `monitors` is what checkpoints have called the readers since version 0.1.0."""
-        return {"knows_task": self.knows_task, "monitors": [self._state(reader.tables) for reader in self._readers]}
+        """Numbers, lists and tensors, by the names that they have had since version 0.1.0."""
+        tables = [self._state(reader.tables) for reader in self._readers]
+        return {
+            "knows_task": self.knows_inputs,
+            "monitors": tables,
+            "optimizer_steps": dict(self.optimizer_steps),
+            "task": self._tasks.state_dict(),
+        }
 
     def _state(self, tables: Any) -> dict[str, Any]:
         return {"numbered": dict(tables.numbered)} if isinstance(tables, BatchNormTables) else tables.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self.knows_task = state["knows_task"]
+        self.knows_inputs = state["knows_task"]
+        self.optimizer_steps = Counter(state.get("optimizer_steps", {}))
+        if "task" in state:  # not in version 0.1.0
+            self._tasks.load_state_dict(state["task"])
         for reader, saved in zip(self._readers, state["monitors"], strict=True):
             if isinstance(reader.tables, BatchNormTables):
                 reader.tables.numbered = dict(saved.get("numbered", {}))
             else:
                 reader.tables.load_state_dict(saved)
+
+
+def number(loss: Tensor) -> Tensor:
+    """A loss without its graph and, where it has dimensions, (1,) as a rule, as one number."""
+    loss = loss.detach() if loss.requires_grad else loss
+    return loss.mean() if loss.ndim else loss

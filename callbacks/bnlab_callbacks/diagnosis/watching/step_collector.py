@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import NamedTuple
 
@@ -15,9 +15,11 @@ from bnlab_callbacks.core.device import Change, DeviceValues, to_host, widest
 from bnlab_callbacks.core.naming import split_tag
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.diagnosis.observations import Observation
-from bnlab_callbacks.diagnosis.watching.task import Guess
+from bnlab_callbacks.diagnosis.watching.candidates import Candidate
+from bnlab_callbacks.diagnosis.watching.task_reader import SEEN
 
-GLOBALS = ("output_std", "input_mean", "input_std", "input_absmax")  # quantities of a step without a layer
+# quantities of a step without a layer
+GLOBALS = ("samples", "input_mean", "input_std", "input_absmax", "input_unscaled", "last_absmax", *SEEN)
 
 
 class DisagreementError(RuntimeError):
@@ -32,19 +34,30 @@ class Collected(NamedTuple):
     extra: list[float]  # rank 0's, as given
 
 
+class Compared(NamedTuple):
+    """What a step's loss may have compared."""
+
+    step: int
+    loss: Tensor
+    candidates: list[Candidate]
+
+
 class _Waiting(NamedTuple):
     """Values on their device."""
 
     losses: list[tuple[int, Tensor]]
     globals: dict[int, dict[str, Tensor]]
-    guesses: list[Guess]
+    compared: list[Compared]
 
     def change_tensors(self, change: Change) -> _Waiting:
         """The same with other tensors."""
         return _Waiting(
             [(step, change(loss)) for step, loss in self.losses],
             {step: {name: change(value) for name, value in values.items()} for step, values in self.globals.items()},
-            [Guess(classes, change(numbers)) for classes, numbers in self.guesses],
+            [
+                Compared(step, change(loss), [candidate.change_tensors(change) for candidate in candidates])
+                for step, loss, candidates in self.compared
+            ],
         )
 
 
@@ -55,7 +68,7 @@ class StepCollector:
         self._open = _Waiting([], {}, [])
         self._closed: list[DeviceValues] = []  # what is on its way to the host
         self._losses: list[tuple[int, float]] = []
-        self._globals: dict[int, dict[str, Tensor]] = {}
+        self._globals: dict[int, dict[str, Tensor | float]] = {}
         self._layers: dict[int, dict[str, dict[str, float]]] = {}
         self.losses = 0  # since the last `fetch`
 
@@ -68,9 +81,13 @@ class StepCollector:
         """Keep quantities without a layer, 0-dimensional."""
         self._open.globals.setdefault(step, {}).update(values)
 
-    def add_guesses(self, guesses: Sequence[Guess]) -> None:
+    def add_compared(self, step: int, loss: Tensor, candidates: list[Candidate]) -> None:
         """Keep what may tell the task."""
-        self._open.guesses.extend(guesses)
+        self._open.compared.append(Compared(step, loss, candidates))
+
+    def add_numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep quantities without a layer that are on the host."""
+        self._globals.setdefault(step, {}).update(values)
 
     def waiting(self) -> Iterable[DeviceValues]:
         """All that is not read yet, to be brought to the host."""
@@ -78,18 +95,18 @@ class StepCollector:
         self._open = _Waiting([], {}, [])
         return self._closed
 
-    def read(self) -> list[Guess]:
-        """Read what was brought to the host; gives the guesses."""
-        guesses: list[Guess] = []
+    def read(self) -> list[Compared]:
+        """Read what was brought to the host; gives what losses compared, step by step."""
+        compared: list[Compared] = []
         for values in self._closed:
             here: _Waiting = values.value
             # one by one: on the host that is faster than to join them
             self._losses += [(step, float(loss)) for step, loss in here.losses]
             for step, of_step in here.globals.items():
                 self._globals.setdefault(step, {}).update(of_step)
-            guesses += here.guesses
+            compared += here.compared
         self._closed = []
-        return guesses
+        return compared
 
     def add_record(self, step: int, values: Mapping[str, float]) -> None:
         """Keep what a recorder recorded, by its tags; equal on all ranks already."""

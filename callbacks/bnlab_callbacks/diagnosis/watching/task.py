@@ -1,4 +1,4 @@
-"""The task, guessed from the first batch: a classification or not, and of how many classes."""
+"""The tensors of a batch, and the task as it is guessed from one batch where calls are not seen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 _LARGE = 1 << 24  # logits of which no second loss is computed
 _SAME = 1e-3  # relative; half precision gives 1e-4 or so
+_DEPTH = 3  # of attributes within attributes
 
 
 class Guess(NamedTuple):
@@ -21,8 +22,8 @@ class Guess(NamedTuple):
     numbers: Tensor  # (5,): smallest and largest target, cross entropy of the logits, that of their softmax, the loss
 
 
-class Task(NamedTuple):
-    """What the first batch tells of the task."""
+class FirstTask(NamedTuple):
+    """What one batch tells of the task."""
 
     chance_loss: float | None  # of a net that knows nothing; None where there are no classes
     softmax_twice: bool
@@ -43,7 +44,7 @@ def guesses(batch: Any, output: Tensor | None, loss: Tensor) -> list[Guess]:
     return found
 
 
-def task_of(found: Iterable[Guess]) -> Task:
+def task_of(found: Iterable[Guess]) -> FirstTask:
     """The task, by the first guess whose targets are classes.
 
     The loss of guessing is ln C, unless the first loss is far from the cross entropy of these (half or twice; label
@@ -56,8 +57,8 @@ def task_of(found: Iterable[Guess]) -> Task:
         if low >= 0 and high < classes:
             doubled = math.isclose(again, loss, rel_tol=_SAME) and not math.isclose(once, loss, rel_tol=_SAME)
             plausible = doubled or 0.5 * once < loss < 2 * once
-            return Task(math.log(classes) if plausible else None, doubled)
-    return Task(None, False)
+            return FirstTask(math.log(classes) if plausible else None, doubled)
+    return FirstTask(None, False)
 
 
 def logits_and_targets(batch: Any, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -81,13 +82,30 @@ def _candidates(batch: Any, output: Tensor | None) -> Iterator[tuple[Tensor, Ten
                 yield logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1).long()
 
 
-def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """All tensors of a batch, in order."""
+def tensors_of(batch: Any, deep: bool = False) -> Iterator[Tensor]:
+    """All tensors of a batch, in order; with `deep` also those that are attributes of other objects."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from tensors_of(value)
+            yield from tensors_of(value, deep)
     elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for value in batch:
+            yield from tensors_of(value, deep)
+    elif deep:
+        yield from _attributes(batch, _DEPTH)
+
+
+def _attributes(owner: Any, depth: int) -> Iterator[Tensor]:
+    """Tensors within an object of any class, as graphs' and molecules' batches are."""
+    inside = owner.values() if isinstance(owner, Mapping) else getattr(owner, "__dict__", {}).values()
+    for value in list(inside):
+        if isinstance(value, Tensor | list | tuple):
             yield from tensors_of(value)
+        elif depth:
+            yield from _attributes(value, depth - 1)
+
+
+def samples_of(batch: Any) -> int:
+    """The length of the first tensor of a batch that has one; 0 where none has."""
+    return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim), 0)

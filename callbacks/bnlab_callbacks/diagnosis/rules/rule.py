@@ -21,8 +21,10 @@ class Rule:
         needs: what must have been recorded for the rule to be checked at all: quantities of an observation, `loss`,
             `classes`; empty for nothing.
         patience: steps for which the judge must give verdicts before there is a finding: at every recorded one, and at
-            five of them (or `patience`, if fewer) at least. The finding is over when there has been no verdict for as
-            many steps, ten at least.
+            five of them (or `patience`, if fewer) at least. The finding is over at the first look without a verdict; it
+            is the same finding if it comes back within as many steps, ten at least.
+        explains: names of the findings that it explains where it does not begin after them; nothing for one more
+            symptom of a net that does not learn; None for what `causes.EXPLAINS` says, or else all such symptoms.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Rule:
     advice: tuple[Advice | str, ...]
     needs: tuple[str, ...] = ()
     patience: int = 1
+    explains: tuple[str, ...] | None = None
 
     @property
     def keyed_advice(self) -> tuple[Advice, ...]:
