@@ -6,7 +6,7 @@ from torch import nn
 
 from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, ranks_of
-from bnlab_callbacks.diagnosis.watching.inventory import fans, rescaled
+from bnlab_callbacks.diagnosis.watching.inventory import fans, norms_in_eval_mode, rescaled
 
 
 class Attention(nn.Module):
@@ -84,3 +84,12 @@ def test_a_synchronized_norm_has_the_batches_of_all_ranks(monkeypatch: pytest.Mo
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 4)
     assert [ranks_of(norm) for norm in (nn.SyncBatchNorm(2), nn.BatchNorm2d(2))] == [4, 1]
+
+
+def test_a_norm_in_evaluation_mode_that_is_not_trained_rests() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model[1].eval()
+    assert norms_in_eval_mode(model) == ("1",)
+    assert norms_in_eval_mode(model, with_gradient=True) == ()
+    model(torch.randn(5, 3)).sum().backward()
+    assert norms_in_eval_mode(model, with_gradient=True) == ("1",)

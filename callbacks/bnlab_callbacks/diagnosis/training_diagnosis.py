@@ -321,7 +321,7 @@ class TrainingDiagnosis(Diagnostic):
     def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what may be another thing when the step is looked at."""
         self._facts_then[self._moment.step] = {
-            "norm_eval": norms_in_eval_mode(pl_module),
+            "norm_eval": norms_in_eval_mode(pl_module, with_gradient=True),
             "norm_values": self._watch.norm_values,
             "samples": self._samples,
             **self._optimizers.facts(),

@@ -129,8 +129,13 @@ def _has_copies(module: nn.Module, weight: Tensor) -> bool:
     return weight.shape[0] > 1
 
 
-def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
-    """Batch-norm layers with trainable scales and running statistics in evaluation mode, in a module that trains."""
+def norms_in_eval_mode(model: nn.Module, with_gradient: bool = False) -> tuple[str, ...]:
+    """Batch-norm layers with trainable scales and running statistics in evaluation mode, in a module that trains.
+
+    Args:
+        model: the model.
+        with_gradient: only those whose scales have one: a copy that is not trained (a baseline, a teacher) rests.
+    """
     return tuple(
         name
         for name, norm in find_batch_norms(model)
@@ -139,6 +144,7 @@ def norms_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
         and norm.track_running_stats
         and norm.weight is not None
         and norm.weight.requires_grad
+        and not (with_gradient and norm.weight.grad is None)
     )
 
 
