@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, Schedule
+from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of_vectors
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import (
     OptimizerWatch,
@@ -19,7 +20,6 @@ from bnlab_callbacks.diagnosis.watching.optimizer_facts import (
     coverage,
     learning_rate,
     lost_epsilon,
-    samples_or_places,
     schedule_of,
 )
 from tests.diagnosis.small_runs import Net, batches, fit, net
@@ -326,4 +326,4 @@ def test_shares_of_bf16_weights_that_change(tmp_path: Path) -> None:
     ],
 )
 def test_samples_of_a_batch(batch: Any, samples: int | None) -> None:
-    assert samples_or_places(batch) == samples
+    assert samples_of_vectors(batch) == samples

@@ -61,8 +61,8 @@ class Outcome:
 
     @property
     def steps(self) -> int:
-        """Steps of the optimizer that made most."""
-        return max(self._watch.optimizer_steps.values(), default=0)
+        """Steps of all optimizers, up to the last look; 0 where none was seen to have gradients."""
+        return self._watch.steps if self._watch.stepped else 0
 
     @property
     def _reason(self) -> str | None:

@@ -37,13 +37,13 @@ from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.outcome import Outcome
 from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, brief, lines
+from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of, samples_of_vectors
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
-from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch, samples_or_places
+from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
 from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
-from bnlab_callbacks.diagnosis.watching.task import samples_of
 
 
 class TrainingDiagnosis(Diagnostic):
@@ -262,7 +262,7 @@ class TrainingDiagnosis(Diagnostic):
         self._watch.begin_batch(self._moment, optimizer_steps(trainer), batch)
         if self._watch.recording:
             self._optimizers.begin_step(self._moment.step)
-            samples = samples_or_places(batch)
+            samples = samples_of_vectors(batch)
             self._samples = samples and samples * trainer.accumulate_grad_batches * trainer.world_size
 
     def _look_before_training(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -294,7 +294,6 @@ class TrainingDiagnosis(Diagnostic):
         """Take the gradients."""
         self.told_of(optimizer)
         scale, stream = partial(remaining_loss_scale, trainer, optimizer), optimizer_name(trainer, optimizer)
-        self._watch.count_step(optimizer, stream, optimizer_steps(trainer))
         self._watch.before_optimizer_step(optimizer, stream, self._moment, scale)
         self._optimizers.before_step(optimizer, self._watch.recording)
         if self._watch.recording and self._layers is not None:
@@ -312,10 +311,11 @@ class TrainingDiagnosis(Diagnostic):
             loss = None
         self._in_batch = False
         self._watch.end_batch(self._moment, optimizer_steps(trainer), loss)
-        self._short = trainer.is_last_batch and samples_of(batch) < SHORT * self._judge.usual_samples
+        last = trainer.is_last_batch
+        self._short = last and samples_of(batch) < SHORT * self._judge.usual_samples
         if self._watch.recording:
             self._note_facts(trainer, pl_module)
-        if self._watch.is_time(self._moment.step, trainer.is_last_batch) and not accumulates(trainer):
+        if self._watch.is_time(self._moment.step, last) and not accumulates(trainer):
             self._look(trainer)
 
     def _note_facts(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -331,6 +331,7 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def _look(self, trainer: Trainer) -> None:
         """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
+        self._watch.steps = optimizer_steps(trainer)
         self._read()
         if not self.active:
             return
@@ -434,6 +435,5 @@ class TrainingDiagnosis(Diagnostic):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._judge.load_state_dict(state_dict)
-        older = {"optimizer_steps": {"0": self._judge.losses.count}}  # of before they were counted
-        self._watch.load_state_dict(older | state_dict["recorder"])
+        self._watch.load_state_dict({"stepped": self._judge.losses.count > 0} | state_dict["recorder"])
         self._outcome.file, self._outcome.resumed = state_dict.get("file", FILE), True

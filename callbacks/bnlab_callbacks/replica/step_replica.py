@@ -78,23 +78,37 @@ class StepReplica:
                     parameter.copy_(weights[name])
         return twin
 
-    def run(self, twin: nn.Module, see: Callable[[Tensor], None] | None = None) -> Evaluation:
-        """Loss and gradient of a copy that `twin` made; `see` is given the loss with its graph."""
+    def run(
+        self,
+        twin: nn.Module,
+        begin: Callable[[Any], None] | None = None,
+        see: Callable[[Tensor], None] | None = None,
+    ) -> Evaluation:
+        """Loss and gradient of a copy that `twin` made.
+
+        Args:
+            twin: the copy.
+            begin: is given the batch, right before the step.
+            see: is given the loss with its graph.
+        """
         scale = self._step.loss_scale()  # half-precision gradients would be 0 without it
-        with self.loss(twin) as loss:
+        with self.loss(twin, begin) as loss:
             if see is not None:
                 see(loss)
             (loss * scale).backward()  # type: ignore[no-untyped-call]
         return Evaluation(loss.detach().to(wide_dtype(loss)), _take_gradients(twin, scale))
 
     @contextmanager
-    def loss(self, twin: nn.Module) -> Iterator[Tensor]:
+    def loss(self, twin: nn.Module, begin: Callable[[Any], None] | None = None) -> Iterator[Tensor]:
         """The loss of a copy that `twin` made, with its graph, for backward passes within the context."""
         before = RandomState(devices_of(twin))
         self._random.restore()
         try:
             with self._step.undisturbed(), torch.enable_grad():
-                yield self._step.loss(twin, copy.deepcopy(self._batch))
+                batch = copy.deepcopy(self._batch)
+                if begin is not None:
+                    begin(batch)
+                yield self._step.loss(twin, batch)
         finally:
             before.restore()
 

@@ -79,10 +79,9 @@ class Measured:
     layers: list[LayerFlow] = field(default_factory=list)
     samples: int = 0
     loss: float | None = None
-    chance_loss: float | None = None  # ln C
-    label_entropy: float | None = None  # nats
+    chance_loss: float | None = None  # of the best constant output, where there are classes
     inputs: dict[str, float] = field(default_factory=dict)  # input_mean, input_std, input_absmax
-    output_std: float | None = None  # of the last layer over the batch
+    output_std: float | None = None  # over the batch, of what the loss consumes
     ratios: dict[str, float] = field(default_factory=dict)  # ‖gradient‖/‖w‖ of each weight, in order of execution
     bad_gradients: list[str] = field(default_factory=list)  # parameters with a gradient that is not finite
     zero: dict[str, bool] = field(default_factory=dict)  # weights that are all 0 → whether they have a gradient
@@ -287,7 +286,7 @@ def vanishing(m: Measured) -> Iterator[Check]:
 
 
 def first_loss(m: Measured) -> Iterator[Check]:
-    """Against ln C, the loss of guessing: above 50 × failing, above 40 × a warning, above 3 × a note.
+    """Against the best constant output on the batch: above 50 × failing, above 40 × a warning, above 3 × a note.
 
     Measured: at most 14 × in nets that train (CNN, batch norm, σ = 1), 26 × in the CNN with dropout; failing ones from
     7000 ×. Without classes the loss has no such scale, and the check is left out.
@@ -295,9 +294,7 @@ def first_loss(m: Measured) -> Iterator[Check]:
     if m.loss is None or m.chance_loss is None or not math.isfinite(m.loss):
         return
     ratio = m.loss / m.chance_loss
-    text = f"first loss {m.loss:.3g}, {ratio:.2g} times ln C = {m.chance_loss:.3g}"
-    if m.label_entropy is not None:
-        text += f"; the batch's labels have entropy {m.label_entropy:.3g}"
+    text = f"first loss {m.loss:.3g}, {ratio:.2g} times that of the best constant output, {m.chance_loss:.3g}"
     severity: Severity = (
         "failing" if ratio > INITIAL_LOSS else "warning" if ratio > _HIGH else "note" if ratio > 3 else "ok"
     )

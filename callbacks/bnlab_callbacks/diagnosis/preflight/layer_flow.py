@@ -52,7 +52,6 @@ class FlowHooks:
 
     def __init__(self, model: nn.Module) -> None:
         self.rows: list[LayerFlow] = []
-        self.output: Tensor | None = None  # of the last layer with weights
         self.norm_values: dict[str, int] = {}
         self._modules: list[tuple[nn.Module, nn.Module | None]] = []  # of each row: the layer, its activation
         self._behind: dict[int, tuple[Tensor, LayerFlow]] = {}  # which tensors carry a row's z on; kept, so ids hold
@@ -71,7 +70,6 @@ class FlowHooks:
             if isinstance(module, nn.Linear | _ConvNd):
                 self.rows.append(LayerFlow(name))
                 self._modules.append((module, None))
-                self.output = output.detach()
                 self._take(self.rows[-1], output)
             elif isinstance(module, _BatchNorm):
                 values = values_a_channel(output)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.hooks import ForwardOrder
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.random_state import RandomState
 from bnlab_callbacks.core.weights import Weight, find_weights
-from bnlab_callbacks.diagnosis.findings import Advise
+from bnlab_callbacks.diagnosis.findings import Advice, Advise
 from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity, all_checks, strict
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
-from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, output_spread
+from bnlab_callbacks.diagnosis.rules.fitting_advice import fitting, is_kaiming
+from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics
+from bnlab_callbacks.diagnosis.watching.batch_tensors import tensors_of
+from bnlab_callbacks.diagnosis.watching.candidates import candidates
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, is_norm, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch, resting
 from bnlab_callbacks.diagnosis.watching.loss_graph import LossGraph
-from bnlab_callbacks.diagnosis.watching.task import guesses, logits_and_targets, task_of, tensors_of
+from bnlab_callbacks.diagnosis.watching.loss_watch import LossWatch
+from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
+from bnlab_callbacks.diagnosis.watching.task_reader import TaskReader
 from bnlab_callbacks.replica.step_replica import Evaluation, RepeatableStep, StepReplica, devices_of, untouched
 
 SCHEMA = 1
@@ -114,18 +120,34 @@ def look(
             if isinstance(step, str):
                 measured.not_checked["step"] = step
             else:
-                _look_at_step(measured, StepReplica(step, module, batch), batch, optimizers, curvature_steps)
+                _look_at_step(measured, StepReplica(step, module, batch), optimizers, curvature_steps)
     finally:
         random.restore()
-    checks = [check.advised(advise) for check in all_checks(measured)]
+    has = _has(module)
+    checks = [_fitted(check, has).advised(advise) for check in all_checks(measured)]
     checks.sort(key=lambda check: _ORDER.index(check.severity))
     return Preflight(checks, measured.layers, measured.not_checked)
+
+
+def _has(module: nn.Module) -> frozenset[str]:
+    """What a net has that advice might propose."""
+    began = {
+        weight.layer: float(weight.parameter.detach().float().square().mean().sqrt()) for weight in find_weights(module)
+    }
+    return parts_of(module) | ({"own_init"} if is_kaiming(began, inputs_of_units(module)) else set())
+
+
+def _fitted(check: Check, has: frozenset[str]) -> Check:
+    """The check without advice that the net follows already."""
+    if not check.advice:
+        return check
+    left = fitting([Advice(check.advice_key, check.advice)], has)
+    return replace(check, advice=left[0].text if left else "", advice_key=left[0].key if left else "")
 
 
 def _look_at_step(
     m: Measured,
     step: StepReplica,
-    batch: Any,
     optimizers: Callable[[Any], Iterable[Optimizer]],
     curvature_steps: int,
 ) -> None:
@@ -137,28 +159,29 @@ def _look_at_step(
     order = ForwardOrder(holders.items())
     order.gate.open = True
     constant = constant_layers(twin)
-    watch = LayerWatch(twin, constant)
+    watch, task = LayerWatch(twin, constant), _TaskLook(twin)
 
     def see(loss: Tensor) -> None:
+        task.end(loss)
         watch.trace(loss)
         graph = LossGraph(loss)
         small = (p for p in twin.parameters() if p.numel() and float(p.detach().abs().max()) <= _SMALL_GAIN)
         m.small_gains = any(graph.is_gain(parameter) for parameter in small)
 
     try:
-        start = step.run(twin, see)
+        start = step.run(twin, task.begin, see)
     except Exception as error:  # noqa: BLE001 - whatever a training step raises
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         m.layers, m.failure = hooks.finish(), text
         return
+    finally:
+        task.mode.forget()
     m.frozen = tuple(order.sort([(name, name) for name in m.frozen]))
     sorted_layers = order.sort([(weight.layer, weight.module) for weight in weights])
     layers = [layer for layer in sorted_layers if layer not in watch.scales]
     m.constant = {layer: constant[layer] for layer in layers if constant.get(layer)}
     m.layers, m.norm_values, m.loss = hooks.finish(), hooks.norm_values, float(start.loss)
-    spread = output_spread(hooks.output)
-    m.output_std = float(spread["output_std"]) if spread else None
-    m.chance_loss = _task(m, batch, hooks.output)
+    m.output_std, m.chance_loss = task.output_std, task.chance_loss
     _take_gradients(m, twin, start, layers)
     unknown = _look_at_optimizers(m, step, start, optimizers, curvature_steps)
     if unknown:
@@ -202,16 +225,36 @@ def _leave_copies_out(m: Measured, weights: list[Weight]) -> None:
     m.layer_order = [layer for layer in m.layer_order if layer not in rest]
 
 
-def _task(m: Measured, batch: Any, output: Tensor | None) -> float | None:
-    """The loss of guessing, ln C, even where the first loss is not finite; notes the labels' entropy on the way."""
-    found = logits_and_targets(batch, output)
-    if found is None or m.loss is None:
-        return None
-    logits, targets = found
-    chance = task_of(guesses(batch, output, torch.tensor(m.loss))).chance_loss
-    shares = torch.bincount(targets).double() / max(len(targets), 1)
-    m.label_entropy = float(-(shares * shares.clamp_min(1e-300).log()).sum())
-    return chance if math.isfinite(m.loss) else math.log(logits.shape[1])
+class _TaskLook:
+    """What a step's loss compares, seen while it is computed.
+
+    Attributes:
+        mode: which sees it; to be forgotten when the step is over.
+        output_std: over the batch, of what the loss consumes; None where that is unknown.
+        chance_loss: of the best constant output, where there are classes.
+    """
+
+    def __init__(self, twin: nn.Module) -> None:
+        self.output_std: float | None = None
+        self.chance_loss: float | None = None
+        self.mode = FunctionMode()
+        self._watch = LossWatch(lambda loss: None)
+        self.mode.subscribers.append(self._watch)
+        self.mode.watch(twin)
+
+    def begin(self, batch: Any) -> None:
+        """The step begins, on this batch."""
+        self._watch.begin(batch)
+        self.mode.enter()
+
+    def end(self, loss: Tensor) -> None:
+        """The loss is there."""
+        self.mode.leave()
+        reader = TaskReader()
+        self.output_std = reader.read(float(loss), candidates(self._watch.take(loss))).get("output_std")
+        if reader.task.classes and not math.isnan(reader.task.chance):
+            self.chance_loss = reader.task.chance
+        self._watch.forget()
 
 
 def _look_at_optimizers(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnlab_callbacks.core.hooks import HookOwner, ModuleHook, ModuleHooks
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.diagnosis.observations import NormBatch
-from bnlab_callbacks.diagnosis.watching.task import tensors_of
+from bnlab_callbacks.diagnosis.watching.batch_tensors import tensors_of
 from bnlab_callbacks.recorders.activations import is_dense_float
 from bnlab_callbacks.recorders.batch_norm import find_batch_norms
 
@@ -132,10 +132,3 @@ def largest(output: Tensor | None) -> dict[str, Tensor]:
         return {}
     most = output.abs().amax().float()
     return {"last_absmax": torch.where(most.isfinite(), most, torch.inf)}
-
-
-def output_spread(output: Tensor | None) -> dict[str, Tensor]:
-    """Standard deviation over the batch of an output (N, …), mean over the rest; none of a batch of one."""
-    if output is None or output.ndim < 2 or output.shape[0] < 2:
-        return {}
-    return {"output_std": output.float().std(0, correction=0).mean()}

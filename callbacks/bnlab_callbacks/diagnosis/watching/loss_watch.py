@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab_callbacks.diagnosis.watching.task import tensors_of
+from bnlab_callbacks.diagnosis.watching.batch_tensors import tensors_of
 
 # functions of an output and a target
 LOSSES: dict[Callable[..., Any], str] = {

@@ -13,7 +13,6 @@ from torch.optim import Optimizer, lr_scheduler
 from bnlab_callbacks.core.weights import find_weights
 from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
-from bnlab_callbacks.diagnosis.watching.task import tensors_of
 
 _NOTHING = 1e-4  # × the highest rate
 _RETURNS = (lr_scheduler.CosineAnnealingLR, lr_scheduler.CosineAnnealingWarmRestarts, lr_scheduler.CyclicLR)
@@ -89,19 +88,6 @@ class OptimizerWatch:
         )
         if self._coverage.held:
             self._versions = []
-
-
-def samples_or_places(batch: Any) -> int | None:
-    """Samples of a batch of vectors: the largest first dimension of its tensors, or number of integers.
-
-    Whole numbers may be words of one text. None without a tensor, and where one has three dimensions or more: a picture
-    or a series has many values that a loss is a mean over, and batches of one are usual.
-    """
-    tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
-    if any(tensor.ndim > 2 for tensor in tensors):
-        return None
-    whole = (one.numel() for one in tensors if not one.is_floating_point() and not one.is_complex())
-    return max([*(one.shape[0] for one in tensors), *whole], default=None)
 
 
 def _at(step: int, state: OptimizerState, rate: float | None, base: float | None) -> OptimizerState:

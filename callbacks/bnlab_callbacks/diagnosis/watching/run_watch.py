@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from time import perf_counter
@@ -20,12 +19,12 @@ from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.diagnosis.observations import NormBatch, Task
 from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, input_statistics, largest
+from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of
 from bnlab_callbacks.diagnosis.watching.candidates import Candidate, candidates
 from bnlab_callbacks.diagnosis.watching.inventory import has_gradient
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
 from bnlab_callbacks.diagnosis.watching.loss_watch import LossWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, StepCollector
-from bnlab_callbacks.diagnosis.watching.task import samples_of
 from bnlab_callbacks.diagnosis.watching.task_reader import TaskReader
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
 from bnlab_callbacks.recorders.activations import ActivationRecorder
@@ -127,7 +126,8 @@ class RunWatch:
         knows_inputs: whether the first batch has told what the net's inputs are like.
         recording: whether the present step is recorded.
         scales: parameters that are no layers, and are not judged as such.
-        optimizer_steps: of each optimizer so far, those with a gradient.
+        stepped: whether an optimizer was seen to make a step of gradients.
+        steps: of all optimizers so far, to be told by who calls.
         several: whether more forward passes may follow a backward pass in a step (manual optimization).
 
     Args:
@@ -143,8 +143,8 @@ class RunWatch:
         self.several = False
         self.prompt = prompt
         self.scales: set[str] = set()
-        self.optimizer_steps: Counter[str] = Counter()
-        self._counted: dict[str, int] = {}
+        self.stepped = False
+        self.steps = 0
         self._schedule = LookSchedule(first_steps, every_n_steps)
         self._gradients = _Reader(GradientTables(self._judged, weight_rms=True, changed_frac=True), self._schedule)
         self._gradients.changed_before = self._schedule.early
@@ -162,7 +162,7 @@ class RunWatch:
         self._loss: Tensor | None = None  # of the batch's first backward pass
         self._compared: list[Candidate] | None = None  # by it, in a recorded step
         self._unseen: str | None = None  # why losses are not compared with targets
-        self._steps = 0
+        self._to_read = 0  # recorded steps
         self._since = math.inf
 
     @property
@@ -237,26 +237,27 @@ class RunWatch:
 
     def begin_batch(self, moment: Moment, optimizer_steps: int, batch: Any) -> None:
         """A batch begins; `optimizer_steps` is the number of steps made so far."""
-        self.recording = self._schedule.records(moment.step)
-        if self.recording:
-            self._since = min(self._since, perf_counter())
+        before, self.recording = self.recording, self._schedule.records(moment.step)
+        self._step, self._loss, self._compared = moment.step, None, None
         if self._gradients.leads:
             self._gradients.recorder.begin_batch()
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.begin_batch(moment, optimizer_steps)
-        self._open(moment.step, batch)
+        if self.recording:
+            self._open(batch)
+        elif before:
+            self._ends.listen(False)
 
     @keeps_training
-    def _open(self, step: int, batch: Any) -> None:
-        self._step, self._loss, self._compared = step, None, None
-        self._ends.listen(self.recording)
-        if self.recording:
-            self._ends.norm_values.clear()
-            if samples := samples_of(batch):
-                self._collector.add_globals(step, {"samples": torch.tensor(float(samples))})
-            self._loss_watch.begin(batch)
-            self._mode.enter()
+    def _open(self, batch: Any) -> None:
+        self._since = min(self._since, perf_counter())
+        self._ends.listen(True)
+        self._ends.norm_values.clear()
+        if samples := samples_of(batch):
+            self._collector.add_globals(self._step, {"samples": torch.tensor(float(samples))})
+        self._loss_watch.begin(batch)
+        self._mode.enter()
 
     def before_backward(self, loss: Tensor, accumulated: int = 1, scaled: bool = False) -> None:
         """A backward pass begins.
@@ -266,7 +267,8 @@ class RunWatch:
             accumulated: the number of accumulated batches that it is divided by.
             scaled: whether a loss scaler has multiplied it by what is not known.
         """
-        self._mode.leave()
+        if self.recording:
+            self._mode.leave()
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.before_backward()
@@ -309,22 +311,14 @@ class RunWatch:
         if self._gradients.marked(stream) == moment.step:  # a look of this optimizer's own
             self.recording = True
             self._since = min(self._since, perf_counter())
-
-    def count_step(self, optimizer: Optimizer, stream: str, steps: int) -> None:
-        """Count an optimizer's step that is about to be made, `steps` of any after the run's first one.
-
-        A closure that is called again, as by L-BFGS, makes no other step, and one without gradients none at all.
-        """
-        if self._counted.get(stream) != steps and has_gradient(optimizer):
-            self._counted[stream] = steps
-            self.optimizer_steps[stream] += 1
+        if self.recording and not self.stepped:
+            self.stepped = has_gradient(optimizer)
 
     def end_batch(self, moment: Moment, optimizer_steps: int, loss: Tensor | None) -> None:
         """A batch is over; `loss` is undivided by the number of accumulated ones, None where none was returned.
 
         Then it is that of the batch's first backward pass, where that was seen.
         """
-        self._mode.leave()
         loss = self._loss if loss is None else number(loss)
         if loss is not None:
             self._collector.add_loss(moment.step, loss)
@@ -334,11 +328,12 @@ class RunWatch:
             if reader.leads:
                 reader.recorder.end_batch(moment, optimizer_steps)
         if self.recording:
+            self._mode.leave()
             if loss is not None and self._compared:
                 self._collector.add_compared(moment.step, loss, self._compared)
             self._ends.take()
             self._loss_watch.forget()
-            self._steps += 1
+            self._to_read += 1
 
     def is_time(self, step: int, last: bool) -> bool:
         """Whether to look, now that a step is made; with several ranks all must do, so not by their clocks.
@@ -349,18 +344,18 @@ class RunWatch:
         """
         if self._collector.losses >= _LOSSES:
             return True
-        if not self._steps:
+        if not self._to_read:
             return False
         if self.prompt or (self._shared is not None and self._shared.ranks.size > 1):
             return self.recording and self._schedule.looks(step)
         # before monitors do for themselves, who find it on the host then
-        return last or self._steps >= _TOGETHER or perf_counter() - self._since > _SECONDS
+        return last or self._to_read >= _TOGETHER or perf_counter() - self._since > _SECONDS
 
     # what was seen
 
     def read(self) -> Task | None:
         """Bring everything to the host, in one copy; gives the task, as far as it is known."""
-        self._steps, self._since = 0, math.inf
+        self._to_read, self._since = 0, math.inf
         if self._shared is not None:
             self._shared.bring_to_host()
         for step, loss, compared in self._collector.read():
@@ -381,7 +376,7 @@ class RunWatch:
         return {
             "knows_task": self.knows_inputs,
             "monitors": tables,
-            "optimizer_steps": dict(self.optimizer_steps),
+            "stepped": self.stepped,
             "task": self._tasks.state_dict(),
         }
 
@@ -391,7 +386,7 @@ class RunWatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self.knows_inputs = state["knows_task"]
-        self.optimizer_steps = Counter(state.get("optimizer_steps", {}))
+        self.stepped = state["stepped"]
         if "task" in state:  # not in version 0.1.0
             self._tasks.load_state_dict(state["task"])
         for reader, saved in zip(self._readers, state["monitors"], strict=True):
