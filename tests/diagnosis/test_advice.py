@@ -11,7 +11,7 @@ from torch import nn
 import bnlab_callbacks
 from bnlab_callbacks import TrainingDiagnosis, preflight
 from bnlab_callbacks.diagnosis import Advice, Finding, History, Observation, Rule, Verdict
-from bnlab_callbacks.diagnosis.latch import Latch
+from bnlab_callbacks.diagnosis.judging.latch import Latch
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from tests.diagnosis.small_runs import Net, fit, net
 from tests.diagnosis.test_rules import history

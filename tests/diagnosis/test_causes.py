@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bnlab_callbacks.diagnosis.causes import EXPLAINS, SYMPTOMS, by_cause, headline, joined
 from bnlab_callbacks.diagnosis.findings import Finding, Severity
-from bnlab_callbacks.diagnosis.latch import Announcer
+from bnlab_callbacks.diagnosis.judging.causes import EXPLAINS, SYMPTOMS, by_cause, headline, joined
+from bnlab_callbacks.diagnosis.judging.latch import Announcer
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 
 

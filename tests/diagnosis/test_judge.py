@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from bnlab_callbacks.diagnosis.findings import Verdict
-from bnlab_callbacks.diagnosis.judge import Judge
+from bnlab_callbacks.diagnosis.judging.judge import Judge
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from bnlab_callbacks.diagnosis.rules.rule import Rule

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from bnlab_callbacks.diagnosis.optimizer_state import Coverage, Schedule
+from bnlab_callbacks.diagnosis.observations import Coverage, Schedule
 from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of_vectors
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import (

@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from bnlab_callbacks.diagnosis.observations import EarlyChanges, Facts, History, Observation, Task
-from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
+from bnlab_callbacks.diagnosis.observations import (
+    Coverage,
+    EarlyChanges,
+    Facts,
+    History,
+    Observation,
+    OptimizerState,
+    Schedule,
+    Task,
+)
 from bnlab_callbacks.diagnosis.rules.batch_norm_rules import statistics_not_finite
 from bnlab_callbacks.diagnosis.rules.gradient_rules import clipping_too_tight, not_updated
 from bnlab_callbacks.diagnosis.rules.learning_rate_rules import (

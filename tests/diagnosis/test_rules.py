@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bnlab_callbacks.diagnosis.findings import Finding, Verdict, worst
-from bnlab_callbacks.diagnosis.latch import Latch
+from bnlab_callbacks.diagnosis.judging.latch import Latch
 from bnlab_callbacks.diagnosis.observations import (
     KINDS,
     Facts,

@@ -9,7 +9,7 @@ from typing import Any
 from bnlab_callbacks.core.files import free_name
 from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.diagnosis.findings import Finding
-from bnlab_callbacks.diagnosis.judge import Judge
+from bnlab_callbacks.diagnosis.judging.judge import Judge
 from bnlab_callbacks.diagnosis.summary import FILE, to_dict, verdict_of, why_unknown
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 

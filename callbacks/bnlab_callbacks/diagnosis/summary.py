@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bnlab_callbacks.core.naming import layer_of
-from bnlab_callbacks.diagnosis.causes import headline
 from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND, Finding, worst
+from bnlab_callbacks.diagnosis.judging.causes import headline
 from bnlab_callbacks.diagnosis.observations import Observation
 
 SCHEMA = 1

@@ -32,7 +32,7 @@ from bnlab_callbacks.core.lightning.trainer import (
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.diagnosis.findings import Finding
-from bnlab_callbacks.diagnosis.judge import SHORT, Judge, chosen_rules
+from bnlab_callbacks.diagnosis.judging.judge import SHORT, Judge, chosen_rules
 from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.outcome import Outcome
 from bnlab_callbacks.diagnosis.rules.rule import Rule

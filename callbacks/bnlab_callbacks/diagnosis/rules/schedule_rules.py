@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnlab_callbacks.diagnosis.findings import Verdict
-from bnlab_callbacks.diagnosis.observations import History
-from bnlab_callbacks.diagnosis.optimizer_state import OptimizerState, Schedule
+from bnlab_callbacks.diagnosis.observations import History, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.rules.advice import advice
 from bnlab_callbacks.diagnosis.rules.rule import Rule
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from bnlab_callbacks.core.weights import find_weights
-from bnlab_callbacks.diagnosis.optimizer_state import Coverage, OptimizerState, Schedule
+from bnlab_callbacks.diagnosis.observations import Coverage, OptimizerState, Schedule
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
 
 _NOTHING = 1e-4  # × the highest rate

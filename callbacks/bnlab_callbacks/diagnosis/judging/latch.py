@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bnlab_callbacks.diagnosis.causes import headline
 from bnlab_callbacks.diagnosis.findings import SEVERITIES, Advice, Finding, Verdict
+from bnlab_callbacks.diagnosis.judging.causes import headline
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rules.rule import Rule
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from bnlab_callbacks.diagnosis.causes import by_cause
 from bnlab_callbacks.diagnosis.findings import Advice, Advise, Finding, advised
-from bnlab_callbacks.diagnosis.latch import Announcer, Latch
+from bnlab_callbacks.diagnosis.judging.causes import by_cause
+from bnlab_callbacks.diagnosis.judging.latch import Announcer, Latch
 from bnlab_callbacks.diagnosis.observations import (
     OF_THE_FIRST_BATCH,
     EarlyChanges,
