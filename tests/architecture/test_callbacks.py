@@ -15,13 +15,10 @@ DOORS = {path.stem for path in TOP.glob("*.py")} - {"__init__", "__main__"}
 # from the ground up: a room may import what stands before it
 FLOORS = ({"core"}, {"statistics"}, {"recorders"}, {"replica"}, {"diagnosis"}, {"pages"}, DOORS, {"__main__"})
 FLOORS_OF_DIAGNOSIS = (
-    {"findings", "optimizer_state"},
-    {"observations"},
+    {"findings", "observations"},
     {"rules"},
-    {"causes"},
-    {"latch", "summary"},
-    {"judge"},
-    {"watching"},
+    {"judging"},
+    {"summary", "watching"},
     {"preflight", "outcome"},
     {"training_diagnosis"},
 )

@@ -532,7 +532,7 @@ def test_poor_initialisation_lasts_to_the_end_of_a_chain() -> None:
     assert begun(1.0, 1e-9, 1.0) is begun(1.0, 40.0, 1.0) is None  # a branch
     assert begun(1.0, 1.0, 0.0) is begun(0.0, 1.0) is None  # a branch that begins at 0
     assert layer(begun(1.0, 40.0, 0.9, bounded="c")) == "b"  # a sigmoid at the end hides it
-    assert begun(1.0, 40.0, facts=replace(TEN, normalised=True)) is None
+    assert begun(1.0, 40.0, facts=replace(TEN, has=frozenset({"norm"}))) is None
     assert begun(1.0, 40.0, losses=[0.4 * CHANCE]) is None
 
 

@@ -135,7 +135,7 @@ def test_nets_that_are_trained_in_turn_are_both_looked_at(tmp_path: Path) -> Non
     assert seen[0] == seen[10] == seen[60] == {"0"}
     assert seen[1] == seen[11] == seen[61] == {"1"}
     assert set(seen) == {0, 1, 2, 5, 6, *range(10, 64, 10), *range(11, 64, 10)}  # due: 0, 1, 5, 10, 20, …
-    assert diagnosis._outcome.steps == 32
+    assert diagnosis._outcome.steps == 64  # 32 of each
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -20,6 +20,8 @@ from bnlab_callbacks.core.lightning.report import add_text, show, write_json
 from bnlab_callbacks.core.lightning.run_output import run_folder
 from bnlab_callbacks.core.lightning.trainer import (
     accumulates,
+    clipping_of,
+    has_loss_scaler,
     is_trial,
     logged_step,
     moment_of,
@@ -38,10 +40,9 @@ from bnlab_callbacks.diagnosis.outcome import Outcome
 from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, brief, lines
 from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of, samples_of_vectors
-from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, facts_of, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.inventory import facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
-from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
 from bnlab_callbacks.diagnosis.watching.run_watch import RunWatch
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, DisagreementError
 
@@ -233,18 +234,14 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the net as it is."""
-        clip, by_norm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm in (None, "norm")
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        facts = facts_of(pl_module, trainer.optimizers, float(clip) if clip and by_norm else None, scaled)
-        resumed = logged_step(trainer) > 0
-        if not resumed:
-            facts.constant = constant_layers(pl_module)
-        facts.clip_value = float(clip) if clip and not by_norm else None
+        first = logged_step(trainer) == 0
+        facts = facts_of(pl_module, trainer.optimizers, first)
+        facts.gradient_clip, facts.clip_value = clipping_of(trainer)
+        facts.has |= {"clip"} if facts.gradient_clip or facts.clip_value else set()
+        facts.scaled = has_loss_scaler(trainer)
         facts.run_steps, facts.epoch_steps = steps_to_make(trainer)
-        facts.has = parts_of(pl_module) | ({"clip"} if clip else set())
-        facts.inputs = inputs_of_units(pl_module)
         self._modules = [clean_name(name) for name, _ in pl_module.named_modules()]
-        self._judge.know(facts, resumed)
+        self._judge.know(facts, resumed=not first)
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
         self._watch.scales = self._layers.scales

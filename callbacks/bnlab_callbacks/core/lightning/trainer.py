@@ -108,6 +108,18 @@ def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
     return ""
 
 
+def clipping_of(trainer: Trainer) -> tuple[float | None, float | None]:
+    """The norm that gradients are clipped to, and what each of their values is clipped to; None where it is not."""
+    clip = float(trainer.gradient_clip_val or 0) or None
+    by_value = trainer.gradient_clip_algorithm not in (None, "norm")
+    return (None, clip) if by_value else (clip, None)
+
+
+def has_loss_scaler(trainer: Trainer) -> bool:
+    """Whether a loss scaler is at work (16-mixed)."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def loss_scale(trainer: Trainer) -> float:
     """The present scale of a loss scaler (16-mixed); 1 without one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -106,9 +106,8 @@ class Facts:
         samples: that the present step is made of.
         run_steps: optimizer steps that the run is to have.
         epoch_steps: optimizer steps of an epoch.
-        normalised: whether there are norms of any kind in the net.
         bare_pairs: linear layers that follow one another with nothing between them.
-        has: what advice need not propose; see `fitting_advice.fitting`.
+        has: what there is in the net or the run: `norm`, …; see `fitting_advice.fitting`.
         inputs: linear and convolution layers → inputs of a unit.
     """
 
@@ -134,7 +133,6 @@ class Facts:
     samples: int | None = None
     run_steps: int | None = None
     epoch_steps: int | None = None
-    normalised: bool = False
     bare_pairs: tuple[tuple[str, str], ...] = ()
     has: frozenset[str] = frozenset()
     inputs: Mapping[str, int] = field(default_factory=dict)

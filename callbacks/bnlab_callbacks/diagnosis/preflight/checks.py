@@ -89,7 +89,7 @@ class Measured:
     layer_order: list[str] = field(default_factory=list)  # trained layers in order of execution
     without_gradient: list[str] = field(default_factory=list)  # layers, in order of execution
     unused: list[str] = field(default_factory=list)  # trainable parameters without a gradient
-    normalised: bool = False  # whether there are norms of any kind in the net
+    has: frozenset[str] = frozenset()  # what there is in the net; see `fitting_advice.fitting`
     small_gains: bool = False  # whether gains begin at 0.01 or less
     frozen: tuple[str, ...] = ()
     not_optimized: list[str] = field(default_factory=list)
@@ -235,7 +235,7 @@ def scale(m: Measured) -> Iterator[Check]:
     is the first whose own gain (in variance) is outside 0.05 … 20.
     """
     rows = [row for row in m.layers[:-1] if row.finite]
-    if not rows or m.normalised or "input_std" not in m.inputs:
+    if not rows or "norm" in m.has or "input_std" not in m.inputs:
         return
     unit = m.inputs["input_std"] or 1.0
     sizes = [row.z_std / unit for row in rows]

@@ -24,7 +24,7 @@ from bnlab_callbacks.diagnosis.rules.fitting_advice import fitting, is_kaiming
 from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics
 from bnlab_callbacks.diagnosis.watching.batch_tensors import tensors_of
 from bnlab_callbacks.diagnosis.watching.candidates import candidates
-from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, is_norm, norms_in_eval_mode
+from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch, resting
 from bnlab_callbacks.diagnosis.watching.loss_graph import LossGraph
 from bnlab_callbacks.diagnosis.watching.loss_watch import LossWatch
@@ -113,7 +113,7 @@ def look(
             measured.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
             measured.frozen = frozen_layers(module)
             measured.norms_in_eval = norms_in_eval_mode(module)
-            measured.normalised = any(is_norm(part) for part in module.modules())
+            measured.has = _has(module)
             scales = LayerWatch(module, {}).scales
             constant = constant_layers(module)
             measured.constant = {k: weight for k, weight in constant.items() if weight and k not in scales}
@@ -123,8 +123,7 @@ def look(
                 _look_at_step(measured, StepReplica(step, module, batch), optimizers, curvature_steps)
     finally:
         random.restore()
-    has = _has(module)
-    checks = [_fitted(check, has).advised(advise) for check in all_checks(measured)]
+    checks = [_fitted(check, measured.has).advised(advise) for check in all_checks(measured)]
     checks.sort(key=lambda check: _ORDER.index(check.severity))
     return Preflight(checks, measured.layers, measured.not_checked)
 

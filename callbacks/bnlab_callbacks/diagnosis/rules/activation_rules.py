@@ -98,7 +98,7 @@ def poor_initialisation(history: History) -> Verdict | None:
     the features of a condition, is no part of the chain that theory is about. Nor is anything said of nets with norms,
     which give signals a size of their own, or once the loss has halved.
     """
-    if history.facts.normalised or not history.unlearned():
+    if "norm" in history.facts.has or not history.unlearned():
         return None
     sizes = {
         layer: math.hypot(value, history.first.of("act_mean").get(layer, 0.0))

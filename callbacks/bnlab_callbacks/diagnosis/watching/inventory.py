@@ -16,34 +16,32 @@ from torch.optim import Optimizer
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.weights import Weight, find_weights
 from bnlab_callbacks.diagnosis.observations import Facts
+from bnlab_callbacks.diagnosis.watching.parts import inputs_of_units, parts_of
 from bnlab_callbacks.recorders.batch_norm import find_batch_norms
 
 _UNITS = (nn.Linear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)  # whose weights multiply what comes in
 _RESCALES = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 
-def facts_of(
-    model: nn.Module, optimizers: Sequence[Optimizer], gradient_clip: float | None = None, scaled: bool = False
-) -> Facts:
-    """What is known of a run when it begins, or goes on.
+def facts_of(model: nn.Module, optimizers: Sequence[Optimizer], first: bool) -> Facts:
+    """What is known of a net when its run begins, or goes on.
 
     Args:
         model: the model.
         optimizers: all that train it.
-        gradient_clip: the norm that gradients are clipped to.
-        scaled: whether a loss scaler is at work.
+        first: whether it has its first weights.
     """
     weights = list(find_weights(model))
     return Facts(
-        normalised=any(is_norm(module) for module in model.modules()),
-        gradient_clip=gradient_clip,
-        scaled=scaled,
         without_optimizer=layers_without_optimizer(weights, optimizers),
         frozen=frozen_layers(model),
+        constant=constant_layers(model) if first else {},
         norm_momentum=norm_momenta(model),
         weights={weight.layer: weight.parameter.numel() for weight in weights},
         fans=fans(model, weights),
         rescaled=frozenset(rescaled(model)),
+        has=parts_of(model),
+        inputs=inputs_of_units(model),
     )
 
 
@@ -92,11 +90,6 @@ def rescaled(model: nn.Module) -> Iterator[str]:
             before = None
         elif not isinstance(module, nn.Identity | _DropoutNd) and next(module.children(), None) is None:
             before = None
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises, as far as its class's name tells; weight norms are no modules."""
-    return "norm" in type(module).__name__.lower()
 
 
 def constant_layers(model: nn.Module) -> dict[str, float]:
