@@ -79,7 +79,7 @@ def config(**changes: Any) -> Any:
 
 
 def test_rules_advise_flags() -> None:
-    found = {(rule.name, advice.text) for rule in RULES for advice in rule.advised(advice_for(config())).keyed_advice}
+    found = {(rule.name, advice.text) for rule in RULES for advice in advised(rule.keyed_advice, advice_for(config()))}
     assert {(name, text) for name, text in found if "--" in text} == OF_RULES
 
 

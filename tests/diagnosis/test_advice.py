@@ -11,6 +11,7 @@ from torch import nn
 import bnlab_callbacks
 from bnlab_callbacks import TrainingDiagnosis, preflight
 from bnlab_callbacks.diagnosis import Advice, Finding, History, Observation, Rule, Verdict
+from bnlab_callbacks.diagnosis.findings import advised
 from bnlab_callbacks.diagnosis.judging.latch import Latch
 from bnlab_callbacks.diagnosis.rules.catalogue import RULES
 from tests.diagnosis.small_runs import Net, fit, net
@@ -52,11 +53,11 @@ def test_a_rule_of_one_s_own_may_give_plain_texts() -> None:
 
 
 def test_advice_in_other_words() -> None:
-    rule = Rule("r", lambda seen: None, "warning", (Advice("a", "one"), Advice("b", "two"), "three"))
+    given = (Advice("a", "one"), Advice("b", "two"), Advice("", "three"))
     words = {"a": "ONE", "b": None, "": "THREE"}
-    assert rule.advised(lambda key, text: words[key]).keyed_advice == (Advice("a", "ONE"), Advice("", "THREE"))
-    assert rule.advised(None).keyed_advice == rule.keyed_advice
-    assert rule.advised(lambda key, text: None).keyed_advice == rule.keyed_advice  # something is always advised
+    assert advised(given, lambda key, text: words[key]) == (Advice("a", "ONE"), Advice("", "THREE"))
+    assert advised(given, None) == given
+    assert advised(given, lambda key, text: None) == given  # something is always advised
 
 
 def test_findings_of_older_releases_are_read() -> None:

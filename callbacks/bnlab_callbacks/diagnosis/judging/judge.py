@@ -165,7 +165,7 @@ class Judge:
             history = self._history([*self.observations, now], self.first or now)
             if not self._is_not_finite(self._latches, history):
                 for latch in self._latches:
-                    if latch.rule.needs and {*latch.rule.needs} <= {"loss", "classes", "chance"}:
+                    if latch.rule.of_losses:
                         self._update(latch, history)
             self._announce()
 

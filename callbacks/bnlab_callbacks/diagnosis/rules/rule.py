@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from bnlab_callbacks.diagnosis.findings import Advice, Advise, Severity, Verdict, advised
+from bnlab_callbacks.diagnosis.findings import Advice, Severity, Verdict
 from bnlab_callbacks.diagnosis.observations import History
 
 
@@ -40,6 +40,7 @@ class Rule:
         """The advice, with the empty key where only a text was given."""
         return tuple(Advice("", one) if isinstance(one, str) else one for one in self.advice)
 
-    def advised(self, advise: Advise | None) -> Rule:
-        """The same rule with its advice in somebody else's words; see `findings.advised`."""
-        return replace(self, advice=advised(self.keyed_advice, advise))
+    @property
+    def of_losses(self) -> bool:
+        """Whether losses and what they compare are all that it needs."""
+        return bool(self.needs) and {*self.needs} <= {"loss", "classes", "chance"}
