@@ -465,6 +465,16 @@ def test_collapsed_output() -> None:
     growing.observations = [Observation(0, {}, {"output_std": 5e-4}), growing.now]  # from a last layer of zeros
     assert collapsed_output(growing) is None
 
+    def explaining(*shares: float) -> Verdict | None:
+        seen = history(whole={"output_std": 9e-4})
+        seen.observations = [Observation(0, {}, {"output_std": 9e-4, "explained": share}) for share in shares]
+        return collapsed_output(seen)
+
+    assert explaining(0.01, 0.02, 0.03, 0.04, 0.05) is None  # mean 0.03, standard error 0.007
+    assert explaining(0.003, 0.004, 0.005, 0.004, 0.003) is not None  # too little
+    assert explaining(-0.3, 0.4, -0.2, 0.3, -0.1) is not None  # no more than chance
+    assert explaining(0.02, 0.02, 0.02, 0.02) is not None  # too few
+
 
 def test_constant_weights() -> None:
     equal, zero = replace(TEN, constant={"fc1": 0.1}), replace(TEN, constant={"fc1": 0.0})

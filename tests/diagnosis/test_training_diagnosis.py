@@ -129,8 +129,25 @@ def test_probabilities_taken_for_logits(tmp_path: Path) -> None:
     assert found(fit(tmp_path, Net(net(nn.Identity())), max_epochs=1)) == {}
 
 
+class StepByStep(nn.Module):
+    """A cell that gets a series value by value, of which the first is always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.again, self.out = nn.Linear(1, 20), nn.Linear(20, 20), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 20)
+        for value in torch.cat([torch.full_like(x[:, :1], -0.8), x], 1).split(1, 1):
+            state = torch.tanh(self.cell(value) + self.again(state))
+        out: Tensor = self.out(state)
+        return out
+
+
 def test_inputs_far_from_standard_and_weights_all_equal(tmp_path: Path) -> None:
     assert "inputs_not_standardised" in found(fit(tmp_path, Net(net(), lr=1e-7), batches(100.0), max_epochs=1))
+    steps = fit(tmp_path, Net(StepByStep()), max_epochs=1)
+    assert "inputs_not_standardised" not in {finding.name for finding in steps.findings}
     module = Net(net())
     nn.init.constant_(module.net.fc1.weight, 0.1)  # type: ignore[union-attr, arg-type]
     assert found(fit(tmp_path, module, max_epochs=1))["poor_initialisation"] == "net.fc1"

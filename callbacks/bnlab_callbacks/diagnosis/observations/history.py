@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 
 from bnlab_callbacks.diagnosis.observations.facts import Facts
 from bnlab_callbacks.diagnosis.observations.losses import Losses
@@ -16,6 +16,7 @@ OF_THE_FIRST_BATCH = {"input_mean", "input_std", "input_absmax", "input_unscaled
 _FALLING = 0.97
 _LEAST_SCALE = 3.0  # of a loss that is not known
 _LATE = 300  # steps
+_SOMETHING = 0.005  # share of the loss of guessing
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,15 @@ class History:
         """Whether the loss is above a share of chance; true as well where no loss is known."""
         level = self.level()
         return level is None or not level <= share
+
+    def explains(self) -> bool:
+        """Whether outputs explain some of the loss of guessing: 0.5 % over ten looks, and three standard errors."""
+        shares = [seen.globals["explained"] for seen in self.observations if "explained" in seen.globals][
+            -_ENOUGH * 2 :
+        ]
+        if len(shares) < _ENOUGH:
+            return False
+        return fmean(shares) > max(_SOMETHING, 3 * stdev(shares) / math.sqrt(len(shares)))
 
     def recent(self, quantity: str, looks: int) -> float | None:
         """Mean of a quantity without a layer over the last looks that have it; None where fewer have."""

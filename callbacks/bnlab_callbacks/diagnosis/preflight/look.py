@@ -21,7 +21,7 @@ from bnlab_callbacks.diagnosis.preflight.checks import Check, Measured, Severity
 from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, stable_limit
 from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.rules.fitting_advice import fitting, is_kaiming
-from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics
+from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, inputs_of
 from bnlab_callbacks.diagnosis.watching.batch_tensors import tensors_of
 from bnlab_callbacks.diagnosis.watching.candidates import candidates
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
@@ -110,7 +110,7 @@ def look(
     try:
         with untouched(module):
             # what needs no run of the net
-            measured.inputs = {name: float(value) for name, value in input_statistics(batch).items()}
+            measured.inputs = {name: float(value) for name, value in input_statistics(inputs_of(batch)).items()}
             measured.frozen = frozen_layers(module)
             measured.norms_in_eval = norms_in_eval_mode(module)
             measured.has = _has(module)

@@ -73,7 +73,8 @@ def collapsed_output(history: History) -> Verdict | None:
 
     Where they are to be like targets, less than 1e-3 of the targets' own. Only where the task is known, the loss near
     that of guessing, and the outputs do not grow apart (1.5-fold in ten looks), as those of a last layer that begins at
-    zero do. Failing runs with weights of N(0, 1e-4²): 1e-8.
+    zero do; nor where they explain something, as a language model's do that learns how frequent words are before it
+    looks at any. Failing runs with weights of N(0, 1e-4²): 1e-8.
     """
     seen = history.now.globals
     spread, size = seen.get("output_std"), seen.get("target_std", 1.0)
@@ -81,7 +82,7 @@ def collapsed_output(history: History) -> Verdict | None:
     if spread is None or not known or not spread < COLLAPSED * size or not history.unlearned():
         return None
     before = [seen.globals["output_std"] for seen in history.observations if "output_std" in seen.globals][-10:]
-    if spread > _APART * before[0]:
+    if spread > _APART * before[0] or history.explains():
         return None
     share = "" if size == 1.0 else f", and targets by {size:.1e}"
     return Verdict(f"the outputs for different inputs differ by {spread:.1e} (standard deviation){share}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -31,7 +32,8 @@ class _LayerHook(ModuleHook):
         inputs, output = given[0], given[-1]
         if self.into.first is None:
             self.into.first = module
-            self.into.inputs = inputs[0].detach() if inputs and is_dense_float(inputs[0]) else None
+        if module is self.into.first and self.into.keeps_inputs and inputs and is_dense_float(inputs[0]):
+            self.into.inputs.append(inputs[0].detach())
         self.into.output = output.detach() if is_dense_float(output) else None
 
 
@@ -60,8 +62,9 @@ class BatchEnds(HookOwner):
 
     def __init__(self) -> None:
         super().__init__()
+        self.keeps_inputs = True  # until they are known
         self.first: nn.Module | None = None  # to run in this batch
-        self.inputs: Tensor | None = None
+        self.inputs: list[Tensor] = []  # of all its calls: that of a sequence's cell gets them step by step
         self.output: Tensor | None = None
         self.norm_values: dict[str, NormBatch] = {}
         self.hooks = ModuleHooks(self.gate)
@@ -81,19 +84,20 @@ class BatchEnds(HookOwner):
             self.hooks.put_on()
         else:
             self.hooks.take_off()
-        self.first = self.inputs = None
+        self.first, self.inputs = None, []
         self.gate.open = recorded
 
     def remove(self) -> None:
         """Take the hooks off; harmless when repeated."""
-        self.first = self.inputs = self.output = None
+        self.first = self.output = None
+        self.inputs = []
         self.hooks.remove()
 
-    def take(self) -> tuple[nn.Module | None, Tensor | None, Tensor | None]:
-        """The first layer in this batch, what it got and what the last one gave; shut the hooks."""
+    def take(self) -> tuple[nn.Module | None, list[Tensor], Tensor | None]:
+        """The first layer in this batch, what its calls got and what the last one gave; shut the hooks."""
         self.gate.open = False
         ends = self.first, self.inputs, self.output
-        self.inputs = self.output = None
+        self.inputs, self.output = [], None
         return ends
 
 
@@ -104,25 +108,24 @@ def _is_layer(name: str, module: nn.Module) -> bool:
     return hasattr(module, "parametrizations") or any(p.ndim > 1 for p in module.parameters(recurse=False))
 
 
-def inputs_of(batch: Any) -> Tensor | None:
-    """The first tensor of real numbers in a batch."""
-    return next((tensor for tensor in tensors_of(batch) if is_dense_float(tensor)), None)
+def inputs_of(batch: Any) -> list[Tensor]:
+    """The first tensor of real numbers in a batch; none where there is none."""
+    return [tensor for tensor in tensors_of(batch) if is_dense_float(tensor)][:1]
 
 
-def input_statistics(batch: Any, first: nn.Module | None = None) -> dict[str, Tensor]:
-    """Mean, standard deviation and largest magnitude of the inputs, 0-dimensional; none where there are no such.
+def input_statistics(inputs: Sequence[Tensor], first: nn.Module | None = None) -> dict[str, Tensor]:
+    """Mean, standard deviation and largest magnitude of all inputs, 0-dimensional; none where there are no such.
 
     `input_unscaled` is 1 where these say nothing: zeros and ones (one-hot), and sound, as `first`, the first layer,
     tells: long signals of one or two channels.
     """
-    inputs = inputs_of(batch)
-    if inputs is None or inputs.numel() < 2:
+    if sum(tensor.numel() for tensor in inputs) < 2:
         return {}
-    wide = inputs.detach().float()
+    wide = torch.cat([tensor.detach().float().reshape(-1) for tensor in inputs])
     std, mean = torch.std_mean(wide, correction=0)
     numbers = {"input_mean": mean, "input_std": std, "input_absmax": wide.abs().amax()}
     bits = (wide * (wide - 1) == 0).all().float()
-    sound = isinstance(first, nn.Conv1d) and first.in_channels <= _CHANNELS and inputs.shape[-1] >= _SAMPLES
+    sound = isinstance(first, nn.Conv1d) and first.in_channels <= _CHANNELS and inputs[0].shape[-1] >= _SAMPLES
     return numbers | {"input_unscaled": torch.ones_like(bits) if sound else bits}
 
 

@@ -287,6 +287,7 @@ class RunWatch:
             self._collector.add_globals(self._step, largest(output))
             if first is not None and not self.knows_inputs:
                 self.knows_inputs = True
+                self._ends.keeps_inputs = False
                 self._collector.add_globals(self._step, input_statistics(inputs, first))
             try:
                 self._compared = candidates(self._loss_watch.take(loss))
@@ -386,6 +387,7 @@ class RunWatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self.knows_inputs = state["knows_task"]
+        self._ends.keeps_inputs = not self.knows_inputs
         self.stepped = state["stepped"]
         if "task" in state:  # not in version 0.1.0
             self._tasks.load_state_dict(state["task"])
