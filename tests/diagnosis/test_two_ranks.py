@@ -27,6 +27,9 @@ def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -
         assert second[f"{run}, lent"]["steps"] == first[run]["steps"]
     assert first["bad"]["files"] == ["diagnosis.json"]
     assert second["bad"]["files"] == []
+    # an error of the user's, before the next look: no rank waits for the other, and rank 0 says what it saw
+    assert [finding["name"] for finding in second["raised"]["findings"]] == ["non_finite"]  # its loss was NaN
+    assert (tmp_path / "0.raised" / "diagnosis.json").exists()
     logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(2)]
     assert "diagnosis: failing: non finite" in logs[0]
     assert "diagnosis: " not in logs[1]

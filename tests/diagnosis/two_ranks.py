@@ -3,6 +3,7 @@
 Arguments: the output file. Rank and addresses come in the environment, as from a cluster's launcher.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -55,6 +56,14 @@ def diagnose(folder: Path, bad: int | None, scale: float = 1.0, lent: bool = Fal
     }
 
 
+class Raises(Callback):
+    """An error of the user's in step 17, before it is looked at; on both ranks, as of a check of the loss."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == 17:
+            raise ValueError("the user's")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     file = Path(sys.argv[1])
@@ -67,6 +76,12 @@ if __name__ == "__main__":
         "bad between looks": diagnose(file.with_suffix(".between"), 22),
         "bad, lent": diagnose(file.with_suffix(".bad_lent"), 7, lent=True, stop=True),
     }
+    diagnosis = TrainingDiagnosis(folder=str(file.with_suffix(".raised")))
+    with contextlib.suppress(ValueError):
+        trainer_in(
+            file.parent, callbacks=[diagnosis, Raises()], devices=2, strategy="ddp", use_distributed_sampler=False
+        ).fit(Net(net()), shard(17))
+    found["raised"] = {"findings": [finding.to_dict() for finding in diagnosis.findings]}
     if RANK == 1:
         run_watch.TaskReader.read = broken  # type: ignore[method-assign]
     found["broken"] = diagnose(file.with_suffix(".broken"), None)

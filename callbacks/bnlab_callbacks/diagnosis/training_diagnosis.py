@@ -326,14 +326,14 @@ class TrainingDiagnosis(Diagnostic):
         }
 
     @keeps_training
-    def _look(self, trainer: Trainer) -> None:
-        """Fetch what was recorded since the last look, on all ranks together, and let the rules look at it."""
+    def _look(self, trainer: Trainer, alone: bool = False) -> None:
+        """Fetch what was recorded since the last look, on all ranks unless `alone`, and let the rules look at it."""
         self._watch.steps = optimizer_steps(trainer)
         self._read()
         if not self.active:
             return
         try:
-            collected = self._watch.fetch(self._judge.task_numbers, self._failure)
+            collected = self._watch.fetch(self._judge.task_numbers, self._failure, alone)
         except DisagreementError as error:  # of all ranks
             self.give_up(str(error))
             return
@@ -361,11 +361,10 @@ class TrainingDiagnosis(Diagnostic):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what led up to it: Lightning calls no other hook then."""
-        if trainer.world_size == 1:  # other ranks may be anywhere
-            self._look(trainer)
-            self._state = self.state_dict()
-            self._end_unfinished(trainer)
-            self._look(trainer)
+        self._look(trainer, alone=True)  # other ranks may be anywhere
+        self._state = self.state_dict()
+        self._end_unfinished(trainer)
+        self._look(trainer, alone=True)
         self._end(trainer)
         self.close()
 
@@ -374,7 +373,10 @@ class TrainingDiagnosis(Diagnostic):
         """Take what a batch has left that did not come to its end."""
         if self._in_batch:
             self._in_batch = False
-            self._watch.end_batch(self._moment, trainer.global_step + 1, None)
+            if self._alone:
+                self._watch.end_batch(self._moment, trainer.global_step + 1, None)
+            else:
+                self._watch.end_unfinished(self._moment)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""

@@ -250,7 +250,7 @@ class _TaskLook:
         """The loss is there."""
         self.mode.leave()
         reader = TaskReader()
-        self.output_std = reader.read(float(loss), candidates(self._watch.take(loss))).get("output_std")
+        self.output_std = reader.read(float(loss.detach()), candidates(self._watch.take(loss))).get("output_std")
         if reader.task.classes and not math.isnan(reader.task.chance):
             self.chance_loss = reader.task.chance
         self._watch.forget()

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from bnlab_callbacks.core.device import Change, DeviceValues
 from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.diagnosis.observations import NormBatch, Task
@@ -336,6 +337,14 @@ class RunWatch:
             self._loss_watch.forget()
             self._to_read += 1
 
+    def end_unfinished(self, moment: Moment) -> None:
+        """A batch did not come to its end, and other ranks may be anywhere: keep what needs none of them."""
+        self._mode.leave()
+        if self._loss is not None:
+            self._collector.add_loss(moment.step, self._loss)
+            if self._compared:
+                self._collector.add_compared(moment.step, self._loss, self._compared)
+
     def is_time(self, step: int, last: bool) -> bool:
         """Whether to look, now that a step is made; with several ranks all must do, so not by their clocks.
 
@@ -366,10 +375,11 @@ class RunWatch:
                 self._collector.add_record(step, dict(zip(table.tags, table.values[0].tolist(), strict=True)))
         return self._tasks.task if self._tasks.known else None
 
-    def fetch(self, extra: list[float], failure: str | None) -> Collected:
-        """What was read, the same on all ranks, which must all call this; see `StepCollector.fetch`."""
+    def fetch(self, extra: list[float], failure: str | None, alone: bool = False) -> Collected:
+        """What was read, the same on all ranks, which must all call this unless `alone`; see `StepCollector.fetch`."""
         assert self._shared is not None
-        return self._collector.fetch(self._shared.ranks, extra, failure or self.failure)
+        ranks = Ranks() if alone else self._shared.ranks
+        return self._collector.fetch(ranks, extra, failure or self.failure)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and tensors, by the names that they have had since version 0.1.0."""
