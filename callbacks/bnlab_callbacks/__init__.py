@@ -1,7 +1,10 @@
 """Lightning callbacks that show, layer by layer, why a net does not train.
 
->>> from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
->>> trainer = Trainer(callbacks=[GradientMonitor(), ActivationMonitor(), EpochTimer()])  # doctest: +SKIP
+>>> from bnlab_callbacks import Diagnostics
+>>> trainer = Trainer(callbacks=Diagnostics())  # doctest: +SKIP
+
+`Diagnostics` holds all that suits most runs; each part is a callback of its own, too: `GradientMonitor`,
+`ActivationMonitor`, `EpochTimer`, `TrainingDiagnosis` and others.
 
 The package needs torch and Lightning only, as `lightning` or as `pytorch_lightning`; pictures need matplotlib, Parquet
 files pyarrow. What is not listed in `__all__`, here or in a room of the package, is private and may change.
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.core.schedule import RecordSchedule
     from bnlab_callbacks.diagnosis.preflight import Preflight, preflight
     from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
+    from bnlab_callbacks.diagnostics import Diagnostics
     from bnlab_callbacks.epoch_timer import EpochTimer
     from bnlab_callbacks.gradient_monitor import GradientMonitor
     from bnlab_callbacks.heatmap import LayerHeatmap
@@ -35,6 +39,7 @@ _MODULES = {
     "ActivationMonitor": "activation_monitor",
     "BatchNormMonitor": "batch_norm_monitor",
     "ChartLayout": "chart_layout",
+    "Diagnostics": "diagnostics",
     "EpochTimer": "epoch_timer",
     "GradientHistograms": "histograms",
     "GradientMonitor": "gradient_monitor",
@@ -61,6 +66,7 @@ __all__ = [
     "ActivationMonitor",
     "BatchNormMonitor",
     "ChartLayout",
+    "Diagnostics",
     "EpochTimer",
     "GradientHistograms",
     "GradientMonitor",
