@@ -284,6 +284,14 @@ def test_not_learning_needs_300_steps_near_chance() -> None:
     numbers = Facts(chance_loss=CHANCE, task=Task(KINDS.index("squared")))
     assert not_learning(history([2.5] * 200 + [2.31] * 100, numbers)) is None  # may have begun far above
     assert not_learning(history([2.31] * 300, numbers)) is not None
+    far = 2.1 * CHANCE  # an error
+    assert not_learning(history([1.9 * far] * 200 + [far] * 100, numbers)) is not None
+    assert not_learning(history([2.1 * far] * 200 + [far] * 100, numbers)) is None  # it has halved
+    assert not_learning(history([3.0] * 200 + [2.9] * 100, numbers)) is None  # 1.3 times that of guessing, and it falls
+    two = Facts(chance_loss=math.log(2), task=Task(KINDS.index("binary"), classes=2))
+    assert not_learning(history([0.8] * 200 + [0.75] * 100, two)) is not None
+    assert not_learning(history([0.9] * 200 + [0.75] * 100, two)) is None  # it has fallen by a sixth
+    assert not_learning(history([0.75] * 200 + [0.72] * 100, two)) is None  # 4 % above, and it falls
 
 
 def test_doubled_softmax() -> None:

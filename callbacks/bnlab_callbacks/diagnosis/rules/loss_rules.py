@@ -19,6 +19,8 @@ _EXPLODED = 10.0  # × the loss of guessing
 _WORSE = -1.0  # share of the targets' variance that is explained: twice the error of guessing
 _SMALL = 1e6  # outputs whose squares and exponentials are finite
 _STUCK_FROM, _STUCK_LEVEL, _STUCK_FALL = 300, 0.97, 0.99
+# tasks whose losses may begin far above chance → how many times it is too much, and what is left after 100 steps
+_ABOVE = {"binary": (1.05, 0.9), "squared": (2.0, 0.5), "absolute": (2.0, 0.5)}
 _BALANCED, _A_LITTLE = 0.9, 0.1
 
 
@@ -75,13 +77,13 @@ def exploding(history: History) -> Verdict | None:
     scale, last = history.scale(), history.losses.last
     if scale is None or last is None or not math.isfinite(last):
         return None
-    chance = history.facts.chance_loss
-    numbers = history.facts.task.of_numbers
+    chance, task = history.facts.chance_loss, history.facts.task
+    numbers = task.of_numbers
     if last > _EXPLODED * scale and not (numbers and _single(history, _EXPLODED * scale)):
         evidence = f"the loss is {last:.3g}, above {_EXPLODED:g} times the first losses"
         since = _began(history, lambda loss: loss > _EXPLODED * scale)
         return Verdict(evidence + _moved_before(history), grown_most(history), since=since)
-    if chance is not None and last > INITIAL_LOSS * chance and not numbers:
+    if chance is not None and last > INITIAL_LOSS * chance and not numbers and (task.labels_differ or not task.name):
         evidence = f"the loss is {last:.3g}, above {INITIAL_LOSS:g} times that of guessing, {chance:.3g}"
         return Verdict(evidence, grown_most(history), "warning")
     return None
@@ -98,16 +100,19 @@ def not_learning(history: History) -> Verdict | None:
     """From step 300: the loss over 50 steps above 97 % of chance, and above it, or not 1 % lower than 100 steps before.
 
     A loss that is still above chance has learned nothing of its inputs, though it may fall: shuffled labels with batch
-    norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Nets that start slowly look the same for some hundred
-    steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning. Where some classes are rare (a guess has
-    less than 90 % of ln C), little can be gained on it: there the loss must be above. Errors of targets with long tails
-    say little, so that batches of which a tenth of the variance is explained are something.
+    norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Other losses may begin far above it: an error must be twice
+    that of guessing and not halve in 100 steps, a binary cross entropy 5 % above and not fall by a tenth. Nets that
+    start slowly look the same for some hundred steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning.
+    Where some classes are rare (a guess has less than 90 % of ln C), little can be gained on it: there the loss must be
+    above. Errors of targets with long tails say little, so that batches of which a tenth of the variance is explained
+    are something.
     """
     now, before = history.losses.mean(50), history.losses.mean(50, before=100)
     chance, task = history.facts.chance_loss, history.facts.task
     if history.losses.count < _STUCK_FROM or now is None or before is None or not chance:
         return None
-    above = now > chance and task.name in ("", "cross_entropy")  # others may begin far above it
+    level, fall = _ABOVE.get(task.name, (1.0, 0.0))
+    above = now > level * chance and now > fall * before
     if not (now > _STUCK_LEVEL * chance and (above or now > _STUCK_FALL * before)):
         return None
     rare = task.name == "binary" or (task.classes > 1 and chance < _BALANCED * math.log(task.classes))

@@ -16,7 +16,7 @@ from bnlab_callbacks.diagnosis.rules.rule import Rule
 _FROM, _NOTHING, _SOMETHING = 300, 0.02, 0.3
 _FALLS = 0.95
 _OUTSIDE, _MOST = 0.05, 0.5
-_LABELS, _FEW_CLASSES = 512, 4096
+_LABELS, _FEW_CLASSES = 512, 2048
 _NOT_BINARY, _NOT_NORMALISED = 1e-3, 0.05
 _ZEROS = 20
 
@@ -79,7 +79,7 @@ def broadcast_loss(history: History) -> Verdict | None:
 
 
 def labels_all_equal(history: History) -> Verdict | None:
-    """At least 512 targets so far, and all the same; 4096 where there are two classes, of which one may be rare."""
+    """At least 512 targets so far, and all the same; 2048 where there are two classes, of which one may be rare."""
     task = history.facts.task
     least = _FEW_CLASSES if task.classes == 2 else _LABELS
     if not task.kind or task.label_count < least or task.labels_differ:
