@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
     Attributes:
         name: `relu`, `hardtanh`; that of a composite's class.
-        module: the module that computes the same, where there is one.
+        module: a module that computes the same, where there is one.
         bounds: where it saturates.
         rectifier: whether its units can die.
     """
@@ -67,8 +67,7 @@ class Kind(NamedTuple):
 
 def kind_of_module(module: nn.Module) -> Kind:
     """The kind of an activation module, or of a composite of which nothing is known."""
-    known = isinstance(module, ACTIVATIONS)
-    return Kind(type(module).__name__, module if known else None, saturation(module), is_rectifier(module))
+    return Kind(type(module).__name__, module, saturation(module), is_rectifier(module))
 
 
 def kind_of_call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kind | None:

@@ -53,7 +53,7 @@ class _Hook(ModuleHook):
         if not module.training:
             self.into.not_seen(self.layer, EVALUATION)
         else:
-            self.into.note(self.layer, given[-1], self.kind, True, self.unit_dim)
+            self.into.note(self.layer, given[-1], self.kind, True, unit_dim=self.unit_dim)
 
 
 class ActivationRecorder(ForwardRecorder):
@@ -158,7 +158,9 @@ class ActivationRecorder(ForwardRecorder):
 
     # calls
 
-    def note(self, layer: str, output: Any, kind: Kind, is_module: bool, unit_dim: int | None = None) -> None:
+    def note(
+        self, layer: str, output: Any, kind: Kind, is_module: bool, given: Any = None, unit_dim: int | None = None
+    ) -> None:
         """An activation was computed: leave its sums; only its units' maxima in a step that is not recorded.
 
         Args:
@@ -166,6 +168,7 @@ class ActivationRecorder(ForwardRecorder):
             output: what it gave.
             kind: what it is.
             is_module: whether the name is a module's own.
+            given: its input, of which nothing is recorded.
             unit_dim: dimension of its units by definition, for a module; what is known of its way is surer.
         """
         tensor = self._readable(layer, output)
