@@ -129,11 +129,13 @@ class ActivationRecorder(ForwardRecorder):
         super().begin_batch(moment, optimizer_steps)
         if self.listens:
             self._listen()
+        elif self._mode is not None:
+            self._mode.rest()
 
     def before_backward(self) -> None:
         """A backward pass begins."""
         super().before_backward()
-        if self._mode is not None and self._functions is not None:
+        if self.listens and self._mode is not None and self._functions is not None:
             self._mode.leave(self._functions)
 
     def after_backward(self) -> None:
@@ -144,7 +146,7 @@ class ActivationRecorder(ForwardRecorder):
 
     def end_batch(self, moment: Moment, optimizer_steps: int) -> None:
         """A batch is over."""
-        if self._mode is not None and self._functions is not None:
+        if self.listens and self._mode is not None and self._functions is not None:
             self._mode.leave(self._functions)
             self._functions.forget()
             self.failure = self.failure or self._functions.failure
