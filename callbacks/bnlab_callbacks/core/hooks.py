@@ -78,7 +78,8 @@ class ModuleHook:
             return
         start = perf_counter()
         try:
-            self.record(module, *given)
+            with torch._C.DisableTorchFunction():  # what a hook computes is nobody's to see
+                self.record(module, *given)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
         self.into.spent += perf_counter() - start
