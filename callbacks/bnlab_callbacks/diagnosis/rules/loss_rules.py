@@ -100,12 +100,12 @@ def not_learning(history: History) -> Verdict | None:
     """From step 300: the loss over 50 steps above 97 % of chance, and above it, or not 1 % lower than 100 steps before.
 
     A loss that is still above chance has learned nothing of its inputs, though it may fall: shuffled labels with batch
-    norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Other losses may begin far above it: an error must be twice
-    that of guessing and not halve in 100 steps, a binary cross entropy 5 % above and not fall by a tenth. Nets that
-    start slowly look the same for some hundred steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a warning.
-    Where some classes are rare (a guess has less than 90 % of ln C), little can be gained on it: there the loss must be
-    above. Errors of targets with long tails say little, so that batches of which a tenth of the variance is explained
-    are something.
+    norm, 2.55 at step 50, 2.39 at 350, where chance is 2.30. Other losses may begin far above it: an error must be
+    twice that of guessing and not halve in 100 steps, a binary cross entropy 5 % above and not fall by a tenth. Nets
+    that start slowly look the same for some hundred steps (a vanilla sigmoid MLP, a deep vanilla CNN), so this is a
+    warning. Where some classes are rare (a guess has less than 90 % of ln C), little can be gained on it: there the
+    loss must be above. Errors of targets with long tails say little, so that batches of which a tenth of the variance
+    is explained are something.
     """
     now, before = history.losses.mean(50), history.losses.mean(50, before=100)
     chance, task = history.facts.chance_loss, history.facts.task
