@@ -352,6 +352,13 @@ class TrainingDiagnosis(Diagnostic):
         if self.stop and self.verdict == "failing":
             trainer.should_stop = True
 
+    @keeps_training
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a batch, and what was accumulated, where the LightningModule has skipped the rest of the epoch."""
+        if self._in_batch:
+            self._in_batch = False
+            self._watch.skip_batch(accumulated=pl_module.automatic_optimization)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
         self._look(trainer)
@@ -361,15 +368,20 @@ class TrainingDiagnosis(Diagnostic):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what led up to it: Lightning calls no other hook then."""
+        self.settle(trainer)
+        self.end_unfinished(trainer)
         self._look(trainer, alone=True)  # other ranks may be anywhere
-        self._state = self.state_dict()
-        self._end_unfinished(trainer)
-        self._look(trainer, alone=True)
         self._end(trainer)
         self.close()
 
+    def keep_state(self, trainer: Trainer) -> None:
+        """Keep the findings of what was looked at until now for checkpoints that are written from now on."""
+        if self._state is None:
+            self._look(trainer, alone=True)
+            self._state = self.state_dict()
+
     @keeps_training
-    def _end_unfinished(self, trainer: Trainer) -> None:
+    def end_unfinished(self, trainer: Trainer) -> None:
         """Take what a batch has left that did not come to its end."""
         if self._in_batch:
             self._in_batch = False

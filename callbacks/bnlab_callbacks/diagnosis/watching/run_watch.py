@@ -345,6 +345,16 @@ class RunWatch:
             if self._compared:
                 self._collector.add_compared(moment.step, self._loss, self._compared)
 
+    def skip_batch(self, accumulated: bool) -> None:
+        """A batch is left out with the rest of its epoch; `accumulated` if what it was to be added to is lost."""
+        self._mode.leave()
+        self._loss_watch.forget()
+        self._ends.take()
+        self.recording = False
+        for reader in (self._activations, self._norms):
+            if reader.recorder is not None and accumulated:
+                reader.recorder.drop_window()
+
     def is_time(self, step: int, last: bool) -> bool:
         """Whether to look, now that a step is made; with several ranks all must do, so not by their clocks.
 
