@@ -20,8 +20,10 @@ class Reader:
     """Wants every step of every layer."""
 
     update_ratio = True
+    vectors = False
 
     def __init__(self, changed_before: int = 0) -> None:
+        self.numbered: dict[str, str] = {}
         self.changed_before = changed_before
         self.tables = GradientTables(changed_frac=True)
         self.read: list[dict[str, float]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 _LAYER_TAG = re.compile(r"([^/]+)/(\d{2,}_.+)", re.DOTALL)
@@ -23,6 +23,13 @@ def number(layers: Iterable[str]) -> dict[str, str]:
     names = list(layers)
     width = max(2, len(str(len(names) - 1)))
     return {name: f"{position:0{width}d}_{name}" for position, name in enumerate(names)}
+
+
+def continue_numbers(numbered: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]:
+    """The same with more layers, given in order; those that are not there yet get the next free numbers."""
+    free = 1 + max((place_of(name)[0] for name in numbered.values()), default=-1)
+    new = [layer for layer in layers if layer not in numbered]
+    return dict(numbered) | {layer: f"{place:02d}_{layer}" for place, layer in enumerate(new, start=free)}
 
 
 def name_calls(layers: Iterable[str]) -> list[str]:

@@ -12,10 +12,10 @@ from torch.optim import LBFGS, Optimizer
 
 from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.hooks import ForwardOrder
-from bnlab_callbacks.core.naming import number
+from bnlab_callbacks.core.naming import continue_numbers, number
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.core.weights import Weight, find_weights, real
+from bnlab_callbacks.core.weights import Weight, find_weights, holders, real
 from bnlab_callbacks.recorders.forward_recorder import Reader
 from bnlab_callbacks.statistics.chunks import Scratch, flat
 from bnlab_callbacks.statistics.gradients import changed_share, gradient_sums, stored_values, update_norms
@@ -53,10 +53,19 @@ class Part(NamedTuple):
 
 
 class GradientStep(NamedTuple):
-    """A recorded step: its parts, and all layers' `<NN>_<layer>`, in order of execution."""
+    """A recorded step.
+
+    Attributes:
+        parts: what was recorded.
+        numbered: all layers, and vectors if any reader wants them → `<NN>_<layer>`.
+        trained: the layers that were trained so far, in order of execution.
+        vectors: those of `numbered` that are no layers' weights.
+    """
 
     parts: list[Part]
     numbered: dict[str, str]
+    trained: tuple[str, ...]
+    vectors: frozenset[str]
 
     def change_tensors(self, change: Change) -> GradientStep:
         """The same with other tensors; small layers that were packed are on the host."""
@@ -69,18 +78,23 @@ class GradientReader(Reader, Protocol):
     Attributes:
         update_ratio: whether it wants to know how far steps moved the weights.
         changed_before: and, of 16-bit weights, how many a step changes, before this step of the run.
+        vectors: whether it wants biases, scales and other vectors as well as layers' weights.
+        numbered: layers → `<NN>_<layer>`, as far as they were known before, in the run that goes on; else empty.
     """
 
     update_ratio: bool
     changed_before: int
+    vectors: bool
+    numbered: dict[str, str]
 
 
 class GradientRecorder:
     """Records the gradients of those optimizer steps that are due for one of its readers.
 
-    With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen are
-    recorded from the step on that has set them free. The first reader, the `leader`, tells it what the training loop
-    does.
+    With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen, lazy or
+    not yet there are recorded from the step on in which they are trained. Numbers are those of the order of execution,
+    first of what is trained, then of what is frozen, then of vectors; what comes later gets the next ones. The first
+    reader, the `leader`, tells it what the training loop does.
 
     Attributes:
         order: the order in which modules ran in the first batch.
@@ -93,16 +107,16 @@ class GradientRecorder:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self.readers: list[Any] = []
         self._scratch = Scratch()
-        self._model: nn.Module | None = model  # until the order is known
-        self._weights = list(find_weights(model, frozen=True))
-        self._trained = {weight.layer for weight in find_weights(model)}
-        self.order = ForwardOrder(
-            (name, module)
-            for name, module in model.named_modules()
-            if next(module.parameters(recurse=False), None) is not None
-        )
-        self._places: dict[str, int] = {}  # layer → its place in order of execution
+        self._model = model
+        self._weights = find_weights(model, frozen=True)
+        # a GAN's parts are frozen by turns while the other one trains: what counts is how they began
+        self._free = {id(weight.parameter) for weight in self._weights if weight.trained}
+        self.order = ForwardOrder(holders(model))
+        self._ordered = False  # whether the order is known
+        self._places: dict[str, int] = {}  # layer → its place in it
         self._numbered: dict[str, str] = {}
+        self._trained: tuple[str, ...] = ()
+        self._vectors: frozenset[str] = frozenset()
         self._small: set[str] = set()
         self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
         self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
@@ -114,7 +128,7 @@ class GradientRecorder:
     @property
     def layers(self) -> list[str]:
         """Names of the layers that are trained, in order of definition."""
-        return [weight.layer for weight in self._weights if weight.layer in self._trained]
+        return [weight.layer for weight in self._weights if id(weight.parameter) in self._free and not weight.vector]
 
     # readers
 
@@ -132,7 +146,6 @@ class GradientRecorder:
         if reader in self.readers:
             self.readers.remove(reader)
         if not self.readers:
-            self._model = None
             self.order.remove()
             self._scratch.clear()
             self._packed.clear()
@@ -142,7 +155,7 @@ class GradientRecorder:
 
     def begin_batch(self) -> None:
         """A batch begins; until the order of execution is known, it is watched."""
-        self.order.gate.open = self._model is not None
+        self.order.gate.open = not self._ordered
 
     def before_optimizer_step(
         self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
@@ -155,9 +168,9 @@ class GradientRecorder:
             moment: the step's.
             loss_scale: gives what the gradients are still multiplied by.
         """
-        if self._model is not None:
-            self._number_layers(self._model)
-            self._model = None
+        if not self._ordered:
+            self._ordered = True
+            self._number_layers()
         due = [reader for reader in self.readers if reader.due(moment, stream)]
         if not due and not self._taken:
             return
@@ -167,17 +180,16 @@ class GradientRecorder:
             self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
         if due:
             self._counts_changes = any(moment.step < reader.changed_before for reader in due)
-            for reader in due:
+            reached = [weight for weight in owned.values() if weight.has_gradient]
+            for reader in due if reached or not owned else ():  # a batch that was skipped leaves no gradient
                 reader.mark(moment, stream)
             taken = {weight.layer for part, _ in self._taken for weight in part.weights}
             weights = [
                 weight
-                for weight in owned.values()
-                if weight.layer not in taken
-                and weight.has_gradient
-                and any(reader.wants(weight.layer) for reader in due)
+                for weight in reached
+                if weight.layer not in taken and any(_wants(reader, weight) for reader in due)
             ]
-            self._number_late([weight.layer for weight in weights])
+            self._note_trained(weights)
             with torch.no_grad():
                 parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))
             self._taken += [(part, due) for part in parts]
@@ -194,35 +206,51 @@ class GradientRecorder:
         due = [reader for reader in self.readers if any(reader in readers for _, readers in taken)]
         for reader in due:
             parts = [part for part, readers in taken if reader in readers]
-            reader.take(moment, GradientStep(parts, self._numbered), seconds / len(due))
+            step = GradientStep(parts, self._numbered, self._trained, self._vectors)
+            reader.take(moment, step, seconds / len(due))
 
     # its work
 
-    def _number_layers(self, model: nn.Module) -> None:
-        """Fix the layers' numbers, once: a tag must not change its name during a run."""
-        known = {weight.layer for weight in self._weights}
-        self._weights = list(find_weights(model, frozen=True))  # lazy ones have their shapes by now
-        self._trained |= {weight.layer for weight in find_weights(model)} - known
-        layers = self.order.sort([(weight.layer, weight.module) for weight in self._weights])
-        self._places = {layer: place for place, layer in enumerate(layers)}
-        self._numbered = number(layer for layer in layers if layer in self._trained)
-        self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
+    def _number_layers(self) -> None:
+        """Fix the numbers when the first batch has shown the order of execution: no tag ever changes its name."""
+        self._numbered = {layer: name for reader in self.readers for layer, name in reader.numbered.items()}
+        self._find()  # lazy ones have their shapes by now
+        self._trained = tuple(sorted(self.layers, key=self._places.__getitem__))
         self.order.remove()
 
-    def _number_late(self, layers: Sequence[str]) -> None:
-        """Layers that are trained from now on get the next numbers; their place is that of their execution."""
-        late = [layer for layer in layers if layer not in self._numbered]
-        if late:
-            named = self._numbered | {
-                layer: f"{at:02d}_{layer}" for at, layer in enumerate(late, start=len(self._numbered))
-            }
-            self._numbered = {layer: named[layer] for layer in sorted(named, key=self._places.__getitem__)}
+    def _find(self) -> None:
+        """Find weights that are new, and number them."""
+        known = {id(weight.parameter) for weight in self._weights}
+        vectors = any(reader.vectors for reader in self.readers)
+        found = find_weights(self._model, frozen=True, vectors=vectors)
+        new = {weight.layer: weight for weight in found if id(weight.parameter) not in known}
+        for layer in new:  # another parameter may have taken the place of one
+            self._before.pop(layer, None)
+        if new:
+            self._packed.clear()
+        self._weights = [weight for weight in self._weights if weight.layer not in new] + list(new.values())
+        self._free |= {id(weight.parameter) for weight in new.values() if weight.trained}
+        self._vectors = frozenset(weight.layer for weight in self._weights if weight.vector)
+        in_order = self.order.sort([(weight.layer, weight.module) for weight in self._weights])
+        self._places = {layer: place for place, layer in enumerate(in_order)}
+        groups = {w.layer: 2 if w.vector else int(id(w.parameter) not in self._free) for w in self._weights}
+        if not self._numbered:
+            self._numbered = number(layer for layer in in_order if not groups[layer])
+        self._numbered = continue_numbers(self._numbered, sorted(in_order, key=groups.__getitem__))
+        self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
+
+    def _note_trained(self, weights: Sequence[Weight]) -> None:
+        """Layers that are trained from now on have their place in the order of execution."""
+        new = {weight.layer for weight in weights if not weight.vector}.difference(self._trained)
+        if new:
+            self._trained = tuple(sorted({*self._trained, *new}, key=self._places.__getitem__))
 
     def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
         """The watched weights among an optimizer's parameters, by the parameter's identity."""
         identities = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         known, owned = self._owned.get(stream, ([], {}))
         if identities != known:
+            self._find()  # layers may have been added to the model
             wanted = set(identities)
             owned = {id(w.parameter): w for w in self._weights if id(w.parameter) in wanted}
             self._owned[stream] = identities, owned
@@ -241,7 +269,7 @@ class GradientRecorder:
                 alone += group
                 continue
             if updates:
-                packed.remember([weight.parameter for weight in group])
+                packed.remember([weight.values for weight in group])
             yield Part(group, scale, packed, sums)
         for weight in alone:
             values = stored_values(weight.gradient)
@@ -261,7 +289,7 @@ class GradientRecorder:
         return self._packed[layers]
 
     def _remember(self, weight: Weight) -> None:
-        now = flat(real(weight.parameter.detach()))
+        now = flat(real(weight.values))
         if weight.layer in self._before:
             self._before[weight.layer].copy_(now)
         else:
@@ -278,12 +306,14 @@ class GradientRecorder:
 
     def _moved(self, part: Part) -> tuple[Any, ...]:
         if part.packed:
-            return part.packed.moved([weight.parameter for weight in part.weights])
+            return part.packed.moved([weight.values for weight in part.weights])
         (weight,) = part.weights
-        return update_norms(self._before[weight.layer], flat(real(weight.parameter.detach())), self._scratch)
+        return update_norms(self._before[weight.layer], flat(real(weight.values)), self._scratch)
 
     def _changed(self, part: Part) -> tuple[Any, ...]:
         """Shares of weights that the step changed, as far as its gradients are still there."""
+        if not all(weight.is_plain for weight in part.weights):
+            return ()
         weights = [weight.parameter for weight in part.weights]
         grads = [weight.parameter.grad for weight in part.weights]
         if not all(weight.dtype in _HALF and _alike(weight, grad) for weight, grad in zip(weights, grads, strict=True)):
@@ -294,6 +324,10 @@ class GradientRecorder:
             for old, weight, grad in zip(before, weights, grads, strict=True)
             if grad is not None
         )
+
+
+def _wants(reader: GradientReader, weight: Weight) -> bool:
+    return reader.wants(weight.layer) and (reader.vectors or not weight.vector)
 
 
 def _alike(weight: Tensor, grad: Tensor | None) -> bool:

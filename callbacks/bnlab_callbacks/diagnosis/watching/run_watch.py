@@ -51,6 +51,7 @@ class _Reader:
 
     exact_dead = False
     update_ratio = True
+    vectors = False
     changed_before = 0
 
     def __init__(self, tables: Any, schedule: LookSchedule) -> None:
@@ -61,6 +62,12 @@ class _Reader:
         self._schedule = schedule
         self._marked: dict[str, int] = {}
         self._start: int | None = None  # the first step of this run, or of its resumed part
+
+    @property
+    def numbered(self) -> dict[str, str]:
+        """Layers → `<NN>_<layer>`, as far as they are known."""
+        known: dict[str, str] = self.tables.numbered
+        return known
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
