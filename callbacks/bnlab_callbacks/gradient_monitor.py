@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.monitor import Monitor
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
+from bnlab_callbacks.core.lightning.raw_steps import RawSteps
 from bnlab_callbacks.core.lightning.trainer import optimizer_name, remaining_loss_scale
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights, lazy_layers
@@ -48,6 +49,12 @@ class GradientMonitor(Monitor):
     and at the end of each epoch the means over its records as `<quantity>_epoch/<NN>_<layer>`, without the records that
     are not finite: these (overflows of a loss scaler, say) are counted in `grad_nonfinite_steps_epoch/<NN>_<layer>`.
     The epoch values are in `trainer.callback_metrics` too, the last record in the attribute `latest`.
+
+    Steps are those of the optimizers, also where Lightning does not know of them (`use_pl_optimizer=False`, SAM's
+    `second_step`): then the gradient is that of the last `manual_backward`, before anything clips it; after a plain
+    `backward()`, or where a closure has one, that which the step finds or leaves. Where a step evaluates the loss
+    itself (L-BFGS, SAM), the gradient is that of its first evaluation, and the update that of the whole step. A step
+    that a loss scaler leaves out moves nothing; a batch without a loss is no step, and the next one is recorded.
 
     With several optimizers each layer is recorded at the first step of its optimizer in each interval. Strategies that
     shard parameters (FSDP, DeepSpeed, ModelParallel) are refused with a warning. The update ratio needs a copy of the
@@ -117,10 +124,27 @@ class GradientMonitor(Monitor):
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradient sums of this optimizer's layers: whole window, all ranks, unscaled, before clipping."""
-        self.told_of(optimizer)
+        raw = self.told_of(optimizer)
         if self.leads:
             scale = partial(remaining_loss_scale, trainer, optimizer)
-            self._recorder.before_optimizer_step(optimizer, optimizer_name(trainer, optimizer), self._moment, scale)
+            stream = optimizer_name(trainer, optimizer)
+            self._recorder.before_optimizer_step(optimizer, stream, self._moment, scale, raw)
+
+    @property
+    def step_recorder(self) -> GradientRecorder:
+        """The recorder."""
+        recorder: GradientRecorder = self._recorder
+        return recorder
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With manual optimization the step may be one that Lightning does not know of: see its gradient now."""
+        if self._raw_steps is not None:
+            self._after_backward(self._raw_steps)
+
+    @keeps_training
+    def _after_backward(self, raw_steps: RawSteps) -> None:
+        if self.leads:
+            raw_steps.after_backward()
 
     def end_batch(self, trainer: Trainer) -> None:
         """Measure what the steps of this batch did to the weights."""

@@ -245,7 +245,7 @@ class TrainingDiagnosis(Diagnostic):
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
         self._watch.scales = self._layers.scales
-        self.hear_of_raw_steps(trainer)
+        self.hear_of_raw_steps(trainer, self._watch.step_recorder)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the hooks on for a step that is recorded."""
@@ -284,14 +284,16 @@ class TrainingDiagnosis(Diagnostic):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the hooks record again: more forward passes may follow in this step."""
         self._watch.after_backward()
+        if self._raw_steps is not None and self._watch.leads_gradients:
+            self._raw_steps.after_backward()
         self._optimizers.cleared.after_backward()
 
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        self.told_of(optimizer)
+        raw = self.told_of(optimizer)
         scale, stream = partial(remaining_loss_scale, trainer, optimizer), optimizer_name(trainer, optimizer)
-        self._watch.before_optimizer_step(optimizer, stream, self._moment, scale)
+        self._watch.before_optimizer_step(optimizer, stream, self._moment, scale, raw)
         self._optimizers.before_step(optimizer, self._watch.recording)
         if self._watch.recording and self._layers is not None:
             self._layers.look(optimizer)

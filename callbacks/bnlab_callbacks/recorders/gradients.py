@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.hooks import ForwardOrder
@@ -122,6 +122,9 @@ class GradientRecorder:
         self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
         self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
+        self._seen: dict[str, list[Part]] = {}  # what `after_backward` saw, by stream
+        self._open: str | None = None  # the stream whose step is under way, if that may evaluate the loss itself
+        self._began: dict[int, Tensor] = {}  # weights as they were before it, by the parameter's identity
         self._counts_changes = False
         self._spent = 0.0
 
@@ -148,8 +151,8 @@ class GradientRecorder:
         if not self.readers:
             self.order.remove()
             self._scratch.clear()
-            self._packed.clear()
-            self._before.clear()
+            for kept in (self._packed, self._before, self._seen, self._began):
+                kept.clear()
 
     # a training loop
 
@@ -157,8 +160,46 @@ class GradientRecorder:
         """A batch begins; until the order of execution is known, it is watched."""
         self.order.gate.open = not self._ordered
 
-    def before_optimizer_step(
+    def begin_step(self, optimizer: Optimizer, stream: str, moment: Moment) -> None:
+        """A step begins that may move the weights before its gradient is known: keep them as they are, if it is due.
+
+        `before_optimizer_step` follows within it, once or more, or `after_backward` and then the other, and `end_step`.
+        """
+        self._open = stream
+        self._seen.pop(stream, None)
+        due = [reader for reader in self.readers if reader.due(moment, stream)]
+        if not due and not self._taken:
+            return
+        start = perf_counter()
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._measure_updates(held)
+        if any(reader.update_ratio for reader in due):
+            kept = [weight for weight in self._weights if id(weight.parameter) in held and weight.trained]
+            self._began = {id(weight.parameter): weight.values.clone() for weight in kept}
+        self._spent += perf_counter() - start
+
+    def after_backward(
         self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+    ) -> None:
+        """A backward pass is over, and what comes of it may be clipped before anybody tells of the step.
+
+        What counts is the last one before a step, and the first one within.
+        """
+        if self._open == stream and stream in self._seen:
+            return
+        due = [reader for reader in self.readers if reader.due(moment, stream)]
+        if due:
+            start = perf_counter()
+            self._seen[stream] = self._gradients_now(self._owned_by(optimizer, stream), due, loss_scale())
+            self._spent += perf_counter() - start
+
+    def before_optimizer_step(
+        self,
+        optimizer: Optimizer,
+        stream: str,
+        moment: Moment,
+        loss_scale: Callable[[], float],
+        raw: bool = False,
     ) -> None:
         """An optimizer step is about to be made: take the gradients of its layers, as they are now.
 
@@ -167,36 +208,35 @@ class GradientRecorder:
             stream: its name among the run's optimizers.
             moment: the step's.
             loss_scale: gives what the gradients are still multiplied by.
+            raw: whether the training loop does not know of the step: then what `after_backward` saw counts.
         """
         if not self._ordered:
-            self._ordered = True
             self._number_layers()
         due = [reader for reader in self.readers if reader.due(moment, stream)]
         if not due and not self._taken:
             return
         start = perf_counter()
         owned = self._owned_by(optimizer, stream)
-        if not isinstance(optimizer, LBFGS):  # which evaluates its closure several times a step
-            self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
+        if self._open != stream:
+            self._measure_updates(owned.keys())  # of this optimizer's step before, if it makes several within one batch
         if due:
-            self._counts_changes = any(moment.step < reader.changed_before for reader in due)
-            reached = [weight for weight in owned.values() if weight.has_gradient]
-            for reader in due if reached or not owned else ():  # a batch that was skipped leaves no gradient
-                reader.mark(moment, stream)
-            taken = {weight.layer for part, _ in self._taken for weight in part.weights}
-            weights = [
-                weight
-                for weight in reached
-                if weight.layer not in taken and any(_wants(reader, weight) for reader in due)
-            ]
-            self._note_trained(weights)
-            with torch.no_grad():
-                parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))
-            self._taken += [(part, due) for part in parts]
+            parts = self._seen.pop(stream, None) if raw else None
+            if parts is None:
+                parts = self._gradients_now(owned, due, loss_scale())
+            self._take_step(owned, due, moment, stream, parts)
         self._spent += perf_counter() - start
+
+    def end_step(self, stream: str) -> None:
+        """A step is over: what it did to the weights is known."""
+        self._open, self._began = None, {}
+        if self._taken and stream in self._owned:
+            start = perf_counter()
+            self._measure_updates(self._owned[stream][1].keys())
+            self._spent += perf_counter() - start
 
     def end_batch(self, moment: Moment) -> None:
         """A batch is over: the readers get what its steps left."""
+        self._seen.clear()
         if not self._taken:
             return
         start = perf_counter()
@@ -211,8 +251,38 @@ class GradientRecorder:
 
     # its work
 
+    def _gradients_now(self, owned: dict[int, Weight], due: list[Any], scale: float) -> list[Part]:
+        """The sums of those gradients that some reader wants and that are not taken yet in this batch."""
+        if not self._ordered:
+            self._number_layers()
+        taken = {weight.layer for part, _ in self._taken for weight in part.weights}
+        weights = [
+            weight
+            for weight in owned.values()
+            if weight.layer not in taken and weight.has_gradient and any(_wants(reader, weight) for reader in due)
+        ]
+        with torch.no_grad():
+            return list(self._take(weights, scale))
+
+    def _take_step(
+        self, owned: dict[int, Weight], due: list[Any], moment: Moment, stream: str, parts: list[Part]
+    ) -> None:
+        """Keep the gradients of a step, and the weights as they are before it."""
+        if not parts and owned and not any(weight.has_gradient for weight in owned.values()):
+            return  # a batch that was skipped: it makes no step
+        self._counts_changes = any(moment.step < reader.changed_before for reader in due)
+        for reader in due:
+            reader.mark(moment, stream)
+        self._note_trained([weight for part in parts for weight in part.weights])
+        if any(reader.update_ratio for reader in due):
+            with torch.no_grad():
+                for part in parts:
+                    self._remember(part)
+        self._taken += [(part, due) for part in parts]
+
     def _number_layers(self) -> None:
         """Fix the numbers when the first batch has shown the order of execution: no tag ever changes its name."""
+        self._ordered = True
         self._numbered = {layer: name for reader in self.readers for layer, name in reader.numbered.items()}
         self._find()  # lazy ones have their shapes by now
         self._trained = tuple(sorted(self.layers, key=self._places.__getitem__))
@@ -256,8 +326,8 @@ class GradientRecorder:
             self._owned[stream] = identities, owned
         return owned
 
-    def _take(self, weights: list[Weight], scale: float, updates: bool) -> Iterator[Part]:
-        """Sums of these layers' gradients; the layers are kept as they are, if `updates`."""
+    def _take(self, weights: list[Weight], scale: float) -> Iterator[Part]:
+        """Sums of these layers' gradients."""
         alone: list[Weight] = []
         small: list[Weight] = []
         for weight in weights:
@@ -267,16 +337,11 @@ class GradientRecorder:
             sums = packed.sums([weight.gradient for weight in group])
             if sums is None:
                 alone += group
-                continue
-            if updates:
-                packed.remember([weight.values for weight in group])
-            yield Part(group, scale, packed, sums)
+            else:
+                yield Part(group, scale, packed, sums)
         for weight in alone:
             values = stored_values(weight.gradient)
-            alone_sums = gradient_sums(values, self._scratch)
-            if updates:
-                self._remember(weight)
-            yield Part((weight,), scale, None, (*alone_sums, values.numel()))
+            yield Part((weight,), scale, None, (*gradient_sums(values, self._scratch), values.numel()))
 
     def _pack(self, weights: list[Weight]) -> list[tuple[tuple[Weight, ...], PackedLayers]]:
         """Small layers in groups of cache size, with their buffers."""
@@ -288,14 +353,19 @@ class GradientRecorder:
             self._packed[layers] = [(group, PackedLayers([w.parameter.shape for w in group])) for group in groups]
         return self._packed[layers]
 
-    def _remember(self, weight: Weight) -> None:
-        now = flat(real(weight.values))
-        if weight.layer in self._before:
-            self._before[weight.layer].copy_(now)
+    def _remember(self, part: Part) -> None:
+        """Keep the weights as they are before the step."""
+        values = [self._began.get(id(weight.parameter), weight.values) for weight in part.weights]
+        if part.packed is not None:
+            part.packed.remember(values)
+            return
+        layer, now = part.weights[0].layer, flat(real(values[0]))
+        if layer in self._before:
+            self._before[layer].copy_(now)
         else:
-            self._before[weight.layer] = now.clone()
+            self._before[layer] = now.clone()
 
-    def _measure_updates(self, owned: dict[int, Weight] | None) -> None:
+    def _measure_updates(self, owned: Collection[int] | None) -> None:
         """Measure what the recorded steps did to the weights; `owned` are an optimizer's parameters, None for all."""
         with torch.no_grad():
             for index, (part, readers) in enumerate(self._taken):

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, rank_zero_warn
-from bnlab_callbacks.core.lightning.raw_steps import RawSteps, raw_steps_of
+from bnlab_callbacks.core.lightning.raw_steps import RawSteps, RecordsSteps, moves_early, raw_steps_of
 from bnlab_callbacks.core.lightning.trainer import batch_is_over, callbacks_of
 
 
@@ -28,16 +28,19 @@ class Diagnostic(Callback):
         self._raw_steps: RawSteps | None = None
         self._state: dict[str, Any] | None = None  # of checkpoints, once the run is over
 
-    def hear_of_raw_steps(self, trainer: Trainer) -> None:
-        """With manual optimization be told of the steps of optimizers themselves as well, until `close`."""
-        if not trainer.lightning_module.automatic_optimization:
-            self._raw_steps = raw_steps_of(trainer)
-            self._raw_steps.join(self)
+    def hear_of_raw_steps(self, trainer: Trainer, recorder: RecordsSteps | None = None) -> None:
+        """With manual optimization be told of the steps of optimizers themselves as well, until `close`.
 
-    def told_of(self, optimizer: Optimizer) -> None:
-        """Lightning has told of a step: it is not to be told of again."""
-        if self._raw_steps is not None:
-            self._raw_steps.told(optimizer)
+        A recorder of gradients is also told of the beginning and end of steps that may evaluate the loss themselves.
+        """
+        early = recorder is not None and any(map(moves_early, trainer.optimizers))
+        if early or not trainer.lightning_module.automatic_optimization:
+            self._raw_steps = raw_steps_of(trainer)
+            self._raw_steps.join(self, recorder)
+
+    def told_of(self, optimizer: Optimizer) -> bool:
+        """Take note of a step that is about to be made; gives whether Lightning does not know of it."""
+        return self._raw_steps is not None and self._raw_steps.told(optimizer)
 
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""

@@ -15,6 +15,7 @@ from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import Publisher, one_record_a_step, publish_epoch, publisher_of, stamp
+from bnlab_callbacks.core.lightning.raw_steps import RecordsSteps
 from bnlab_callbacks.core.lightning.trainer import log_interval, moment_of, sharding_strategy
 from bnlab_callbacks.core.naming import layer_filter
 from bnlab_callbacks.core.overhead import Overhead
@@ -94,6 +95,11 @@ class Monitor(Diagnostic):
     def end_raised_batch(self, trainer: Trainer) -> None:
         """Tell the recorder that a batch has ended in an exception: what it left is that of a step."""
         self.end_batch(trainer)
+
+    @property
+    def step_recorder(self) -> RecordsSteps | None:
+        """The recorder, where it wants to know of the beginning and end of optimizer steps."""
+        return None
 
     def drop_window(self) -> None:
         """Tell the recorder that the gradients accumulated so far will end in no step."""
@@ -261,7 +267,7 @@ class Monitor(Diagnostic):
     @keeps_training
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear of all optimizer steps."""
-        self.hear_of_raw_steps(trainer)
+        self.hear_of_raw_steps(trainer, self.step_recorder)
 
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""

@@ -311,12 +311,23 @@ class RunWatch:
         if self.recording and self.several:
             self._mode.enter(again=True)
 
+    @property
+    def step_recorder(self) -> GradientRecorder | None:
+        """The recorder of gradients."""
+        recorder: GradientRecorder | None = self._gradients.recorder
+        return recorder
+
+    @property
+    def leads_gradients(self) -> bool:
+        """Whether it is from here that the recorder of gradients hears of the training loop."""
+        return self._gradients.leads
+
     def before_optimizer_step(
-        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float], raw: bool = False
     ) -> None:
         """An optimizer step is about to be made; see `GradientRecorder`."""
         if self._gradients.leads:
-            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale)
+            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale, raw)
         if self._gradients.marked(stream) == moment.step:  # a look of this optimizer's own
             self.recording = True
             self._since = min(self._since, perf_counter())
