@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torch import Tensor, nn
 
 from bnlab_callbacks import (
@@ -110,10 +110,10 @@ def test_a_checkpoint_after_a_fit_holds_the_windows_of_dead_units(tmp_path: Path
     assert "'grad_rms/00_net.0'" in states(tmp_path / "after.ckpt")["RecordFile"]["tags"]
 
 
+@pytest.mark.filterwarnings("ignore:.*ckpt_path=")
 def test_a_table_of_records_keeps_its_state_on_an_exception(tmp_path: Path) -> None:
-    saver = ModelCheckpoint(tmp_path, "last", save_on_exception=True, every_n_epochs=99)
     ours = [RecordFile(str(tmp_path)), GradientMonitor(), Raises("on_train_batch_start")]
-    run = trainer(*ours, saver, max_epochs=3, enable_checkpointing=True)
+    run = trainer(*ours, OnExceptionCheckpoint(tmp_path), max_epochs=3, enable_checkpointing=True)
     with pytest.raises(RuntimeError, match="preempted"):
         run.fit(Module(net()), loader(32))
     (path,) = tmp_path.glob("*.ckpt")

@@ -217,6 +217,8 @@ def no_thread_of_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_beside_a_callback_of_lightnings(tmp_path: Path, name: str) -> None:
+    if name == "WeightAveraging" and not hasattr(own, name):
+        pytest.skip("not in Lightning 2.5")
     check(tmp_path, CALLBACKS[name], last=True)
 
 
