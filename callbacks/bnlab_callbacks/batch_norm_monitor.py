@@ -133,6 +133,11 @@ class BatchNormMonitor(ForwardMonitor):
         else:
             rank_zero_warn(f"BatchNormMonitor records no smoothness in this run: {reason}")
 
+    @property
+    def never_due(self) -> bool:
+        """Whether neither batch norm nor smoothness has an interval."""
+        return super().never_due and self.smoothness_every_n_steps is None
+
     # batch norm
 
     def end_batch(self, trainer: Trainer) -> None:

@@ -20,8 +20,10 @@ class Reader:
     """Wants every step of every layer."""
 
     update_ratio = True
+    vectors = False
 
     def __init__(self, changed_before: int = 0) -> None:
+        self.numbered: dict[str, str] = {}
         self.changed_before = changed_before
         self.tables = GradientTables(changed_frac=True)
         self.read: list[dict[str, float]] = []
@@ -63,7 +65,9 @@ def test_a_step_of_several_evaluations_moves_as_far_as_the_last_one_leaves_it() 
 
     before = model.weight.detach().clone()
     recorder.begin_batch()
+    recorder.begin_step(optimizer, "0", Moment(0, 0))
     optimizer.step(closure)
+    recorder.end_step("0")
     recorder.end_batch(Moment(0, 0))
     recorder.leave(reader)
     assert evaluations == 6

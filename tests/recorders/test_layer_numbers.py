@@ -16,8 +16,10 @@ class Everything:
 
     update_ratio = True
     changed_before = 0
+    vectors = False
 
     def __init__(self) -> None:
+        self.numbered: dict[str, str] = {}
         self.steps: list[GradientStep] = []
 
     def due(self, moment: Moment, stream: str = "") -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +34,13 @@ def number(layers: Iterable[str]) -> dict[str, str]:
     names = list(layers)
     width = max(2, len(str(len(names) - 1)))
     return {name: numbered_name(position, name, width) for position, name in enumerate(names)}
+
+
+def continue_numbers(numbered: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]:
+    """The same with more layers, given in order; those that are not there yet get the next free numbers."""
+    free = 1 + max((place_of(name)[0] for name in numbered.values()), default=-1)
+    new = [layer for layer in layers if layer not in numbered]
+    return dict(numbered) | {layer: numbered_name(place, layer) for place, layer in enumerate(new, start=free)}
 
 
 def renamed(name: str) -> str:

@@ -52,6 +52,7 @@ class _Reader:
 
     exact_dead = False
     update_ratio = True
+    vectors = False
     changed_before = 0
 
     def __init__(self, tables: Any, schedule: LookSchedule) -> None:
@@ -62,6 +63,12 @@ class _Reader:
         self._schedule = schedule
         self._marked: dict[str, int] = {}
         self._start: int | None = None  # the first step of this run, or of its resumed part
+
+    @property
+    def numbered(self) -> dict[str, str]:
+        """Layers → `<NN>_<layer>`, as far as they are known."""
+        known: dict[str, str] = self.tables.numbered
+        return known
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
@@ -333,12 +340,23 @@ class RunWatch:
         if self.recording and self.several and self._mode is not None:
             self._mode.enter(self._loss_watch, again=True)
 
+    @property
+    def step_recorder(self) -> GradientRecorder | None:
+        """The recorder of gradients."""
+        recorder: GradientRecorder | None = self._gradients.recorder
+        return recorder
+
+    @property
+    def leads_gradients(self) -> bool:
+        """Whether it is from here that the recorder of gradients hears of the training loop."""
+        return self._gradients.leads
+
     def before_optimizer_step(
-        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float], raw: bool = False
     ) -> None:
         """An optimizer step is about to be made; see `GradientRecorder`."""
         if self._gradients.leads:
-            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale)
+            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale, raw)
         if self._gradients.marked(stream) == moment.step:  # a look of this optimizer's own
             self.recording = True
             self._since = min(self._since, perf_counter())
@@ -373,6 +391,16 @@ class RunWatch:
             self._collector.add_loss(moment.step, self._loss)
             if self._compared:
                 self._collector.add_compared(moment.step, self._loss, self._compared)
+
+    def skip_batch(self, accumulated: bool) -> None:
+        """A batch is left out with the rest of its epoch; `accumulated` if what it was to be added to is lost."""
+        self._mode.leave()
+        self._loss_watch.forget()
+        self._ends.take()
+        self.recording = False
+        for reader in (self._activations, self._norms):
+            if reader.recorder is not None and accumulated:
+                reader.recorder.drop_window()
 
     def is_time(self, step: int, last: bool) -> bool:
         """Whether to look, now that a step is made; with several ranks all must do, so not by their clocks.
