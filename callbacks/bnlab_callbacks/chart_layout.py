@@ -19,7 +19,7 @@ _OVERVIEW = ("loss", "acc", "grad_depth_slope", "update_ratio", "sat_frac", "dea
 # by the beginning of a quantity that layers have
 _CATEGORIES = {
     "Gradients": ("grad_", "update_"),
-    "Activations": ("act_", "sat_", "zero_", "dead_"),
+    "Activations": ("act_", "sat_", "zero_", "dead_", "dormant_"),
     "Batch norm": ("bn_", "ics_"),
     "Other layer values": ("",),
 }

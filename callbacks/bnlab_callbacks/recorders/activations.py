@@ -19,7 +19,6 @@ from bnlab_callbacks.statistics.activations import (
     ACTIVATIONS,
     ActivationSums,
     activation_sums,
-    is_rectifier,
     is_small,
     saturation,
     unit_maximum,
@@ -42,7 +41,6 @@ class _Hook(ModuleHook):
     def __init__(self, layer: str, module: nn.Module, unit_dim: int | None, into: ActivationRecorder) -> None:
         super().__init__(layer, into)
         self.bounds = saturation(module)
-        self.rectifier = is_rectifier(module)
         self.unit_dim = unit_dim
         self.wanted = False
 
@@ -53,14 +51,14 @@ class _Hook(ModuleHook):
             return
         sums: ActivationSums | Outputs | None = None
         unit_max = None
-        unit_dim = units_of(output.ndim, self.unit_dim) if self.rectifier and self.wanted else None
+        unit_dim = units_of(output.ndim, self.unit_dim) if self.wanted else None
         if self.into.recording and self.wanted:
             if self.into.may_keep(output):
                 sums = Outputs(output.detach().clone(), self.bounds, unit_dim)
             else:
                 sums = activation_sums(output.detach(), self.bounds, unit_dim, self.into.scratch)
                 unit_max = sums.unit_max
-        elif unit_dim is not None:
+        elif self.bounds.rectifier and unit_dim is not None:
             unit_max = unit_maximum(output.detach(), unit_dim)
         samples = output.shape[0] if output.ndim else 1
         self.into.calls.append(Call(self.layer, samples, output.numel(), sums, unit_max))
