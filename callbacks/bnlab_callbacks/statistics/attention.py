@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bnlab_callbacks.statistics.chunks import wide_dtype
 
-# sequences of a call, and queries of each, whose entropy is taken: 4 to 6 % off the mean over all
+# sequences of a call, and queries of each, whose entropy is taken: 1 to 10 % off the mean over all
 SEQUENCES, QUERIES = 4, 16
 # logits at a time: 4 MiB of float32, or 64 MiB where long kernels are wanted
 _CPU_BLOCK, _ACCELERATOR_BLOCK = 1 << 20, 1 << 24
