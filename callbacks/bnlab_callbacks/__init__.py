@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnlab_callbacks.activation_monitor import ActivationMonitor
+    from bnlab_callbacks.attention_monitor import AttentionMonitor
     from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
     from bnlab_callbacks.chart_layout import ChartLayout
     from bnlab_callbacks.core.files import replace_file
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
     "ActivationMonitor": "activation_monitor",
+    "AttentionMonitor": "attention_monitor",
     "BatchNormMonitor": "batch_norm_monitor",
     "ChartLayout": "chart_layout",
     "Diagnostics": "diagnostics",
@@ -64,6 +66,7 @@ _MODULES = {
 }
 __all__ = [
     "ActivationMonitor",
+    "AttentionMonitor",
     "BatchNormMonitor",
     "ChartLayout",
     "Diagnostics",

@@ -35,6 +35,10 @@ class ActivationMonitor(ForwardMonitor):
     so on; more than 8 calls in one batch behind the same layer, as in nets that unroll time, are one layer):
 
     - `act_mean/<NN>_<layer>`, `act_std/…`, `act_absmax/…`: mean, standard deviation, largest magnitude
+    - `act_outlier/…`: max|a| / rms, how far the largest output stands out; `act_kurtosis/…`: Σ(a − mean)⁴ / (n std⁴),
+      3 for a normal distribution; NaN where outputs are all 0, or all equal
+    - `dormant_frac/…`: share of units (channels for convolutions) whose mean magnitude over the record is at most 2.5 %
+      of the mean over the layer's units (Sokar et al. 2023, arXiv 2302.12902)
     - `sat_frac/…`: share of outputs where the function's slope is below 5 % of its maximum; for functions with two
       such sides also `sat_lo/…` and `sat_hi/…` (sigmoid, tanh, softsign, hard tanh, hard sigmoid; ELU, SELU, CELU and
       softplus have the low side only, ReLU6 and log-sigmoid the high one)
@@ -49,13 +53,14 @@ class ActivationMonitor(ForwardMonitor):
     `trainer.callback_metrics` too, the last record in the attribute `latest`.
 
     Which units are dead, since which step and over how many samples, and which came back is in the attribute `ledger`,
-    a list of `DeadUnit`, brought up to date at the end of each epoch; checkpoints hold what it is made of.
+    a list of `DeadUnit`, brought up to date at the end of each epoch; checkpoints hold what it is made of. Units that
+    were dormant in each of the last `dead_window` records are listed there, too, and those that no longer are.
 
     Args:
         every_n_steps: optimizer steps between two records; None for the Trainer's `log_every_n_steps`. The first
             step of the run and of every epoch is always recorded.
         layers: regular expression searched in layer names, for example `act1|act_fc`; None for all layers.
-        dead_window: records over which a unit must be silent to count as dead.
+        dead_window: records over which a unit must be silent to count as dead, or dormant to be listed in the `ledger`.
         exact_dead: whether to look at rectifiers' units in every step, so that `dead_frac_epoch` covers all samples.
         enabled: False switches the callback off.
         budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
@@ -99,7 +104,7 @@ class ActivationMonitor(ForwardMonitor):
         self._ledger = [DeadUnit(*values) for values in results["ledger"]]
 
     def _forget(self) -> None:
-        self._tables = ActivationTables(self.wants, self.dead_window)
+        self._tables = ActivationTables(self.wants, self.dead_window, list_dormant=True)
         self._every_step = EpochUnits()
 
     def watch(self, trainer: Trainer, model: nn.Module) -> None:

@@ -42,7 +42,7 @@ class RecordFile(RunOutput):
       Floats are written in full, as `repr` does, or as `nan`, `inf` and `-inf`.
     - `records.parquet` instead, at the end of the run, with `format="parquet"`
     - `dead_units.csv`: the `ledger` of the run's `ActivationMonitor`, anew at the end of each epoch; columns
-      `layer, unit, dead, since, samples, revivals` as in `DeadUnit`
+      `layer, unit, dead, since, samples, revivals, dormant` as in `DeadUnit`
 
     The table is written at least once a second and at the end of each epoch, whole lines at a time; what a kill left of
     a last line is skipped by `read_records`, and cut off by the run that is resumed. That one appends to its own table.

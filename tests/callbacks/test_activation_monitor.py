@@ -42,6 +42,10 @@ def by_hand(outputs: dict[str, Tensor]) -> dict[str, float]:
     for name, output in outputs.items():
         a = output.double().numpy()
         metrics |= {f"act_mean/{name}": a.mean(), f"act_std/{name}": a.std(), f"act_absmax/{name}": np.abs(a).max()}
+        metrics[f"act_outlier/{name}"] = np.abs(a).max() / np.sqrt((a**2).mean())
+        metrics[f"act_kurtosis/{name}"] = ((a - a.mean()) ** 4).mean() / a.std() ** 4
+        units = np.abs(a).mean(0)
+        metrics[f"dormant_frac/{name}"] = (units <= 0.025 * units.mean()).mean()
     sigmoid = outputs["01_net.3"].double().numpy()
     u = 2 * sigmoid - 1
     metrics["sat_frac/01_net.3"] = (1 - u**2 < 0.05).mean()
@@ -91,6 +95,38 @@ def test_a_silent_unit_and_a_saturated_one_are_found() -> None:
     assert monitor.latest["dead_frac/00_net.1"] == 1 / 5
     assert monitor.latest["sat_hi/01_net.3"] == monitor.latest["sat_lo/01_net.3"] == 1 / 4
     assert monitor.latest["sat_frac/01_net.3"] == 1 / 2
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_dormant_units_of_any_activation_are_in_the_ledger_and_dead_ones_are_listed_as_dead(accumulated: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    with torch.no_grad():
+        net[0].bias[2] = -1e3  # type: ignore[operator]
+        net[2].weight[1] *= 1e-3  # type: ignore[operator]
+        net[2].bias[1] = 0  # type: ignore[operator]
+    monitor = ActivationMonitor(dead_window=2)
+    run = trainer(monitor, accumulate_grad_batches=accumulated)
+    run.fit(Module(net, lambda p: torch.optim.SGD(p, lr=0.0)), loader(batch_size=8 // accumulated))
+    assert monitor.latest["dormant_frac/00_net.1"] == monitor.latest["dead_frac/00_net.1"] == 1 / 5
+    assert monitor.latest["dormant_frac/01_net.3"] == run.callback_metrics["dormant_frac_epoch/01_net.3"] == 1 / 4
+    assert [tuple(unit) for unit in monitor.ledger] == [
+        ("00_net.1", 2, True, 0, 24, 0, False),
+        ("01_net.3", 1, False, 0, 24, 0, True),
+    ]
+
+
+def test_layers_of_zeros_have_no_outliers_and_dormant_units_only() -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.init.constant_(net[0].bias, -1e3)  # type: ignore[arg-type]
+    monitor = ActivationMonitor()
+    run = trainer(monitor)
+    run.fit(Module(net, lambda p: torch.optim.SGD(p, lr=0.0)), loader())
+    assert monitor.latest["dormant_frac/00_net.1"] == 1
+    assert math.isnan(monitor.latest["act_outlier/00_net.1"])
+    assert math.isnan(monitor.latest["act_kurtosis/00_net.1"])
+    assert "act_outlier_epoch/00_net.1" not in run.callback_metrics
 
 
 def test_accumulated_batches_are_one_record() -> None:

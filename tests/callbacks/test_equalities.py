@@ -128,6 +128,10 @@ def outputs_by_hand(history: list[Outputs]) -> dict[str, float]:
         values[f"act_mean/{layer}"] = float(a.mean())
         values[f"act_std/{layer}"] = float(a.std())
         values[f"act_absmax/{layer}"] = float(np.abs(a).max())
+        rms, units = math.sqrt((a * a).mean()), np.abs(a).mean(0)
+        values[f"act_outlier/{layer}"] = float(np.abs(a).max()) / rms
+        values[f"act_kurtosis/{layer}"] = float(((a - a.mean()) ** 4).mean() / a.var() ** 2)
+        values[f"dormant_frac/{layer}"] = float((units <= 0.025 * units.mean()).mean())
         if kind == "sigmoid":
             flat = 4 * a * (1 - a) < 0.05
             values[f"sat_frac/{layer}"] = float(flat.mean())
@@ -536,7 +540,7 @@ def life(folder: Path, moment: str, every: int, exact_dead: bool, resume: Path |
     for row in activations.ledger:
         ledger |= {
             f"{field}/{row.layer}:{row.unit}": float(getattr(row, field))
-            for field in ("dead", "since", "samples", "revivals")
+            for field in ("dead", "dormant", "since", "samples", "revivals")
         }
     assert any(row.revivals for row in activations.ledger)
     return [*records, ledger]

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnlab_callbacks
-from bnlab_callbacks import ActivationMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
+from bnlab_callbacks import ActivationMonitor, AttentionMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
 from tests.callbacks.small_runs import Module, hooks_of, loader, memory, mlp, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:AttentionMonitor. no attention was seen")
 
 HOOKS = sorted(
     name
@@ -28,6 +30,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
 RECORDING: dict[str, Callable[[], Any]] = {
     "gradients": lambda: GradientMonitor(4),
     "activations": lambda: ActivationMonitor(4),
+    "attention": lambda: AttentionMonitor(4),
     "batch norm": lambda: BatchNormMonitor(4),
     "diagnosis": lambda: TrainingDiagnosis(1, 4, summary=False),
 }

@@ -22,7 +22,8 @@ Records = tuple[dict[str, float], dict[str, float]]
 IMAGE = (3, 32, 32)
 WATCHED = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
 GRADIENTS = ("grad_mean_abs", "grad_mean", "grad_rms", "grad_zero_frac", "grad_nonfinite", "update_ratio")
-RECTIFIERS = ("act_mean", "act_std", "act_absmax", "zero_frac", "dead_frac", "dead_samples")
+EVERY = ("act_mean", "act_std", "act_absmax", "act_outlier", "act_kurtosis", "dormant_frac")
+RECTIFIERS = (*EVERY, "zero_frac", "dead_frac", "dead_samples")
 
 
 def fit(make: Callable[[], pl.LightningModule], steps: int = 3) -> Records:
@@ -94,7 +95,7 @@ def test_convolutional_nets_have_a_tag_for_each_weight_and_call(
     modules = calls(net(), WATCHED)
     assert len(modules) == activations
     expected = numbered([*modules, *functions])
-    for quantity in ("act_mean", "act_std", "act_absmax"):
+    for quantity in EVERY:
         assert layers(outputs, quantity) == expected
 
 
@@ -118,7 +119,7 @@ def test_mobilenets_activations_have_the_quantities_of_their_kinds() -> None:
         layer: {tag.partition("/")[0] for tag in outputs if tag.partition("/")[2] == layer}
         for layer in (swish, relu, f"{gate}activation")
     }
-    moments = {"act_mean", "act_std", "act_absmax"}
+    moments = set(EVERY)
     assert by_layer == {
         swish: moments,
         relu: set(RECTIFIERS),
@@ -148,7 +149,7 @@ def test_vision_transformers(net: Callable[[], nn.Module], blocks: int, steps: i
         assert layers(gradients, quantity) == numbered(vit_layers(blocks))
     gelus = [f"encoder.layers.encoder_layer_{block}.mlp.1" for block in range(blocks)]
     assert layers(outputs, "act_mean") == numbered(gelus)
-    assert {tag.partition("/")[0] for tag in outputs} == {"act_mean", "act_std", "act_absmax"}
+    assert {tag.partition("/")[0] for tag in outputs} == set(EVERY)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -90,7 +90,13 @@ class Merged(NamedTuple):
     low: float | None
     high: float | None
     zeros: float | None
+    magnitudes: Tensor | None  # (units,): sums of |a|
     active: Tensor | None  # (units,): the unit was positive somewhere
+
+    @property
+    def outlier(self) -> float:
+        """max|a| / rms; NaN where all outputs are 0."""
+        return self.absmax / self.moments.rms if self.moments.rms else math.nan
 
 
 def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Tensor, list[list[slice]]]:
@@ -110,8 +116,8 @@ def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Ten
 
 
 def split_ranks(ranks: Tensor) -> list[tuple[list[float], Tensor]]:
-    """For each row of `ranks` (world_size, width), on the host, its values and which of them are positive."""
-    return list(zip(ranks.tolist(), ranks > 0, strict=True))
+    """For each row of `ranks` (world_size, width), on the host, its values, also as they are."""
+    return list(zip(ranks.tolist(), ranks, strict=True))
 
 
 def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
@@ -172,32 +178,32 @@ def merge(
 ) -> dict[str, Merged]:
     """Join sums of the same layer over accumulated batches and over `ranks`, as `split_ranks` gives them."""
     merged: dict[str, Merged] = {}
-    for values, positive in ranks:
+    for values, message in ranks:
         for (key, call), places in zip(calls, where, strict=True):
-            one = _unpack(call, places, values, positive)
+            one = _unpack(call, places, values, message)
             merged[key] = _join(merged[key], one) if key in merged else one
     return merged
 
 
-def _unpack(call: Call, places: list[slice], values: list[float], positive: Tensor) -> Merged:
-    """One call's sums out of a rank's message: `values`, and which of them are `positive`."""
+def _unpack(call: Call, places: list[slice], values: list[float], message: Tensor) -> Merged:
+    """One call's sums out of a rank's message, whose numbers are `values`."""
     assert isinstance(call.sums, ActivationSums)
     place = iter(places)
-    at = [None if field is None else next(place) for field in call.sums]
-    mean, rest, std, absmax, low, high, nonzero = (None if a is None else values[a.start] for a in at[:-1])
-    assert mean is not None
-    assert rest is not None
-    assert std is not None
-    units = at[-1]
+    at = {name: None if field is None else next(place) for name, field in call.sums._asdict().items()}
+    units, unit_max = at.pop("unit_abs"), at.pop("unit_max")
+    one = {name: None if a is None else values[a.start] for name, a in at.items()}
+    mean, rest, std, skew, kurtosis = (one[name] or 0.0 for name in ("mean", "rest", "std", "skew", "kurtosis"))
     samples, numel = values[places[-1]]
+    squares = numel * std * std
     return Merged(
         samples=samples,
-        moments=Moments(numel, mean + rest, numel * std * std),
-        absmax=absmax if absmax is not None else largest(values[units]),  # type: ignore[index]
-        low=low,
-        high=high,
-        zeros=None if nonzero is None else numel - nonzero,
-        active=None if units is None else positive[units],
+        moments=Moments(numel, mean + rest, squares, skew * squares * std, kurtosis * squares * std * std),
+        absmax=largest(values[unit_max]) if unit_max is not None else one["absmax"],  # type: ignore[arg-type]
+        low=one["low"],
+        high=one["high"],
+        zeros=None if one["nonzero"] is None else numel - one["nonzero"],
+        magnitudes=None if units is None else message[units] * (numel / (units.stop - units.start)),
+        active=None if unit_max is None else message[unit_max] > 0,
     )
 
 
@@ -205,6 +211,7 @@ def _join(a: Merged, b: Merged) -> Merged:
     def add(x: float | None, y: float | None) -> float | None:
         return None if x is None or y is None else x + y
 
+    alike = a.magnitudes is not None and b.magnitudes is not None and a.magnitudes.shape == b.magnitudes.shape
     return Merged(
         samples=a.samples + b.samples,
         moments=a.moments.merge(b.moments),
@@ -212,7 +219,8 @@ def _join(a: Merged, b: Merged) -> Merged:
         low=add(a.low, b.low),
         high=add(a.high, b.high),
         zeros=add(a.zeros, b.zeros),
-        active=None if a.active is None or b.active is None else a.active | b.active,
+        magnitudes=a.magnitudes + b.magnitudes if alike else None,  # type: ignore[operator]
+        active=a.active | b.active if alike and a.active is not None else None,  # type: ignore[operator]
     )
 
 

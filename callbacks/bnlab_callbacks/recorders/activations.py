@@ -197,13 +197,12 @@ class ActivationRecorder(ForwardRecorder):
     ) -> tuple[ActivationSums | Outputs | None, Tensor | None]:
         """The sums of an output, and its units' maxima."""
         output = output.detach().reshape(1) if output.ndim == 0 else output.detach()
-        unit_dim = unit_dim if kind.rectifier else None
         if self.recording:
             if self.may_keep(output):
                 return Outputs(output.clone(), kind.bounds, unit_dim), None
             sums = activation_sums(output, kind.bounds, unit_dim, self.scratch)
             return sums, sums.unit_max
-        return None, None if unit_dim is None else unit_maximum(output, unit_dim)
+        return None, unit_maximum(output, unit_dim) if kind.bounds.rectifier and unit_dim is not None else None
 
     def _readable(self, layer: str, output: Any) -> Tensor | None:
         """The tensor of an output, where its statistics are defined and it is part of what is trained."""

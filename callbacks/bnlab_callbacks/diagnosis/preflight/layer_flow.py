@@ -172,7 +172,7 @@ class FlowHooks:
         row.activation = kind.name
         row.act_std = float(output.detach().double().std(correction=0))
         self._modules[-1] = (self._modules[-1][0], kind)
-        if kind.rectifier and output.shape[0] > 1:
+        if kind.bounds.rectifier and output.shape[0] > 1:
             origin = self._functions.units.origin(output)
             unit_dim = units_of(output.ndim, unit_dim) if origin is None else output.ndim - origin.right
             silent = output.detach().movedim(unit_dim, 0).flatten(1).amax(1) <= 0

@@ -394,7 +394,7 @@ class RunWatch:
 
     def skip_batch(self, accumulated: bool) -> None:
         """A batch is left out with the rest of its epoch; `accumulated` if what it was to be added to is lost."""
-        self._mode.leave()
+        self._look_away()
         self._loss_watch.forget()
         self._ends.take()
         self.recording = False
