@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnlab_callbacks import (
     ActivationMonitor,
     BatchNormMonitor,
+    Diagnostics,
     EpochTimer,
     GradientMonitor,
     RecordFile,
@@ -22,6 +23,9 @@ from bnlab_callbacks import (
 from tests.callbacks.small_runs import Module, data, hooks_of, loader, memory, mlp, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+SAVES = {"max_epochs": 3, "enable_checkpointing": True}
 
 
 def kit() -> list[Any]:
@@ -90,7 +94,7 @@ def test_a_checkpoint_on_an_exception_holds_what_one_of_that_moment_holds(
     wanted = trainer(*kit(), Saves(as_saved, tmp_path / "wanted.ckpt"), max_epochs=3)
     wanted.fit(Module(net()), loader(32))
     ours = [Raises(raised), *kit()] if first else [*kit(), Raises(raised)]
-    run = trainer(*ours, OnExceptionCheckpoint(tmp_path), max_epochs=3, enable_checkpointing=True)
+    run = trainer(*ours, OnExceptionCheckpoint(tmp_path), **SAVES)
     model = Module(net())
     with pytest.raises(RuntimeError, match="preempted"):
         run.fit(model, loader(32))
@@ -100,6 +104,24 @@ def test_a_checkpoint_on_an_exception_holds_what_one_of_that_moment_holds(
         assert saved[name] == right[name], name
     assert saved["TrainingDiagnosis"]["recorder"] == right["TrainingDiagnosis"]["recorder"]
     assert hooks_of(model) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*ckpt_path=")
+def test_diagnostics_in_one_callback_hold_the_same(tmp_path: Path) -> None:
+    found = []
+    for together in (True, False):
+        place = tmp_path / str(together)
+        callbacks: list[Any] = [Diagnostics(1, folder=str(place))] if together else [*kit(), RecordFile(str(place))]
+        run = trainer(*callbacks, Raises("on_before_zero_grad"), OnExceptionCheckpoint(place), **SAVES)
+        with pytest.raises(RuntimeError, match="preempted"):
+            run.fit(Module(net()), loader(32))
+        state = states(place / "on_exception.ckpt")
+        found.append(state["Diagnostics"] if together else state)
+        steps = [row.step for row in read_records(place / "records.csv") if row.quantity == "act_mean"]
+        assert max(steps) == 6  # the one that raised
+    for name in ("GradientMonitor", "ActivationMonitor", "BatchNormMonitor"):
+        assert found[0][name] == found[1][name], name
+    assert found[0]["TrainingDiagnosis"]["recorder"] == found[1]["TrainingDiagnosis"]["recorder"]
 
 
 def test_a_checkpoint_after_a_fit_holds_the_windows_of_dead_units(tmp_path: Path) -> None:
@@ -113,7 +135,7 @@ def test_a_checkpoint_after_a_fit_holds_the_windows_of_dead_units(tmp_path: Path
 @pytest.mark.filterwarnings("ignore:.*ckpt_path=")
 def test_a_table_of_records_keeps_its_state_on_an_exception(tmp_path: Path) -> None:
     ours = [RecordFile(str(tmp_path)), GradientMonitor(), Raises("on_train_batch_start")]
-    run = trainer(*ours, OnExceptionCheckpoint(tmp_path), max_epochs=3, enable_checkpointing=True)
+    run = trainer(*ours, OnExceptionCheckpoint(tmp_path), **SAVES)
     with pytest.raises(RuntimeError, match="preempted"):
         run.fit(Module(net()), loader(32))
     (path,) = tmp_path.glob("*.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -66,7 +67,7 @@ class Diagnostic(Callback):
         What the batch that raised has left is recorded. A checkpoint of this moment does not know of it: a run that
         goes on from there trains on that batch again. Only where the batch was over, and a callback raised, it knows.
         """
-        everyone = dict.fromkeys([self, *(one for one in callbacks_of(trainer) if isinstance(one, Diagnostic))])
+        everyone = dict.fromkeys([self, *_diagnostics_of(trainer)])
         if trainer.world_size == 1 and batch_is_over(trainer):
             for one in everyone:
                 one.end_unfinished(trainer)
@@ -89,3 +90,11 @@ class Diagnostic(Callback):
         """Put in the state that was kept, if the run is over."""
         if self._state is not None and "callbacks" in checkpoint:
             checkpoint["callbacks"][self.state_key] = self._state
+
+
+def _diagnostics_of(trainer: Trainer) -> Iterator[Diagnostic]:
+    """The diagnostics of a Trainer, and those that others consist of."""
+    for callback in callbacks_of(trainer):
+        for one in (callback, *getattr(callback, "parts", ())):
+            if isinstance(one, Diagnostic):
+                yield one
