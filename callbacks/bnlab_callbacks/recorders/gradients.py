@@ -286,7 +286,7 @@ class GradientRecorder:
         self._numbered = {layer: name for reader in self.readers for layer, name in reader.numbered.items()}
         self._find()  # lazy ones have their shapes by now
         self._trained = tuple(sorted(self.layers, key=self._places.__getitem__))
-        self.order.remove()
+        self.order.rest()
 
     def _find(self) -> None:
         """Find weights that are new, and number them."""
