@@ -86,7 +86,7 @@ def test_two_ranks_stop_together_or_die_together_and_go_on(tmp_path: Path) -> No
 
     Lightning starts the second rank of those that are stopped; all others are started as by a cluster.
     """
-    words = (*LONGER, "--data.batch_size", "16", "--model.batch_norm", "false", "--trainer.max_epochs", "12")
+    words = (*LONGER, "--data.batch_size", "32", "--model.batch_norm", "false", "--trainer.max_epochs", "12")
 
     def end(name: str) -> None:
         ends = finish_ranks(start_ranks(*FIT, *words, "--run_folder", name, "--resume", folder=tmp_path))
