@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 # Lightning's and torch's own marks, set for their subprocesses: taken back here, no test's fault
 SET_BY_LIBRARIES = {
@@ -18,6 +17,8 @@ SET_BY_LIBRARIES = {
 GRACE_S = 2.0  # for threads that were told to end
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch  # not in the process that starts the workers, which would wait for it
+
     torch.set_num_threads(1)  # the cores are the workers'
 
 
@@ -57,6 +58,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves environment variables or threads behind; give torch's random state back."""
+    import torch
+
     variables, threads, random_state = dict(os.environ), set(threading.enumerate()), torch.get_rng_state()
     torch.manual_seed(0)
     yield
@@ -78,6 +81,8 @@ def nothing_left_behind() -> Iterator[None]:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Nets this small gain nothing from more, and lose much beside other processes."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
