@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,9 +62,17 @@ def start_ranks(*words: str, folder: Path, ranks: int = 2) -> list[WarmProcess]:
     return [WarmProcess((*words, *ddp), folder, _environment() | each) for each in environments_of_ranks(ranks)]
 
 
-def start_fresh(*words: str, folder: Path, module: str = "bnlab", on: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """`bnlab`, or another module's program, in an interpreter of its own; `on`: words before it."""
-    command = [*on, sys.executable, "-m", module, *words]
+def start_node(
+    *words: str, folder: Path, network: Path | None = None, variables: Mapping[str, str] | None = None
+) -> WarmProcess:
+    """`torchrun` with these words, maybe within a network namespace; it starts its ranks as users' do."""
+    environment = {**_environment(), **(variables or {})}
+    return WarmProcess(words, folder, environment, "torch.distributed.run", network=network)
+
+
+def start_fresh(*words: str, folder: Path) -> subprocess.Popen[str]:
+    """`bnlab` in an interpreter of its own."""
+    command = [sys.executable, "-m", "bnlab", *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=_environment(), stdout=pipe, stderr=pipe, text=True)
 

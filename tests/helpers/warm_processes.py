@@ -3,6 +3,7 @@
 They are forked from a server that has imported, and nothing else; each is a process of its own, with its own signals.
 """
 
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -29,6 +30,7 @@ class WarmProcess:
         environment: its environment variables, all of them.
         module: the program.
         log: a file to which it appends what it says; without one, `communicate` tells it.
+        network: the file of a network namespace in which it lives.
     """
 
     def __init__(
@@ -38,12 +40,13 @@ class WarmProcess:
         environment: Mapping[str, str],
         module: str = "bnlab",
         log: Path | None = None,
+        network: Path | None = None,
     ) -> None:
         self._streams = [] if log else [_empty_file() for _ in range(2)]
         output, errors = [str(log.absolute())] * 2 if log else map(str, self._streams)
         told, self.stdin = _FORKS.Pipe(duplex=False)
         self._process: BaseProcess = _FORKS.Process(
-            target=_run, args=(module, list(words), str(folder), dict(environment), told, output, errors)
+            target=_run, args=(module, list(words), str(folder), dict(environment), told, output, errors, network)
         )
         self._process.start()
         told.close()
@@ -111,8 +114,12 @@ def _run(
     told: Connection,
     output: str,
     errors: str,
+    network: Path | None,
 ) -> None:
     """The forked process."""
+    if network is not None:
+        with network.open() as namespace:  # os.setns is there from Python 3.12 on
+            assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
     os.dup2(told.fileno(), 0)
     told.close()
     sys.stdin = os.fdopen(0, closefd=False)

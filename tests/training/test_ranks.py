@@ -24,7 +24,7 @@ from tests.helpers.command_line import (
     lost_a_rank,
     read_yaml,
     start,
-    start_fresh,
+    start_node,
     start_ranks,
 )
 from tests.helpers.processes import alive, wait_for
@@ -131,10 +131,11 @@ def test_two_ranks_test_every_image_once(runs: Path, capsys: pytest.CaptureFixtu
 
 
 class Machine(NamedTuple):
-    """A machine of the test: the words that start a program on it, and its address."""
+    """A machine of the test: its address, its network namespace, and the variables of a program on it."""
 
-    on: tuple[str, ...]
     address: str
+    network: Path | None
+    variables: dict[str, str]
 
 
 @pytest.fixture
@@ -151,11 +152,11 @@ def machines() -> Iterator[list[Machine]]:
             quietly("ip", "-n", name, "link", "set", "cable", "up")
             quietly("ip", "-n", name, "link", "set", "lo", "up")
         found = [
-            Machine(("ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=cable"), f"10.77.0.{k + 1}")
+            Machine(f"10.77.0.{k + 1}", Path("/run/netns", name), {"GLOO_SOCKET_IFNAME": "cable"})
             for k, name in enumerate(names)
         ]
     except (OSError, subprocess.CalledProcessError):
-        found = [Machine((), "127.0.0.1")] * 2
+        found = [Machine("127.0.0.1", None, {})] * 2
     yield found
     if shutil.which("ip"):
         for name in names:
@@ -173,9 +174,15 @@ def test_two_machines_with_torchrun(runs: Path, machines: list[Machine]) -> None
         port = free.getsockname()[1]
     words = (*FIT, *TWO_EPOCHS, *on(2), "--trainer.num_nodes", "2", "--trainer.devices", "1", "--run_folder", "nodes")
     here = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", machines[0].address, "--master-port", str(port))
-    each = [(*here, "--node-rank", str(k), "-m", "bnlab", *words) for k in range(2)]
-    torchrun = "torch.distributed.run"
-    nodes = [start_fresh(*one, folder=runs, module=torchrun, on=machines[k].on) for k, one in enumerate(each)]
+    nodes = [
+        start_node(
+            *(*here, "--node-rank", str(k), "-m", "bnlab", *words),
+            folder=runs,
+            network=machine.network,
+            variables=machine.variables,
+        )
+        for k, machine in enumerate(machines)
+    ]
     ends = finish_ranks(nodes)
     assert [end.status for end in ends] == [0, 0], ends
     assert [end.output.count("finished after 2 epochs") for end in ends] == [1, 0]
