@@ -36,7 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # the files that take longest; begun first, so that two workers end at about the same time
-LONGEST = ("test_resume_processes.py", "test_ranks.py", "test_study_command.py", "test_kill.py", "test_processes.py")
+LONGEST = (
+    *("test_resume_processes.py", "test_ranks.py", "test_kill.py", "test_study_command.py", "test_study.py"),
+    *("test_fit.py", "test_resume_stops.py", "test_resume.py", "test_resume_flags.py", "test_lightning_packages.py"),
+    *("test_sharing.py", "test_equalities.py", "test_resume_damage.py", "test_hostile_files.py", "test_heatmap.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
