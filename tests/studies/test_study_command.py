@@ -139,8 +139,9 @@ def test_a_config_that_was_changed_since_is_refused(first: First, capsys: pytest
 
 
 def test_a_dry_run_tells_what_is_to_do_and_how_long_it_may_take(
-    first: First, capsys: pytest.CaptureFixture[str]
+    first: First, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bnlab.studies.estimate._SECONDS", 0.01)  # how long it looks at each net
     before = sorted(Path().rglob("*"))
     assert study("--configs", "good.yaml", "wild.yaml", "--jobs", "1", *WORDS[6:], "--dry_run") == 0
     lines = capsys.readouterr().out.splitlines()
