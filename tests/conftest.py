@@ -24,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let through what Lightning says of any small run; all other warnings are errors."""
+    gc.disable()  # until all is imported
     for message in (
         "ignore:.*does not have many workers",  # in-process loading is right for a few tensors
         r"ignore:The number of training batches \(\d+\) is smaller than the logging interval",
@@ -55,8 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector all that was imported: a million objects, each time."""
+    """The garbage collector looks at nothing that was imported: a million objects, each time."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,13 @@ from pathlib import Path
 from types import TracebackType
 
 _SERVER = """
-import importlib, json, os, sys, traceback
+import gc, importlib, json, os, sys, traceback
 
+gc.disable()  # until all is imported
 for name in sys.argv[1:]:
     importlib.import_module(name)
+gc.freeze()
+gc.enable()
 print("ready", flush=True)
 for line in sys.stdin:
     told = json.loads(line)

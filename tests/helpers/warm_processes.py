@@ -4,6 +4,7 @@ They are forked from a server that has imported, and nothing else; each is a pro
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import runpy
@@ -18,7 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["bnlab.cli.commands", "sklearn.datasets", "torch.utils.tensorboard"])
+_FORKS.set_forkserver_preload(
+    ["tests.helpers.no_collector", "bnlab.cli.commands", "sklearn.datasets", "torch.utils.tensorboard"]
+)
 
 
 class WarmProcess:
@@ -117,6 +120,8 @@ def _run(
     network: Path | None,
 ) -> None:
     """The forked process."""
+    gc.freeze()  # what was imported is not looked at again and again
+    gc.enable()
     if network is not None:
         with network.open() as namespace:  # os.setns is there from Python 3.12 on
             assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
