@@ -548,10 +548,19 @@ def life(folder: Path, moment: str, every: int, exact_dead: bool, resume: Path |
 
 def resumed(moment: str, step: int, every: int, exact_dead: bool = False) -> tuple[Steps, Steps]:
     """A run from a checkpoint, and the part of the undisturbed one from there on."""
+    whole, checkpoints = undisturbed(moment, every, exact_dead)
     with tempfile.TemporaryDirectory() as folder:
-        whole = life(Path(folder) / "whole", moment, every, exact_dead)
-        rest = life(Path(folder) / "rest", moment, every, exact_dead, Path(folder) / "whole" / f"step={step}.ckpt")
+        (Path(folder) / "left.ckpt").write_bytes(checkpoints[f"step={step}.ckpt"])
+        rest = life(Path(folder) / "rest", moment, every, exact_dead, Path(folder) / "left.ckpt")
     return after(rest, step, moment), after(whole, step, moment)
+
+
+@functools.cache
+def undisturbed(moment: str, every: int, exact_dead: bool) -> tuple[list[dict[str, float]], dict[str, bytes]]:
+    """A run's records and checkpoints, for all that go on from one of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = life(Path(folder), moment, every, exact_dead)
+        return records, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def after(records: Steps, step: int, moment: str) -> Steps:

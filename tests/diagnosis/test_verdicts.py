@@ -1,4 +1,4 @@
-"""The verdict of a run: none without evidence, and of every process, file and screen the same."""
+"""The verdict of a run: none without evidence, and of every file and screen the same; of processes: test_two_ranks."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis, diagnose_text, show_text
+from bnlab_callbacks import ActivationMonitor, TrainingDiagnosis, diagnose_text, show_text
 from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.diagnosis.observations import Observation
 from bnlab_callbacks.diagnosis.rules.rule import Rule
@@ -136,28 +136,6 @@ def test_nets_that_are_trained_in_turn_are_both_looked_at(tmp_path: Path) -> Non
     assert seen[1] == seen[11] == seen[61] == {"1"}
     assert set(seen) == {0, 1, 2, 5, 6, *range(10, 64, 10), *range(11, 64, 10)}  # due: 0, 1, 5, 10, 20, …
     assert diagnosis._outcome.steps == 64  # 32 of each
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
-@pytest.mark.slow
-def test_the_main_process_knows_what_its_children_found(
-    tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MASTER_PORT", "")  # Lightning sets it, here and for good
-    monkeypatch.delenv("MASTER_PORT")
-    diagnosis = TrainingDiagnosis(summary=False)
-    monitors = [GradientMonitor(every_n_steps=1), ActivationMonitor(every_n_steps=1)]
-    module = Net(net(), lr=1e6)
-    options: dict[str, Any] = {"devices": 2, "strategy": strategy, "max_epochs": 2, "logger": False}
-    trainer_in(tmp_path, callbacks=[*monitors, diagnosis], **options).fit(module, batches())
-    assert diagnosis.verdict == "failing"
-    assert "exploding" in {finding.name for finding in diagnosis.findings}
-    assert "dead_units" not in diagnosis.not_checked
-    assert any(tag.startswith("grad_rms/") for tag in monitors[0].latest)
-    assert all(unit.layer == "00_net.act1" for unit in monitors[1].ledger)  # type: ignore[attr-defined]
-    fit(tmp_path, Net(net()), diagnosis=diagnosis)
-    assert diagnosis.verdict == "healthy"
 
 
 def test_nothing_is_handed_over_within_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
