@@ -220,6 +220,6 @@ def test_memory_does_not_grow_over_ten_thousand_records() -> None:
     assert run.global_step == STEPS
     assert gradients.overhead.records == activations.overhead.records == STEPS
     assert len(memory.blocks) == 6
-    assert len(set(memory.tensors)) == 1
+    assert memory.tensors == sorted(memory.tensors, reverse=True)  # what an earlier test left may still go
     # not from the first look on: Python's own caches still fill then, without the callbacks too
     assert max(memory.blocks) - memory.blocks[1] < PER_RECORD * (STEPS - SETTLED - LOOKS[1])
