@@ -7,8 +7,9 @@ from torch import nn
 
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
+from bnlab_callbacks.recorders.gradient_steps import GradientStep
 from bnlab_callbacks.recorders.gradient_tables import GradientTables
-from bnlab_callbacks.recorders.gradients import GradientRecorder, GradientStep
+from bnlab_callbacks.recorders.gradients import GradientRecorder
 
 
 class Everything:
