@@ -15,8 +15,9 @@ from bnlab_callbacks.core.lightning.raw_steps import RawSteps
 from bnlab_callbacks.core.lightning.trainer import optimizer_name, remaining_loss_scale
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.weights import find_weights, lazy_layers
+from bnlab_callbacks.recorders.gradient_steps import GradientStep
 from bnlab_callbacks.recorders.gradient_tables import GradientTables
-from bnlab_callbacks.recorders.gradients import GradientRecorder, GradientStep
+from bnlab_callbacks.recorders.gradients import GradientRecorder
 
 
 class GradientMonitor(Monitor):

@@ -248,6 +248,17 @@ def test_a_run_beside_it_is_bit_identical(wrapped: bool) -> None:
         assert torch.equal(alone, beside)
 
 
+def test_vectors_of_raw_steps_are_recorded_too() -> None:
+    run = trainer(monitor := GradientMonitor(parameters="all"))
+    run.fit(Loop(sgd, clipped), loader())
+    assert {"grad_rms/00_net.0", "grad_rms/03_net.0.bias", "update_ratio/05_net.4.bias"} <= monitor.latest.keys()
+    several = trainer(GradientMonitor(parameters="all"))
+    several.fit(model := Loop(sam, closure), loader(8))
+    before, after = mlp()[4].bias.detach().double(), model.net[4].bias.detach().double()  # type: ignore[index, union-attr]
+    move = math.log10((after - before).norm() / before.norm())
+    assert memory(several).series("update_ratio/05_net.4.bias")[0][1] == pytest.approx(move, abs=1e-4)
+
+
 def test_several_steps_on_one_batch_are_measured_by_their_first() -> None:
     def five(module: Loop, optimizer: Any, batch: Any) -> None:
         for _ in range(5):

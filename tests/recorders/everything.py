@@ -3,7 +3,7 @@
 from typing import Any
 
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.recorders.gradients import GradientStep
+from bnlab_callbacks.recorders.gradient_steps import GradientStep
 
 
 class Everything:

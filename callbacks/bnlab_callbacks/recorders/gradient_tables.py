@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnlab_callbacks.core.device import to_host
 from bnlab_callbacks.core.records import Table
-from bnlab_callbacks.recorders.gradients import GradientStep, Part
+from bnlab_callbacks.recorders.gradient_steps import GradientStep, Part
 from bnlab_callbacks.recorders.tables import Tables, everything
 from bnlab_callbacks.statistics.gradients import depth_slope, gradient_statistics, update_ratio
 

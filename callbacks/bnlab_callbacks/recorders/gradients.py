@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.hooks import ForwardOrder
-from bnlab_callbacks.core.naming import continue_numbers, number
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.core.weights import Weight, find_weights, holders, real
+from bnlab_callbacks.core.weights import Weight, real
 from bnlab_callbacks.recorders.forward_recorder import Reader
+from bnlab_callbacks.recorders.gradient_steps import GradientStep, Part
+from bnlab_callbacks.recorders.watched_weights import WatchedWeights
 from bnlab_callbacks.statistics.chunks import Scratch, flat
 from bnlab_callbacks.statistics.gradients import changed_share, gradient_sums, stored_values, update_norms
 from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pack
@@ -24,52 +25,6 @@ from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pa
 # sets of small layers whose buffers are kept
 _LAYOUTS = 8
 _HALF = (torch.float16, torch.bfloat16)
-
-
-class Part(NamedTuple):
-    """What one optimizer step left of some small layers packed together, or of one other layer."""
-
-    weights: tuple[Weight, ...]
-    scale: float
-    packed: PackedLayers | None
-    sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
-    moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
-    changed: tuple[Any, ...] = ()  # `changed_share` of each layer; nothing where it was not wanted or is not known
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """The same for parts of different steps that can be computed together."""
-        return (id(self.packed), len(self.moved), len(self.changed), *map(id, self.weights))
-
-    def change_tensors(self, change: Change) -> Part:
-        """The same with other tensors, unless they are rows of a buffer on the host."""
-        if self.packed is not None:
-            return self
-        sums, moved, changed = (
-            tuple(change(value) if isinstance(value, Tensor) else value for value in values)
-            for values in (self.sums, self.moved, self.changed)
-        )
-        return self._replace(sums=sums, moved=moved, changed=changed)
-
-
-class GradientStep(NamedTuple):
-    """A recorded step.
-
-    Attributes:
-        parts: what was recorded.
-        numbered: all layers, and vectors if any reader wants them → `<NN>_<layer>`.
-        trained: the layers that were trained so far, in order of execution.
-        vectors: those of `numbered` that are no layers' weights.
-    """
-
-    parts: list[Part]
-    numbered: dict[str, str]
-    trained: tuple[str, ...]
-    vectors: frozenset[str]
-
-    def change_tensors(self, change: Change) -> GradientStep:
-        """The same with other tensors; small layers that were packed are on the host."""
-        return self._replace(parts=[part.change_tensors(change) for part in self.parts])
 
 
 class GradientReader(Reader, Protocol):
@@ -92,12 +47,8 @@ class GradientRecorder:
     """Records the gradients of those optimizer steps that are due for one of its readers.
 
     With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen, lazy or
-    not yet there are recorded from the step on in which they are trained. Numbers are those of the order of execution,
-    first of what is trained, then of what is frozen, then of vectors; what comes later gets the next ones. The first
-    reader, the `leader`, tells it what the training loop does.
-
-    Attributes:
-        order: the order in which modules ran in the first batch.
+    not yet there are recorded from the step on in which they are trained (`WatchedWeights`). The first reader, the
+    `leader`, tells it what the training loop does.
 
     Args:
         model: the model.
@@ -107,18 +58,8 @@ class GradientRecorder:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self.readers: list[Any] = []
         self._scratch = Scratch()
-        self._model = model
-        self._weights = find_weights(model, frozen=True)
-        # a GAN's parts are frozen by turns while the other one trains: what counts is how they began
-        self._free = {id(weight.parameter) for weight in self._weights if weight.trained}
-        self.order = ForwardOrder(holders(model))
-        self._ordered = False  # whether the order is known
-        self._places: dict[str, int] = {}  # layer → its place in it
-        self._numbered: dict[str, str] = {}
-        self._trained: tuple[str, ...] = ()
-        self._vectors: frozenset[str] = frozenset()
+        self._watched = WatchedWeights(model)
         self._small: set[str] = set()
-        self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
         self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
         self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
@@ -131,7 +72,12 @@ class GradientRecorder:
     @property
     def layers(self) -> list[str]:
         """Names of the layers that are trained, in order of definition."""
-        return [weight.layer for weight in self._weights if id(weight.parameter) in self._free and not weight.vector]
+        return self._watched.layers
+
+    @property
+    def order(self) -> ForwardOrder:
+        """The order in which modules ran in the first batch."""
+        return self._watched.order
 
     # readers
 
@@ -158,7 +104,7 @@ class GradientRecorder:
 
     def begin_batch(self) -> None:
         """A batch begins; until the order of execution is known, it is watched."""
-        self.order.gate.open = not self._ordered
+        self._watched.order.gate.open = not self._watched.ordered
 
     def begin_step(self, optimizer: Optimizer, stream: str, moment: Moment) -> None:
         """A step begins that may move the weights before its gradient is known: keep them as they are, if it is due.
@@ -171,11 +117,12 @@ class GradientRecorder:
         if not due and not self._taken:
             return
         start = perf_counter()
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        self._measure_updates(held)
+        held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        self._measure_updates(held.keys())
         if any(reader.update_ratio for reader in due):
-            kept = [weight for weight in self._weights if id(weight.parameter) in held and weight.trained]
-            self._began = {id(weight.parameter): weight.values.clone() for weight in kept}
+            self._began = {key: parameter.detach().clone() for key, parameter in held.items() if _has_values(parameter)}
+            normed = [weight for weight in self._watched.weights if not weight.is_plain]
+            self._began |= {id(weight.parameter): weight.values for weight in normed if id(weight.parameter) in held}
         self._spent += perf_counter() - start
 
     def after_backward(
@@ -210,7 +157,7 @@ class GradientRecorder:
             loss_scale: gives what the gradients are still multiplied by.
             raw: whether the training loop does not know of the step: then what `after_backward` saw counts.
         """
-        if not self._ordered:
+        if not self._watched.ordered:  # from then on modules need not be watched
             self._number_layers()
         due = [reader for reader in self.readers if reader.due(moment, stream)]
         if not due and not self._taken:
@@ -229,9 +176,9 @@ class GradientRecorder:
     def end_step(self, stream: str) -> None:
         """A step is over: what it did to the weights is known."""
         self._open, self._began = None, {}
-        if self._taken and stream in self._owned:
+        if self._taken:
             start = perf_counter()
-            self._measure_updates(self._owned[stream][1].keys())
+            self._measure_updates(self._watched.known_of(stream))
             self._spent += perf_counter() - start
 
     def end_batch(self, moment: Moment) -> None:
@@ -246,15 +193,14 @@ class GradientRecorder:
         due = [reader for reader in self.readers if any(reader in readers for _, readers in taken)]
         for reader in due:
             parts = [part for part, readers in taken if reader in readers]
-            step = GradientStep(parts, self._numbered, self._trained, self._vectors)
+            watched = self._watched
+            step = GradientStep(parts, watched.numbered, watched.trained, watched.vectors)
             reader.take(moment, step, seconds / len(due))
 
     # its work
 
     def _gradients_now(self, owned: dict[int, Weight], due: list[Any], scale: float) -> list[Part]:
         """The sums of those gradients that some reader wants and that are not taken yet in this batch."""
-        if not self._ordered:
-            self._number_layers()
         taken = {weight.layer for part, _ in self._taken for weight in part.weights}
         weights = [
             weight
@@ -273,7 +219,7 @@ class GradientRecorder:
         self._counts_changes = any(moment.step < reader.changed_before for reader in due)
         for reader in due:
             reader.mark(moment, stream)
-        self._note_trained([weight for part in parts for weight in part.weights])
+        self._watched.note_trained([weight for part in parts for weight in part.weights])
         if any(reader.update_ratio for reader in due):
             with torch.no_grad():
                 for part in parts:
@@ -281,49 +227,20 @@ class GradientRecorder:
         self._taken += [(part, due) for part in parts]
 
     def _number_layers(self) -> None:
-        """Fix the numbers when the first batch has shown the order of execution: no tag ever changes its name."""
-        self._ordered = True
-        self._numbered = {layer: name for reader in self.readers for layer, name in reader.numbered.items()}
-        self._find()  # lazy ones have their shapes by now
-        self._trained = tuple(sorted(self.layers, key=self._places.__getitem__))
-        self.order.rest()
-
-    def _find(self) -> None:
-        """Find weights that are new, and number them."""
-        known = {id(weight.parameter) for weight in self._weights}
-        vectors = any(reader.vectors for reader in self.readers)
-        found = find_weights(self._model, frozen=True, vectors=vectors)
-        new = {weight.layer: weight for weight in found if id(weight.parameter) not in known}
-        for layer in new:  # another parameter may have taken the place of one
-            self._before.pop(layer, None)
-        if new:
-            self._packed.clear()
-        self._weights = [weight for weight in self._weights if weight.layer not in new] + list(new.values())
-        self._free |= {id(weight.parameter) for weight in new.values() if weight.trained}
-        self._vectors = frozenset(weight.layer for weight in self._weights if weight.vector)
-        in_order = self.order.sort([(weight.layer, weight.module) for weight in self._weights])
-        self._places = {layer: place for place, layer in enumerate(in_order)}
-        groups = {w.layer: 2 if w.vector else int(id(w.parameter) not in self._free) for w in self._weights}
-        if not self._numbered:
-            self._numbered = number(layer for layer in in_order if not groups[layer])
-        self._numbered = continue_numbers(self._numbered, sorted(in_order, key=groups.__getitem__))
-        self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
-
-    def _note_trained(self, weights: Sequence[Weight]) -> None:
-        """Layers that are trained from now on have their place in the order of execution."""
-        new = {weight.layer for weight in weights if not weight.vector}.difference(self._trained)
-        if new:
-            self._trained = tuple(sorted({*self._trained, *new}, key=self._places.__getitem__))
+        known = {layer: name for reader in self.readers for layer, name in reader.numbered.items()}
+        self._watched.number(known, vectors=any(reader.vectors for reader in self.readers))
 
     def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
-        """The watched weights among an optimizer's parameters, by the parameter's identity."""
-        identities = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        known, owned = self._owned.get(stream, ([], {}))
-        if identities != known:
-            self._find()  # layers may have been added to the model
-            wanted = set(identities)
-            owned = {id(w.parameter): w for w in self._weights if id(w.parameter) in wanted}
-            self._owned[stream] = identities, owned
+        """The watched weights of an optimizer; of those that are new, no buffers are kept."""
+        if not self._watched.ordered:
+            self._number_layers()
+        owned = self._watched.owned_by(optimizer, stream)
+        if self._watched.new:
+            for layer in self._watched.new:
+                self._before.pop(layer, None)
+            self._watched.new.clear()
+            self._packed.clear()
+            self._small = {weight.layer for weight in self._watched.weights if can_pack(weight.parameter)}
         return owned
 
     def _take(self, weights: list[Weight], scale: float) -> Iterator[Part]:
@@ -398,6 +315,10 @@ class GradientRecorder:
 
 def _wants(reader: GradientReader, weight: Weight) -> bool:
     return reader.wants(weight.layer) and (reader.vectors or not weight.vector)
+
+
+def _has_values(parameter: Tensor) -> bool:
+    return parameter.requires_grad and not isinstance(parameter, UninitializedParameter)
 
 
 def _alike(weight: Tensor, grad: Tensor | None) -> bool:
