@@ -46,7 +46,10 @@ class Unseen:
         found = {reason: line for reason in self._layers for line in self._line(reason, wants)}
         if self._compiled:
             where = ", ".join(self._compiled[:_NAMED]) + (", …" if len(self._compiled) > _NAMED else "")
-            found[COMPILED] = f"activations that are functions are not seen in compiled code ({where or 'the net'})"
+            found[COMPILED] = (
+                "functions are not seen in compiled code, nor modules in what ran compiled before training began "
+                f"({where or 'the net'})"
+            )
         return found
 
     def _line(self, reason: str, wants: Callable[[str], bool]) -> Iterator[str]:
