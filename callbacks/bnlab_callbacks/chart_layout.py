@@ -9,7 +9,7 @@ from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import Trainer
 from bnlab_callbacks.core.lightning.run_output import RunOutput
 from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
-from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.naming import split_tag, with_new_names
 from bnlab_callbacks.core.records import Record
 
 Layout = dict[str, dict[str, list[object]]]
@@ -88,7 +88,7 @@ class ChartLayout(RunOutput):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._tags = set(state_dict["tags"])
+        self._tags = set(with_new_names(state_dict["tags"]))
         self._written = layout(self._tags) if state_dict["written"] else {}
 
 

@@ -16,7 +16,7 @@ from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_
 from bnlab_callbacks.core.lightning.publisher import publisher_of
 from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
 from bnlab_callbacks.core.lightning.trainer import logged_step
-from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.naming import split_tag, with_new_names
 from bnlab_callbacks.core.record_table import Row, csv_text, mend, read_records
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.statistics.dead_units import DeadUnit
@@ -199,7 +199,7 @@ class RecordFile(RunOutput):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._know(state_dict["tags"])
+        self._know(with_new_names(state_dict["tags"]))
         self._of_validation = set(state_dict["of_validation"])
         self._path, self._own = self._path.with_name(state_dict.get("table", _TABLE)), True
 

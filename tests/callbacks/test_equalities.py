@@ -401,7 +401,7 @@ def gan() -> tuple[Steps, Steps]:
         outputs: Outputs = {}
         record: dict[str, float] = {}
         for turn, (part, sign) in enumerate(((g, 1), (c, -1))):
-            again = "#2" if turn else ""
+            again = ".2" if turn else ""
             hidden = g[1](g[0](x.double()))
             seen = c[1](c[0](g[2](hidden)))
             outputs[f"0{2 * turn}_generator.1{again}"] = ("relu", hidden.detach())

@@ -15,7 +15,7 @@ import bnlab_callbacks
 from bnlab_callbacks import ActivationMonitor, AttentionMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
 from tests.callbacks.small_runs import Module, hooks_of, loader, memory, mlp, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AttentionMonitor. no attention was seen")
+pytestmark = pytest.mark.filterwarnings("ignore:AttentionMonitor has recorded nothing")
 
 HOOKS = sorted(
     name
@@ -132,6 +132,8 @@ def test_modules_carry_hooks_in_recorded_steps_only(kind: str) -> None:
         recorded = {0, 4, 8, 12, 16}
     if kind == "gradients":  # which look for the order of execution, once
         recorded = {0}
+    if kind == "attention":  # which takes them off before the backward pass
+        recorded = set()
     assert {step for step, hooks in enumerate(on_modules) if hooks} == recorded
 
 

@@ -280,9 +280,9 @@ def test_two_optimizers(tmp_path: Path) -> None:
     assert set(diagnosis._judge.observations[-1].of("grad_rms")) == {"generator.0", "generator.2", "judge.0", "judge.2"}
 
 
-def test_a_net_without_activation_modules_lists_what_was_not_checked(tmp_path: Path) -> None:
+def test_a_net_without_activations_lists_what_was_not_checked(tmp_path: Path) -> None:
     diagnosis = fit(tmp_path, Net(nn.Linear(6, 3)))
-    assert "no activation modules" in diagnosis.not_checked["dead_units"]
+    assert "no activation function was called" in diagnosis.not_checked["dead_units"]
     assert "vanishing" not in diagnosis.not_checked
     assert diagnosis.not_checked["batch_norm_gamma_collapsed"] == "nothing of the kind in this net"
 

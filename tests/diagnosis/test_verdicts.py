@@ -232,7 +232,7 @@ def content(layers: int) -> dict[str, Any]:
     values = {
         "weight_rms": dict.fromkeys(names, 1.0),
         "grad_rms": {name: 1.0 + number for number, name in enumerate(names)},
-        "act_std": {f"act{number}": 0.5 for number in range(layers)} | {"act0#2": 0.25},
+        "act_std": {f"act{number}": 0.5 for number in range(layers)} | {"act0.2": 0.25},
         "dead_frac": {f"act{layers - 1}": 1.0},
     }
     return to_dict([], Observation(7, values), 8, {}, None, order)
@@ -243,7 +243,7 @@ def test_a_layer_and_its_outputs_are_one_row_in_order_of_execution() -> None:
     assert table[2] == ["layer", "‖g‖/‖w‖", "std", "dead"]
     assert table[3:] == [
         ["fc0", "→", "act0", "1", "0.5", "·"],
-        ["→", "act0#2", "·", "0.25", "·"],
+        ["→", "act0.2", "·", "0.25", "·"],
         ["fc1", "→", "act1", "2", "0.5", "100%"],
     ]
 

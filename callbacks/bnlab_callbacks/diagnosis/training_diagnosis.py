@@ -29,7 +29,7 @@ from bnlab_callbacks.core.lightning.trainer import (
     sharding_strategy,
     steps_to_make,
 )
-from bnlab_callbacks.core.naming import clean_name
+from bnlab_callbacks.core.naming import clean_name, with_new_names
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.judge import SHORT, Judge, chosen_rules
@@ -323,6 +323,7 @@ class TrainingDiagnosis(Diagnostic):
         self._facts_then[self._moment.step] = {
             "norm_eval": norms_in_eval_mode(pl_module, with_gradient=True),
             "norm_values": self._watch.norm_values,
+            "gates": self._watch.gates,
             "samples": self._samples,
             **self._optimizers.facts(),
             **(self._layers.facts(trainer.optimizers, self._watch.in_order) if self._layers is not None else {}),
@@ -433,6 +434,7 @@ class TrainingDiagnosis(Diagnostic):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
+        state_dict = with_new_names(state_dict)
         self._judge.load_state_dict(state_dict)
         older = {"optimizer_steps": {"0": self._judge.losses.count}}  # of before they were counted
         self._watch.load_state_dict(older | state_dict["recorder"])

@@ -21,8 +21,27 @@ class Outputs(NamedTuple):
     unit_dim: int | None
 
 
+class Mark:
+    """What becomes of a call's output.
+
+    Attributes:
+        weighs: whether it is multiplied with something, or goes into a softmax.
+        feeds: whether it goes into a layer.
+    """
+
+    __slots__ = ("feeds", "weighs")
+
+    def __init__(self) -> None:
+        self.weighs = self.feeds = False
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether it only weighs something: a gate, a soft cap, an attention score, a position bias."""
+        return self.weighs and not self.feeds
+
+
 class Call(NamedTuple):
-    """One firing of a hook."""
+    """One call of an activation."""
 
     layer: str
     samples: int
@@ -30,6 +49,9 @@ class Call(NamedTuple):
     # None for a layer that no reader wants, and in steps that are not recorded
     sums: ActivationSums | Outputs | None
     unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
+    is_module: bool = True  # whether the layer is a module's own name
+    behind: int | None = None  # tells apart the layers that produced what it was called with
+    mark: Mark | None = None  # until the batch is over
 
     def change_tensors(self, change: Change) -> Call:
         """The same with other tensors in its sums; a copied output is on the host."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.naming import layer_of
 from bnlab_callbacks.core.ranks import agreement
 from bnlab_callbacks.core.records import Table, epoch_tag
 from bnlab_callbacks.recorders.activation_calls import (
@@ -55,10 +54,8 @@ class ActivationTables(Tables):
         for step in steps:
             self.number(step.names)
         if steps[0].ranks:
-            merged = [
-                {name: sums for name, sums in one.items() if self.wants(layer_of(name))}
-                for one in self._merge_ranks(steps)
-            ]
+            wanted = {name for step in steps for name, call in step.calls if self.wants(call.layer)}
+            merged = [{name: sums for name, sums in one.items() if name in wanted} for one in self._merge_ranks(steps)]
         else:
             calls = [[(name, call) for name, call in step.calls if self.wants(call.layer)] for step in steps]
             layers = same_layers(calls)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from time import perf_counter
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +13,14 @@ from torch import Tensor, nn
 
 from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.function_mode import FunctionMode
-from bnlab_callbacks.core.hooks import ModuleHook
-from bnlab_callbacks.core.naming import clean_name, name_calls
+from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.ranks import Messages, Ranks
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.recorders.attention_calls import is_attention, is_softmax, logits_of_call
+from bnlab_callbacks.recorders.call_names import CallKey, CallNames
 from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder, Reader
+from bnlab_callbacks.recorders.functional_activations import is_checkpointed
+from bnlab_callbacks.recorders.unseen import EVALUATION, NO_GRADIENT, UNREADABLE, Unseen
 from bnlab_callbacks.statistics.attention import attention_sums, draw_queries, join_sums
 
 # what a module or its class is called in which softmax over the last dimension is attention
@@ -37,7 +36,7 @@ class AttentionStep(NamedTuple):
     """A recorded step: all calls' names in order of execution, and the sums of those that were measured."""
 
     names: list[str]
-    measured: list[tuple[str, int]]  # name and number of heads
+    measured: list[tuple[str, str, int]]  # name, layer and number of heads
     sums: Tensor  # (9 · heads of all,), or with several ranks a message of each: (ranks, 1 + length)
 
     def change_tensors(self, change: Change) -> AttentionStep:
@@ -53,35 +52,42 @@ class AttentionRecorder(ForwardRecorder):
     whose forward pass it runs.
 
     Attributes:
-        seen: layers that were recorded, or that no reader wants.
-        unseen: layers that ran and were not → why.
+        unseen: what ran and was not recorded.
+        steps: how many were recorded.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self.seen: set[str] = set()
-        self.unseen: dict[str, str] = {}
+        self.unseen = Unseen()
+        self.steps = 0
         self._calls: list[_Call] = []
         self._running: list[nn.Module] = []
         self._names: dict[int, tuple[str, nn.Module]] = {}
         self._batch = (0, 0)  # its step, and how many of the step came before it
+        self._call_names = CallNames()
+        self._layers: dict[str, str] = {}  # of calls
         self._messages = Messages(ranks)
-        self._mode = FunctionMode()
+        self._mode: FunctionMode | None = None
         super().__init__(model, ranks)
 
     def watch(self, model: nn.Module) -> None:
-        """See the torch functions that the model calls, and which of its modules runs."""
+        """It needs no hooks of its own."""
         self._model = model
-        self._mode.subscribers.append(self)
-        self._mode.watch(model)
-        for module in _not_compiled(model):
-            self.hooks.add(partial(module.register_forward_pre_hook, _Running(self, behind=False)))
-            self.hooks.add(partial(module.register_forward_hook, _Running(self, behind=True), always_call=True))
+
+    def hear(self, mode: FunctionMode, model: nn.Module) -> None:
+        """See the functions that the model calls, and which of its modules runs, through the run's function mode."""
+        self._mode = mode
+        mode.join(self, model)
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing can be seen in this run, because of a compiler."""
+        return self._mode is None or self._mode.blind
 
     def leave(self, reader: Reader) -> None:
-        """Record no more for a reader; the last one's leaving takes the mode and all hooks off."""
+        """Record no more for a reader."""
         super().leave(reader)
-        if not self.readers:
-            self._mode.forget()
+        if not self.readers and self._mode is not None:
+            self._mode.quit(self)
 
     # a training loop
 
@@ -92,24 +98,32 @@ class AttentionRecorder(ForwardRecorder):
             step, before = self._batch
             self._batch = moment.step, before + 1 if step == moment.step and self._pending else 0
             self._running.clear()
-            self._mode.enter()
+            self._listen()
 
     def before_backward(self) -> None:
         """A backward pass begins."""
         super().before_backward()
-        self._mode.leave()
+        self._rest()
 
     def after_backward(self) -> None:
         """It is over."""
         super().after_backward()
         if self.recording:
-            self._mode.enter(again=True)
+            self._listen(again=True)
 
     def end_batch(self, moment: Moment, optimizer_steps: int) -> None:
         """A batch is over."""
-        self._mode.leave()
+        self._rest()
         self._running.clear()
         super().end_batch(moment, optimizer_steps)
+
+    def _listen(self, again: bool = False) -> None:
+        if self._mode is not None:
+            self._mode.enter(self, again)
+
+    def _rest(self) -> None:
+        if self._mode is not None:
+            self._mode.leave(self)
 
     # what the function mode shows
 
@@ -118,7 +132,7 @@ class AttentionRecorder(ForwardRecorder):
         if not isinstance(module, nn.Softmax):  # what it computes is its parent's
             self._running.append(module)
 
-    def left(self, module: nn.Module, *given: Any) -> None:
+    def left(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         """It is over."""
         if module in self._running:
             while self._running.pop() is not module:
@@ -138,27 +152,29 @@ class AttentionRecorder(ForwardRecorder):
             reason = _why_not(module)
             if reason is None:
                 try:
-                    self._record(layer, function, args, kwargs)
+                    reason = self._record(layer, function, args, kwargs)
                 except Exception as error:  # noqa: BLE001 - of a call unlike all that is known: others go on
-                    reason = f"{type(error).__name__}: {error}"
+                    reason = f"cause {type(error).__name__}: {error}"
             if reason is not None:
-                self.unseen[layer] = reason
+                self.unseen.add(layer, reason)
         self.spent += perf_counter() - start
 
-    def _record(self, layer: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def _record(
+        self, layer: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> str | None:
+        """Leave a call's sums; gives the reason where that cannot be."""
         logits = logits_of_call(function, args, kwargs)
         if logits is None:
-            if not is_softmax(function):
-                raise ValueError("its tensors are not dense floats")
-            return
+            return None if is_softmax(function) else UNREADABLE
         sums = None
         if any(reader.wants(layer) for reader in self.readers):
             # from the place in the run: a resumed one draws alike, and the run's random numbers are its own
             draw = Random(repr((self._batch, len(self._calls))))
             sequences, _, queries, _ = logits.shape
             sums = attention_sums(logits, draw_queries(sequences, queries, draw))
-        self.seen.add(layer)
+        self.unseen.saw(layer)
         self._calls.append(_Call(layer, sums))
+        return None
 
     def _name_of(self, module: nn.Module) -> str | None:
         if id(module) not in self._names:  # the first one, or one that has joined late
@@ -170,17 +186,20 @@ class AttentionRecorder(ForwardRecorder):
     # what a step leaves
 
     def pop_calls(self) -> list[tuple[str, Tensor | None]]:
-        """The batch's sums by call: named like the layer, then `<layer>#2`, …."""
+        """The batch's sums by call: named like the layer, then `<layer>.2`, …."""
         calls, self._calls = self._calls, []
-        return list(zip(name_calls(call.layer for call in calls), [call.sums for call in calls], strict=True))
+        names = self._call_names.name([CallKey(call.layer) for call in calls])
+        self._layers.update(zip(names, (call.layer for call in calls), strict=True))
+        return list(zip(names, (call.sums for call in calls), strict=True))
 
     def leave_step(self, moment: Moment, calls: list[tuple[str, Tensor | None]]) -> AttentionStep | None:
         """The step's sums, joined over its batches and, with several ranks, exchanged."""
+        self.steps += 1
         joined: dict[str, Tensor] = {}
         for name, sums in calls:
             if sums is not None:
                 joined[name] = join_sums(joined[name], sums) if name in joined else sums
-        measured = [(name, sums.shape[1]) for name, sums in joined.items()]
+        measured = [(name, self._layers[name], sums.shape[1]) for name, sums in joined.items()]
         device = self.ranks.device
         vector = torch.cat([sums.flatten().to(device) for sums in joined.values()]) if joined else torch.zeros(0)
         if self.ranks.size > 1:
@@ -190,33 +209,6 @@ class AttentionRecorder(ForwardRecorder):
         return AttentionStep([name for name, _ in calls], measured, vector)
 
 
-class _Running(ModuleHook):
-    """Tells the recorder that a module's forward pass begins, or is over."""
-
-    only_in_training = False
-    into: AttentionRecorder
-
-    def __init__(self, into: AttentionRecorder, behind: bool) -> None:
-        super().__init__("", into)
-        self.behind = behind
-
-    def record(self, module: nn.Module, *given: Any) -> None:
-        """Tell it."""
-        if self.behind:
-            self.into.left(module)
-        else:
-            self.into.entered(module)
-
-
-def _not_compiled(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that no compiler runs."""
-    if hasattr(type(model), "_opt_mod_attributes") or getattr(model, "_compiled_call_impl", None) is not None:
-        return
-    yield model
-    for child in model.children():
-        yield from _not_compiled(child)
-
-
 def _is_named_attention(module: nn.Module, layer: str) -> bool:
     return bool(_NAMED_ATTENTION.search(type(module).__name__) or _NAMED_ATTENTION.search(layer.rpartition(".")[2]))
 
@@ -224,18 +216,7 @@ def _is_named_attention(module: nn.Module, layer: str) -> bool:
 def _why_not(module: nn.Module) -> str | None:
     """Why what runs in a module does not count; None where it does."""
     if not module.training:
-        return "it runs in evaluation mode"
-    if not torch.is_grad_enabled() and not _is_checkpointed():
-        return "it runs without gradients"
+        return EVALUATION
+    if not torch.is_grad_enabled() and not is_checkpointed():
+        return NO_GRADIENT
     return None
-
-
-def _is_checkpointed() -> bool:
-    """Whether this runs in the first forward pass of a block under reentrant checkpointing, which has no gradients."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_varnames[:2] == ("ctx", "run_function"):
-            return True
-        frame = frame.f_back
-    return False

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab_callbacks.core.naming import layer_of
 from bnlab_callbacks.core.ranks import agreement
 from bnlab_callbacks.core.records import Table, epoch_tag
 from bnlab_callbacks.recorders.activation_calls import larger
@@ -65,9 +64,9 @@ class AttentionTables(Tables):
                 return
             ranks = ranks[:, 1:]
         start = 0
-        for name, heads in step.measured:
+        for name, layer, heads in step.measured:
             end = start + _SUMS * heads
-            if self.wants(layer_of(name)):
+            if self.wants(layer):
                 yield from self._statistics(self.numbered[name], _joined(ranks[..., start:end].view(-1, _SUMS, heads)))
             start = end
 

@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab_callbacks.core.device import Change, to_host
 from bnlab_callbacks.core.hooks import ModuleHook
-from bnlab_callbacks.core.naming import clean_name, layer_of, name_calls
+from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.rank_means import Gathered, RankMeans, average
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.recorders.activations import is_dense_float
+from bnlab_callbacks.recorders.call_names import CallKey, CallNames
 from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder, Reader
 from bnlab_callbacks.recorders.tables import Tables
 from bnlab_callbacks.statistics.batch_norm import affine_statistics, running_gap, values_a_channel
@@ -36,6 +37,7 @@ class BatchNormStep(NamedTuple):
 
     names: list[str]
     gathered: Gathered
+    layer_of: dict[str, str]  # call → its layer
 
     def change_tensors(self, change: Change) -> BatchNormStep:
         """The same with other tensors."""
@@ -82,6 +84,8 @@ class BatchNormRecorder(ForwardRecorder):
         self._hooks: list[_Hook] = []
         self._means = RankMeans(ranks)
         super().__init__(model, ranks)
+        self._names = CallNames(self.layers)
+        self._layer_of: dict[str, str] = {}  # calls → layers
 
     def watch(self, model: nn.Module) -> None:
         """Hook every batch-norm module."""
@@ -98,9 +102,10 @@ class BatchNormRecorder(ForwardRecorder):
             hook.wanted |= reader.wants(hook.layer)
 
     def pop_calls(self) -> list[tuple[str, dict[str, Tensor]]]:
-        """The batch's values by call: named like the layer, then `<layer>#2`, …; γ and β at the first call only."""
+        """The batch's values by call: named like the layer, then `<layer>.2`, …; γ and β at the first call only."""
         calls, self.calls = self.calls, []
-        names = name_calls(call.layer for call in calls)
+        names = self._names.name([CallKey(call.layer) for call in calls])
+        self._layer_of.update(zip(names, (call.layer for call in calls), strict=True))
         return [
             (name, gap | affine if name == layer else gap)
             for name, (layer, gap, affine) in zip(names, calls, strict=True)
@@ -113,7 +118,7 @@ class BatchNormRecorder(ForwardRecorder):
         gathered = self._means.gather([name for name, _ in named], [value for _, value in named], failed)
         if not gathered.values:
             return None
-        return BatchNormStep([name for name, _ in calls], gathered)
+        return BatchNormStep([name for name, _ in calls], gathered, self._layer_of)
 
 
 class BatchNormTables(Tables):
@@ -127,13 +132,13 @@ class BatchNormTables(Tables):
             self.number(step.names)
             averaged = average(step.gathered, list(islice(numbers, len(step.gathered.values))))
             self.note(averaged.agreement)
-            tables.append(Table.of(dict(self._tags(averaged.values))))
+            tables.append(Table.of(dict(self._tags(averaged.values, step.layer_of))))
         return tables
 
-    def _tags(self, values: dict[str, float]) -> Iterator[tuple[str, float]]:
+    def _tags(self, values: dict[str, float], layer_of: dict[str, str]) -> Iterator[tuple[str, float]]:
         for name, value in values.items():
             quantity, _, call = name.partition("/")
-            if self.wants(layer_of(call)):
+            if self.wants(layer_of[call]):
                 yield f"{quantity}/{self.numbered[call]}", value
 
 

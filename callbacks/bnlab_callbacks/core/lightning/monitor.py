@@ -16,7 +16,7 @@ from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import Publisher, one_record_a_step, publish_epoch, publisher_of, stamp
 from bnlab_callbacks.core.lightning.trainer import log_interval, moment_of, sharding_strategy
-from bnlab_callbacks.core.naming import layer_filter
+from bnlab_callbacks.core.naming import layer_filter, with_new_names
 from bnlab_callbacks.core.overhead import Overhead
 from bnlab_callbacks.core.records import EpochMeans, Moment, Read, Record, Taken
 from bnlab_callbacks.core.schedule import RecordSchedule
@@ -333,5 +333,5 @@ class Monitor(Diagnostic):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._loaded = state_dict
+        self._loaded = with_new_names(state_dict)
         self.schedule.load_state_dict(state_dict["schedule"])

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from bnlab_callbacks.core.device import Change, DeviceValues
 from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.naming import loggable
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.diagnosis.observations import NormBatch, Task
@@ -152,15 +153,15 @@ class RunWatch:
         self._norms = _Reader(BatchNormTables(), self._schedule)
         self._readers = (self._gradients, self._activations, self._norms)
         self._ends = BatchEnds()
-        self._mode = FunctionMode()
+        self._mode: FunctionMode | None = None  # the run's
         self._loss_watch = LossWatch(self._raw_backward)
-        self._mode.subscribers.append(self._loss_watch)
         self._collector = StepCollector()
         self._tasks = TaskReader()
         self._shared: SharedRecorders | None = None
         self._step = 0
         self._loss: Tensor | None = None  # of the batch's first backward pass
         self._compared: list[Candidate] | None = None  # by it, in a recorded step
+        self._unseen_activations: str | None = None
         self._unseen: str | None = None  # why losses are not compared with targets
         self._steps = 0
         self._since = math.inf
@@ -169,6 +170,12 @@ class RunWatch:
     def norm_values(self) -> dict[str, NormBatch]:
         """Batch-norm layers → what the smallest batch gave them to normalize a channel with."""
         return dict(self._ends.norm_values)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Activations that were seen to weigh something."""
+        recorder = self._activations.recorder
+        return tuple(map(loggable, recorder.gates)) if recorder is not None else ()
 
     def _judged(self, layer: str) -> bool:
         return layer not in self.scales
@@ -183,7 +190,18 @@ class RunWatch:
         """What quantities begin with (`act_`) → why they are not recorded; None where they are."""
         kinds = {("act_", "sat_", "dead_"): self._activations, ("grad_", "weight_", "update_"): self._gradients}
         off = {begin: reader.failure for begins, reader in kinds.items() for begin in begins}
-        return off | {"explained": self._unseen or self._mode.failure}
+        off |= {begin: off[begin] or self._not_seen() for begin in ("act_", "sat_", "dead_")}
+        return off | {"explained": self._unseen or self._loss_watch.failure}
+
+    def _not_seen(self) -> str | None:
+        """What is to be said of activations that were not recorded."""
+        if (recorder := self._activations.recorder) is not None:
+            self._unseen_activations = "; ".join(recorder.unseen.lines().values()) or (
+                None
+                if recorder.unseen.seen or not recorder.steps
+                else "no activation function was called in a module in training mode"
+            )
+        return self._unseen_activations
 
     # one run
 
@@ -204,8 +222,6 @@ class RunWatch:
         self._gradients.recorder = shared.join(GradientRecorder, self._gradients, model)
         self._activations.recorder = shared.join(ActivationRecorder, self._activations, model)
         self._norms.recorder = shared.join(BatchNormRecorder, self._norms, model)
-        if not self._activations.recorder.layers:
-            self._activations.recorder_failed("the model has no activation modules.")
         if not self._norms.recorder.layers:
             self._norms.leave()
         self._watch_ends(model)
@@ -213,7 +229,9 @@ class RunWatch:
     @keeps_training
     def _watch_ends(self, model: nn.Module) -> None:
         self._ends.watch(model)
-        self._mode.watch(model)
+        assert self._shared is not None
+        self._mode = self._shared.mode
+        self._mode.join(self._loss_watch, model)
 
     def _waiting(self) -> Iterable[DeviceValues]:
         kept = (values for reader in self._readers for _, values in reader.kept)
@@ -223,8 +241,11 @@ class RunWatch:
         """Take all hooks off, and forget what was not fetched; harmless when repeated."""
         self.recording = False
         self._ends.remove()
-        self._mode.forget()
+        if self._mode is not None:
+            self._mode.quit(self._loss_watch)
+        self._mode = None
         self._loss_watch.forget()
+        self._not_seen()
         for reader in self._readers:
             reader.leave()
             reader.kept.clear()
@@ -256,7 +277,8 @@ class RunWatch:
             if samples := samples_of(batch):
                 self._collector.add_globals(step, {"samples": torch.tensor(float(samples))})
             self._loss_watch.begin(batch)
-            self._mode.enter()
+            if self._mode is not None:
+                self._mode.enter(self._loss_watch)
 
     def before_backward(self, loss: Tensor, accumulated: int = 1, scaled: bool = False) -> None:
         """A backward pass begins.
@@ -266,7 +288,8 @@ class RunWatch:
             accumulated: the number of accumulated batches that it is divided by.
             scaled: whether a loss scaler has multiplied it by what is not known.
         """
-        self._mode.leave()
+        if self._mode is not None:
+            self._mode.leave(self._loss_watch)
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.before_backward()
@@ -297,8 +320,8 @@ class RunWatch:
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.after_backward()
-        if self.recording and self.several:
-            self._mode.enter(again=True)
+        if self.recording and self.several and self._mode is not None:
+            self._mode.enter(self._loss_watch, again=True)
 
     def before_optimizer_step(
         self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
@@ -324,7 +347,8 @@ class RunWatch:
 
         Then it is that of the batch's first backward pass, where that was seen.
         """
-        self._mode.leave()
+        if self._mode is not None:
+            self._mode.leave(self._loss_watch)
         loss = self._loss if loss is None else number(loss)
         if loss is not None:
             self._collector.add_loss(moment.step, loss)
