@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.pages.run_table import diagnose_text, show_text
     from bnlab_callbacks.record_file import RecordFile
     from bnlab_callbacks.statistics.losses import first_non_finite
+    from bnlab_callbacks.weight_monitor import WeightMonitor
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
@@ -47,6 +48,7 @@ _MODULES = {
     "RecordSchedule": "core.schedule",
     "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
+    "WeightMonitor": "weight_monitor",
     "diagnose_text": "pages.run_table",
     "first_non_finite": "statistics.losses",
     "gather_ranks": "core.lightning.trainer",
@@ -74,6 +76,7 @@ __all__ = [
     "RecordSchedule",
     "Row",
     "TrainingDiagnosis",
+    "WeightMonitor",
     "diagnose_text",
     "first_non_finite",
     "gather_ranks",
