@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
     from bnlab_callbacks.epoch_timer import EpochTimer
     from bnlab_callbacks.gradient_monitor import GradientMonitor
+    from bnlab_callbacks.gradient_noise import GradientNoise
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
     from bnlab_callbacks.pages.run_table import diagnose_text, show_text
@@ -41,6 +42,7 @@ _MODULES = {
     "EpochTimer": "epoch_timer",
     "GradientHistograms": "histograms",
     "GradientMonitor": "gradient_monitor",
+    "GradientNoise": "gradient_noise",
     "LayerHeatmap": "heatmap",
     "Preflight": "diagnosis.preflight",
     "RandomState": "core.random_state",
@@ -69,6 +71,7 @@ __all__ = [
     "EpochTimer",
     "GradientHistograms",
     "GradientMonitor",
+    "GradientNoise",
     "LayerHeatmap",
     "Preflight",
     "RandomState",
