@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab_callbacks import ActivationMonitor
+from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.recorders import activations as module_under_test
 from bnlab_callbacks.statistics import activations as activation_statistics
-from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
+from tests.callbacks.small_runs import Each, Functional, Module, data, hooks_of, loader, memory, mlp, trainer
 
 
 def outputs_by_hand(steps: int, size: int, samples: int = 24) -> list[dict[str, Tensor]]:
@@ -236,6 +236,35 @@ def test_resnets_shared_in_place_relus_have_one_tag_per_call() -> None:
         assert monitor.latest[f"act_mean/{name}"] == pytest.approx(a.mean(), rel=1e-5)
         assert monitor.latest[f"zero_frac/{name}"] == (a == 0).mean()
         assert monitor.latest[f"dead_frac/{name}"] == (a.max(axis=(0, 2, 3)) == 0).mean()
+
+
+def test_functions_are_recorded_as_modules_are_and_training_is_the_same() -> None:
+    """But not those of the loss, nor those that `training_step` calls."""
+    finals = []
+    each = Each(monitor := ActivationMonitor())
+    for callbacks in ([], [monitor, each, GradientMonitor(1), TrainingDiagnosis(summary=False)]):
+        model = Functional()
+        torch.manual_seed(0)
+        trainer(*callbacks).fit(model, loader())
+        assert hooks_of(model) == []
+        finals.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(finals[0].values(), finals[1].values(), strict=True))
+    names = ["00_net.tanh", "01_net.relu", "02_sigmoid", "03_net.relu.2", "04_sigmoid.2"]
+    net = Functional().net
+    x = data()[0][:8]
+    with torch.no_grad():
+        cells: list[Tensor] = []
+        for _ in range(12):
+            cells.append(torch.tanh(net.cell(cells[-1] if cells else x)))
+        relu = F.relu(cells[-1])
+        outputs = {names[0]: torch.stack(cells), names[1]: relu, names[2]: net.out(relu).sigmoid()}
+    outputs |= {names[3]: outputs[names[1]], names[4]: outputs[names[2]]}
+    assert sorted({tag.partition("/")[2] for tag in each.records[0]}) == names
+    for name, output in outputs.items():
+        a = output.double()
+        assert each.records[0][f"act_mean/{name}"] == pytest.approx(float(a.mean()), rel=1e-5)
+        assert each.records[0][f"act_std/{name}"] == pytest.approx(float(a.std(correction=0)), rel=1e-5)
+    assert each.records[0][f"dead_frac/{names[1]}"] == float((relu.amax(0) == 0).double().mean())
 
 
 class Checkpointed(nn.Module):

@@ -22,6 +22,7 @@ from bnlab_callbacks.diagnosis.watching.optimizer_facts import (
     samples_or_places,
     schedule_of,
 )
+from bnlab_callbacks.diagnosis.watching.task import samples_of
 from tests.diagnosis.small_runs import Net, batches, fit, net
 
 
@@ -327,3 +328,13 @@ def test_shares_of_bf16_weights_that_change(tmp_path: Path) -> None:
 )
 def test_samples_of_a_batch(batch: Any, samples: int | None) -> None:
     assert samples_or_places(batch) == samples
+
+
+def test_samples_of_a_batch_of_graphs_are_the_graphs() -> None:
+    class Graphs:
+        """As torch_geometric has them."""
+
+        num_graphs = 3
+
+    assert samples_of(Graphs()) == 3
+    assert samples_of((torch.ones(5, 2), torch.ones(4))) == 5

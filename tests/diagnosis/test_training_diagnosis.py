@@ -287,6 +287,25 @@ def test_a_net_without_activations_lists_what_was_not_checked(tmp_path: Path) ->
     assert diagnosis.not_checked["batch_norm_gamma_collapsed"] == "nothing of the kind in this net"
 
 
+def test_activations_that_are_functions_are_judged_under_the_module_that_calls_them(tmp_path: Path) -> None:
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.out, self.gate = nn.Linear(6, 20), nn.Linear(20, 3), nn.Linear(6, 20)
+            with torch.no_grad():
+                self.fc.bias[:18] = -1e3
+                self.gate.weight.mul_(1e3)  # shut or open, on purpose
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(F.relu(self.fc(x)) * torch.sigmoid(self.gate(x)))
+            return out
+
+    torch.manual_seed(0)
+    diagnosis = fit(tmp_path, Net(Functions(), lr=1e-4))
+    assert {(found.name, found.layer) for found in diagnosis.findings if found.layer} == {("dead_units", "net.relu")}
+    assert {"dead_units", "saturated"}.isdisjoint(diagnosis.not_checked)
+
+
 def test_rules_can_be_added_and_left_out(tmp_path: Path) -> None:
     rule = Rule("always", lambda seen: Verdict(f"step {seen.now.step}"), "note", ("nothing",))
     diagnosis = fit(tmp_path, Net(net()), diagnosis=TrainingDiagnosis(rules=[rule], without=["non_finite"]))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from bnlab_callbacks.statistics.activations import ACTIVATIONS, Saturation, saturation
+from bnlab_callbacks.statistics.activations import ACTIVATIONS, Saturation, is_rectifier, saturation
 
 # function or method, without the `_` of those that work in place → its module, and what that takes behind the input
 _FUNCTIONS: dict[str, tuple[type[nn.Module] | None, tuple[str, ...]]] = {
@@ -54,19 +54,20 @@ class Kind(NamedTuple):
 
     Attributes:
         name: `relu`, `hardtanh`; that of a composite's class.
-        module: the module that computes the same, where there is one.
-        bounds: where it saturates, and whether its units can die.
+        module: a module that computes the same, where there is one.
+        bounds: where it saturates.
+        rectifier: whether its units can die.
     """
 
     name: str
     module: nn.Module | None
     bounds: Saturation
+    rectifier: bool
 
 
 def kind_of_module(module: nn.Module) -> Kind:
     """The kind of an activation module, or of a composite of which nothing is known."""
-    known = isinstance(module, ACTIVATIONS)
-    return Kind(type(module).__name__, module if known else None, saturation(module))
+    return Kind(type(module).__name__, module, saturation(module), is_rectifier(module))
 
 
 def kind_of_call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kind | None:
@@ -91,8 +92,8 @@ def _kind(name: str, given: tuple[tuple[str, Any], ...], whole: bool) -> Kind:
     module = kind(**dict(given)) if kind is not None and whole else None
     shown = _SHOWN.get(name, name)
     if module is None:
-        return Kind(shown, None, Saturation())
-    return Kind(shown, module, saturation(module))
+        return Kind(shown, None, Saturation(), False)
+    return Kind(shown, module, saturation(module), is_rectifier(module))
 
 
 def is_composite(module: nn.Module) -> bool:

@@ -53,7 +53,7 @@ class _Hook(ModuleHook):
         if not module.training:
             self.into.not_seen(self.layer, EVALUATION)
         else:
-            self.into.note(self.layer, given[-1], self.kind, True, self.unit_dim)
+            self.into.note(self.layer, given[-1], self.kind, True, unit_dim=self.unit_dim)
 
 
 class ActivationRecorder(ForwardRecorder):
@@ -158,7 +158,9 @@ class ActivationRecorder(ForwardRecorder):
 
     # calls
 
-    def note(self, layer: str, output: Any, kind: Kind, is_module: bool, unit_dim: int | None = None) -> None:
+    def note(
+        self, layer: str, output: Any, kind: Kind, is_module: bool, given: Any = None, unit_dim: int | None = None
+    ) -> None:
         """An activation was computed: leave its sums; only its units' maxima in a step that is not recorded.
 
         Args:
@@ -166,6 +168,7 @@ class ActivationRecorder(ForwardRecorder):
             output: what it gave.
             kind: what it is.
             is_module: whether the name is a module's own.
+            given: its input, of which nothing is recorded.
             unit_dim: dimension of its units by definition, for a module; what is known of its way is surer.
         """
         tensor = self._readable(layer, output)
@@ -197,7 +200,7 @@ class ActivationRecorder(ForwardRecorder):
                 return Outputs(output.clone(), kind.bounds, unit_dim), None
             sums = activation_sums(output, kind.bounds, unit_dim, self.scratch)
             return sums, sums.unit_max
-        return None, unit_maximum(output, unit_dim) if kind.bounds.rectifier and unit_dim is not None else None
+        return None, unit_maximum(output, unit_dim) if kind.rectifier and unit_dim is not None else None
 
     def _readable(self, layer: str, output: Any) -> Tensor | None:
         """The tensor of an output, where its statistics are defined and it is part of what is trained."""

@@ -23,8 +23,8 @@ class Recorder(Protocol):
 
     spent: float
 
-    def note(self, layer: str, output: Any, kind: Kind, is_module: bool, unit_dim: int | None = None) -> None:
-        """An activation was computed."""
+    def note(self, layer: str, output: Any, kind: Kind, is_module: bool, given: Any) -> None:
+        """An activation was computed of what was given."""
 
     def not_seen(self, layer: str, reason: str) -> None:
         """One was, and is not recorded."""
@@ -85,8 +85,8 @@ class FunctionalActivations:
     """Notes the activation functions that a net's modules call, and composites, named after the module they run in.
 
     What runs outside any of the net's modules is none of the net's: in `training_step`, also where a strategy (DDP)
-    runs it within a forward pass, in another net, in a metric. A module is a loss, and nothing in it counts, if it has no
-    weights to be trained and gives one number, or is given what are targets by their shape.
+    runs it within a forward pass, in another net, in a metric. A module is a loss, and nothing in it counts, if it has
+    no weights to be trained and gives one number, or is given what are targets by their shape.
 
     Attributes:
         failure: the last error, noted by the function mode.
@@ -166,7 +166,7 @@ class FunctionalActivations:
         if not frame.place.module.training:
             self._recorder.not_seen(frame.place.layer, EVALUATION)
         else:
-            self._recorder.note(frame.place.layer, output, kind, is_module=True)
+            self._recorder.note(frame.place.layer, output, kind, True, args[0] if args else None)
 
     def _is_no_part(self, place: _Place, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> bool:
         """Whether a module is none of the net's parts, though the net has it: a metric, or a loss."""
@@ -194,10 +194,10 @@ class FunctionalActivations:
         if frame is not None:
             kind = kind_of_call(name, args, kwargs)
             if kind is not None:
-                self._take_call(frame, kind, out)
+                self._take_call(frame, kind, args, out)
         self._recorder.spent += perf_counter() - start
 
-    def _take_call(self, frame: _Frame, kind: Kind, out: Any) -> None:
+    def _take_call(self, frame: _Frame, kind: Kind, args: Sequence[Any], out: Any) -> None:
         if frame.silent:
             if isinstance(out, Tensor):
                 frame.last = out, kind
@@ -208,7 +208,7 @@ class FunctionalActivations:
         if not frame.place.module.training:
             self._recorder.not_seen(layer, EVALUATION)
         else:
-            self._recorder.note(layer, out, kind, is_module=False)
+            self._recorder.note(layer, out, kind, False, args[0] if args else None)
 
     def backward(self, losses: Sequence[Tensor]) -> None:
         """A backward pass begins; nothing of it is seen."""

@@ -140,6 +140,7 @@ def _look_at_step(
     watch = LayerWatch(twin, constant)
 
     def see(loss: Tensor) -> None:
+        hooks.before_backward()
         watch.trace(loss)
         graph = LossGraph(loss)
         small = (p for p in twin.parameters() if p.numel() and float(p.detach().abs().max()) <= _SMALL_GAIN)
@@ -151,6 +152,8 @@ def _look_at_step(
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         m.layers, m.failure = hooks.finish(), text
         return
+    finally:
+        hooks.before_backward()
     m.frozen = tuple(order.sort([(name, name) for name in m.frozen]))
     sorted_layers = order.sort([(weight.layer, weight.module) for weight in weights])
     layers = [layer for layer in sorted_layers if layer not in watch.scales]
