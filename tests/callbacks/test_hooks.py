@@ -112,13 +112,13 @@ def test_every_hook_can_be_called_by_itself(name: str, hook: str) -> None:
 
 
 class Looks(pl.Callback):
-    """Notes in every batch, before the backward pass, how many hooks the net has."""
+    """Notes in every batch, before the backward pass, how many hooks the module has, or what is compiled in it."""
 
     def __init__(self) -> None:
         self.on_modules: list[int] = []
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self.on_modules.append(len(hooks_of(pl_module)))
+        self.on_modules.append(len(hooks_of(getattr(pl_module.net, "_orig_mod", pl_module))))
 
 
 def run_with(watched: Any, samples: int = 80, **options: Any) -> list[int]:

@@ -17,7 +17,7 @@ Left = Callable[[nn.Module, Sequence[Any], Mapping[str, Any], Any], None]
 
 
 class ForwardCalls:
-    """Tells of every module whose forward pass begins or ends in the thread that puts it on.
+    """Tells of every module whose forward pass begins or ends in the thread that opens it.
 
     Compiled modules and those of TorchScript, and what is in them, are left alone.
 
@@ -35,26 +35,34 @@ class ForwardCalls:
         self._modules = 0
 
     def watch(self, model: nn.Module) -> None:
-        """Look for the model's modules; nothing is told before `put`."""
+        """Look for the model's modules; nothing is told before `open`."""
         self._model = model
         self._find()
 
     def forget(self) -> None:
         """Take all hooks off for good; harmless when repeated."""
+        self.close()
         self._hooks.remove()
         self._known.clear()
         self._model = None
         self._modules = 0
 
-    def put(self, on: bool) -> None:
-        """Put the hooks on, or take them off; harmless when repeated."""
-        if self._model is None or not on:
-            self._hooks.take_off()
+    def open(self) -> None:
+        """Put the hooks on, where they are not, and tell from now on."""
+        if self._model is None:
             return
         if sum(1 for _ in self._model.modules()) != self._modules:
             self._find()  # some have joined late
         self._before.thread = self._behind.thread = threading.get_ident()
         self._hooks.put_on()
+
+    def close(self) -> None:
+        """Tell nothing more; the hooks stay on until `take_off`, for the next step that is recorded."""
+        self._before.thread = self._behind.thread = 0
+
+    def take_off(self) -> None:
+        """Take the hooks off until `open`; harmless when repeated."""
+        self._hooks.take_off()
 
     def _find(self) -> None:
         assert self._model is not None
@@ -106,4 +114,5 @@ class _Behind(ModuleHook):
     def __call__(self, module: nn.Module, *given: Any) -> None:
         if not torch.compiler.is_compiling() and threading.get_ident() == self.thread:
             args, kwargs, output = given
-            self.tell(module, args, kwargs, output)
+            with torch._C.DisableTorchFunction():  # what is computed of them is nobody's to see
+                self.tell(module, args, kwargs, output)

@@ -136,7 +136,7 @@ class FunctionMode(TorchFunctionMode):
             if not again:
                 self._place = len(_stack())
             self._hooks.put_on()
-            self._forwards.put(True)
+            self._forwards.open()
             self.put(True)
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -146,9 +146,14 @@ class FunctionMode(TorchFunctionMode):
         self._listening.remove(subscriber)
         if not self._listening:
             self._hooks.take_off()
-            self._forwards.put(False)
+            self._forwards.close()
             self.put(False)
             self._resting = None
+
+    def rest(self) -> None:
+        """Take the hooks off the modules, since the step that begins is not recorded; harmless when repeated."""
+        if not self._listening:
+            self._forwards.take_off()
 
     def put(self, on: bool) -> None:
         """Put it where it belongs in the stack of modes, or take it out, if somebody listens."""
@@ -193,7 +198,11 @@ class FunctionMode(TorchFunctionMode):
             finally:
                 self.within_backward = False
         out = func(*args, **kwargs)
-        self._tell("called", func, args, kwargs, out)
+        for subscriber in self._listening:
+            try:
+                subscriber.called(func, args, kwargs, out)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+                subscriber.failure = f"{type(error).__name__}: {error}"
         return out
 
     def _tell(self, event: str, *given: Any) -> None:

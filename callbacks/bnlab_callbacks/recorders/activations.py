@@ -57,6 +57,19 @@ class _Hook(ModuleHook):
             self.into.note(self.layer, given[-1], self.kind, True, unit_dim=self.unit_dim)
 
 
+    def tensors(self, module: nn.Module, *given: Any) -> list[Tensor] | None:
+        """The output, where it is trained."""
+        output = given[-1]
+        if module.training and torch.is_grad_enabled() and isinstance(output, Tensor) and output.is_floating_point():
+            return [output.detach()]
+        return None
+
+    def record_tensors(self, tensors: list[Tensor]) -> None:
+        """Note one call with the recorder."""
+        if is_dense_float(tensors[0]):
+            self.into.take_call(self.layer, tensors[0], self.kind, True, self.unit_dim)
+
+
 class ActivationRecorder(ForwardRecorder):
     """Records the outputs of activations in modules in training mode: of `nn.ReLU` and its like, and of functions.
 
@@ -119,8 +132,8 @@ class ActivationRecorder(ForwardRecorder):
                 self._functions.forget()
 
     def _choose(self) -> None:
-        """Know which layers somebody wants: modules beforehand, for a compiler to see no more than that."""
-        self._wanted = {layer: any(reader.wants(layer) for reader in self.readers) for layer in self.layers}
+        """Ask anew which layers somebody wants."""
+        self._wanted = {}
 
     @property
     def listens(self) -> bool:
@@ -134,11 +147,13 @@ class ActivationRecorder(ForwardRecorder):
         super().begin_batch(moment, optimizer_steps)
         if self.listens:
             self._listen()
+        elif self._mode is not None:
+            self._mode.rest()
 
     def before_backward(self) -> None:
         """A backward pass begins."""
         super().before_backward()
-        if self._mode is not None and self._functions is not None:
+        if self.listens and self._mode is not None and self._functions is not None:
             self._mode.leave(self._functions)
 
     def after_backward(self) -> None:
@@ -149,7 +164,7 @@ class ActivationRecorder(ForwardRecorder):
 
     def end_batch(self, moment: Moment, optimizer_steps: int) -> None:
         """A batch is over."""
-        if self._mode is not None and self._functions is not None:
+        if self.listens and self._mode is not None and self._functions is not None:
             self._mode.leave(self._functions)
             self._functions.forget()
             self.failure = self.failure or self._functions.failure
@@ -177,10 +192,13 @@ class ActivationRecorder(ForwardRecorder):
             unit_dim: dimension of its units by definition, for a module; what is known of its way is surer.
         """
         tensor = self._readable(layer, output)
-        if tensor is None:
-            return
+        if tensor is not None:
+            self.take_call(layer, tensor, kind, is_module, unit_dim)
+
+    def take_call(self, layer: str, tensor: Tensor, kind: Kind, is_module: bool, unit_dim: int | None) -> None:
+        """Leave the sums of an activation's output."""
         origin = mark = None
-        if not torch.compiler.is_compiling() and self._is_told():
+        if self._is_told():
             assert self._functions is not None
             origin, mark = self._functions.units.origin(tensor), Mark()
         if is_module:
@@ -216,8 +234,6 @@ class ActivationRecorder(ForwardRecorder):
 
     def _readable(self, layer: str, output: Any) -> Tensor | None:
         """The tensor of an output, where its statistics are defined and it is part of what is trained."""
-        if torch.compiler.is_compiling():
-            return output if is_dense_float(output) else None
         if self._mode is not None and self._mode.within_backward:
             return None
         tensor = tensor_of(output)
@@ -244,8 +260,7 @@ class ActivationRecorder(ForwardRecorder):
 
     def not_seen(self, layer: str, reason: str) -> None:
         """An activation was computed that is not recorded."""
-        if not torch.compiler.is_compiling():
-            self.unseen.add(layer, reason)
+        self.unseen.add(layer, reason)
 
     def count(self) -> int:
         """The batch's calls so far."""
@@ -260,7 +275,7 @@ class ActivationRecorder(ForwardRecorder):
 
         Other ranks need each step's sums at once, and exact dead units its units.
         """
-        if self.ranks.size > 1 or self._every_step or torch.compiler.is_compiling():
+        if self.ranks.size > 1 or self._every_step:
             return False
         if not is_small(output) or self.kept > _KEPT:
             return False

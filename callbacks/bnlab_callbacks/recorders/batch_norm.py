@@ -53,22 +53,43 @@ class _Hook(ModuleHook):
 
     into: BatchNormRecorder
 
-    def __init__(self, layer: str, into: BatchNormRecorder) -> None:
+    def __init__(self, layer: str, eps: float, into: BatchNormRecorder) -> None:
         super().__init__(layer, into)
+        self.eps = eps
         self.wanted = False
 
     def record(self, module: Any, *given: Any) -> None:
         """Leave one call's statistics; only its name where no reader wants the layer."""
         args, kwargs = given
+        tracked = module.track_running_stats and module.running_mean is not None
+        running = (module.running_mean, module.running_var) if tracked else None
+        self._leave(args[0] if args else kwargs.get("input"), running, module.weight, module.bias)
+
+    def tensors(self, module: Any, *given: Any) -> list[Tensor] | None:
+        """The input, the running statistics, γ and β; an empty tensor for what there is not."""
+        args, kwargs = given
         x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):
+            return None
+        tracked = module.track_running_stats and module.running_mean is not None
+        found = [x, *((module.running_mean, module.running_var) if tracked else (None, None))]
+        return [x.new_empty(0) if one is None else one.detach() for one in (*found, module.weight, module.bias)]
+
+    def record_tensors(self, tensors: list[Tensor]) -> None:
+        """Leave one call's statistics."""
+        x, mean, var, weight, bias = (tensor if tensor.numel() else None for tensor in tensors)
+        self._leave(x, None if mean is None or var is None else (mean, var), weight, bias)
+
+    def _leave(
+        self, x: Any, running: tuple[Tensor, Tensor] | None, weight: Tensor | None, bias: Tensor | None
+    ) -> None:
         gap: dict[str, Tensor] = {}
         affine: dict[str, Tensor] = {}
         if self.wanted:
             with torch.no_grad():
-                tracked = module.track_running_stats and module.running_mean is not None
-                if tracked and is_dense_float(x) and values_a_channel(x) > 1:
-                    gap = running_gap(x.detach(), module.running_mean, module.running_var, module.eps)
-                affine = affine_statistics(module.weight, module.bias)
+                if running is not None and is_dense_float(x) and values_a_channel(x) > 1:
+                    gap = running_gap(x.detach(), *running, self.eps)
+                affine = affine_statistics(weight, bias)
         self.into.calls.append(_Call(self.layer, gap, affine))
 
 
@@ -90,7 +111,7 @@ class BatchNormRecorder(ForwardRecorder):
     def watch(self, model: nn.Module) -> None:
         """Hook every batch-norm module."""
         for name, module in find_batch_norms(model):
-            hook = _Hook(name or type(module).__name__, self)
+            hook = _Hook(name or type(module).__name__, module.eps, self)
             self._hooks.append(hook)
             self.layers.append(hook.layer)
             self.hooks.add(partial(module.register_forward_pre_hook, hook, with_kwargs=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # calls of a layer on what one layer before it produced, in one batch: of more, all are one, as in nets that unroll time
@@ -39,9 +39,12 @@ class CallNames:
         self._taken = set(modules)
         self._names: dict[_Place, str] = {}
         self._joined: set[CallKey] = set()
+        self._last: tuple[list[CallKey], list[str]] = [], []
 
-    def name(self, calls: Sequence[CallKey]) -> list[str]:
+    def name(self, calls: list[CallKey]) -> list[str]:
         """The names of one batch's calls, in order."""
+        if calls == self._last[0]:
+            return self._last[1]
         self._joined.update(key for key, count in Counter(calls).items() if count > MOST_CALLS)
         turns: Counter[tuple[str, bool]] = Counter()
         first: dict[CallKey, _Place] = {}
@@ -58,7 +61,8 @@ class CallNames:
         # modules' own names first, whatever ran before them
         for place in sorted(new, key=lambda one: not (one.is_module and one.turn == 1)):
             self._names[place] = self._free(place)
-        return [self._names[place] for place in places]
+        self._last = list(calls), [self._names[place] for place in places]
+        return self._last[1]
 
     def _free(self, place: _Place) -> str:
         if place.is_module and place.turn == 1:

@@ -207,7 +207,7 @@ class GradientRecorder:
         self._places = {layer: place for place, layer in enumerate(layers)}
         self._numbered = number(layer for layer in layers if layer in self._trained)
         self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
-        self.order.remove()
+        self.order.rest()
 
     def _number_late(self, layers: Sequence[str]) -> None:
         """Layers that are trained from now on get the next numbers; their place is that of their execution."""

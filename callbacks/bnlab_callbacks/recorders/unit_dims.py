@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -81,16 +81,18 @@ class UnitDims:
             out: what it gave.
             here: tells apart the modules in which functions run.
         """
-        outs = [out] if isinstance(out, Tensor) else [one for one in _flat((out,)) if isinstance(one, Tensor)]
+        outs = _tensors((out,))
         if not outs:
             return
-        given = [one for one in _flat((*args, *kwargs.values()) if kwargs else args) if isinstance(one, Tensor)]
+        given = _tensors((*args, *kwargs.values()) if kwargs else args)
         origins = [self._of(tensor) for tensor in given]
         weighs = name in _WEIGHS or (name in _PRODUCTS and sum(one is not None for one in origins) > 1)
-        for one in origins:
-            if one is not None and one.activation is not None:
-                one.activation.weighs |= weighs
-                one.activation.feeds |= name in _LAYERS and not weighs
+        feeds = not weighs and name in _LAYERS
+        if weighs or feeds:
+            for one in origins:
+                if one is not None and one.activation is not None:
+                    one.activation.weighs |= weighs
+                    one.activation.feeds |= feeds
         if name in _LAYERS:
             self._produced(_LAYERS[name], given, outs, here)
             return
@@ -107,7 +109,7 @@ class UnitDims:
                 self._know(made, Origin(right, origin.layer, activation))
 
     def _produced(self, right: int, given: list[Tensor], outs: list[Tensor], here: int) -> None:
-        weight = next((id(one) for one in given if isinstance(one, nn.Parameter) and one.ndim > 1), here)
+        weight = next((id(one) for one in given if type(one) is nn.Parameter and one.ndim > 1), here)
         made = Origin(right, weight)
         for one in outs:
             self._know(one, made)
@@ -122,18 +124,25 @@ class UnitDims:
         return known[1] if known is not None and known[0]() is tensor else None
 
 
-def _flat(values: Sequence[Any]) -> Iterator[Any]:
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found = []
     for value in values:
-        if isinstance(value, tuple | list):
-            yield from value
-        else:
-            yield value
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += [each for each in value if isinstance(each, Tensor)]
+    return found
 
 
 def _source(given: list[Tensor], origins: list[Origin | None], ndim: int) -> tuple[Tensor, Origin] | None:
     """The tensor that decides, and what is known of it: the first with as many dimensions, else the first one known."""
-    known = [(tensor, origin) for tensor, origin in zip(given, origins, strict=True) if origin is not None]
-    return next((pair for pair in known if pair[0].ndim == ndim), known[0] if known else None)
+    found = None
+    for tensor, origin in zip(given, origins, strict=True):
+        if origin is not None:
+            if tensor.ndim == ndim:
+                return tensor, origin
+            found = found or (tensor, origin)
+    return found
 
 
 def _moved(

@@ -279,6 +279,8 @@ class RunWatch:
             self._loss_watch.begin(batch)
             if self._mode is not None:
                 self._mode.enter(self._loss_watch)
+        elif self._mode is not None:
+            self._mode.rest()
 
     def before_backward(self, loss: Tensor, accumulated: int = 1, scaled: bool = False) -> None:
         """A backward pass begins.
