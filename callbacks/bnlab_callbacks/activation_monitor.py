@@ -66,7 +66,7 @@ class ActivationMonitor(ForwardMonitor):
         dead_window: records over which a unit must be silent to count as dead, or dormant to be listed in the `ledger`.
         exact_dead: whether to look at rectifiers' units in every step, so that `dead_frac_epoch` covers all samples.
         effective_rank: whether to record the effective rank of the outputs, by a singular-value decomposition of up to
-            256 rows for each call of a recorded step; not of compiled modules.
+            256 rows for each call of a recorded step.
         enabled: False switches the callback off.
         budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
             less often than `every_n_steps` says; None for no limit.

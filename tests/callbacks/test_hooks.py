@@ -136,8 +136,6 @@ def test_modules_carry_hooks_in_recorded_steps_only(kind: str) -> None:
         recorded = {0, 4, 8, 12, 16}
     if kind == "gradients":  # which look for the order of execution, once
         recorded = {0}
-    if kind == "attention":  # which takes them off before the backward pass
-        recorded = set()
     assert {step for step, hooks in enumerate(on_modules) if hooks} == recorded
 
 

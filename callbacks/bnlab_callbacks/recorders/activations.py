@@ -56,7 +56,6 @@ class _Hook(ModuleHook):
         else:
             self.into.note(self.layer, given[-1], self.kind, True, unit_dim=self.unit_dim)
 
-
     def tensors(self, module: nn.Module, *given: Any) -> list[Tensor] | None:
         """The output, where it is trained."""
         output = given[-1]
@@ -227,8 +226,8 @@ class ActivationRecorder(ForwardRecorder):
         return None, unit_maximum(output, unit_dim) if kind.rectifier and unit_dim is not None else None
 
     def _rank(self, output: Tensor, unit_dim: int | None) -> Tensor | None:
-        """The effective rank, where a reader wants it; no compiler runs what it needs."""
-        if not self.recording or not self._effective_rank or unit_dim is None or torch.compiler.is_compiling():
+        """The effective rank, where a reader wants it."""
+        if not self.recording or not self._effective_rank or unit_dim is None:
             return None
         return effective_rank(output.detach().reshape(1) if output.ndim == 0 else output.detach(), unit_dim)
 

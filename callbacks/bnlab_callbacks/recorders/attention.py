@@ -99,6 +99,8 @@ class AttentionRecorder(ForwardRecorder):
             self._batch = moment.step, before + 1 if step == moment.step and self._pending else 0
             self._running.clear()
             self._listen()
+        elif self._mode is not None:
+            self._mode.rest()
 
     def before_backward(self) -> None:
         """A backward pass begins."""
@@ -152,7 +154,8 @@ class AttentionRecorder(ForwardRecorder):
             reason = _why_not(module)
             if reason is None:
                 try:
-                    reason = self._record(layer, function, args, kwargs)
+                    with torch._C.DisableTorchFunction():  # what is computed here is nobody's to see
+                        reason = self._record(layer, function, args, kwargs)
                 except Exception as error:  # noqa: BLE001 - of a call unlike all that is known: others go on
                     reason = f"cause {type(error).__name__}: {error}"
             if reason is not None:

@@ -80,9 +80,7 @@ class _Hook(ModuleHook):
         x, mean, var, weight, bias = (tensor if tensor.numel() else None for tensor in tensors)
         self._leave(x, None if mean is None or var is None else (mean, var), weight, bias)
 
-    def _leave(
-        self, x: Any, running: tuple[Tensor, Tensor] | None, weight: Tensor | None, bias: Tensor | None
-    ) -> None:
+    def _leave(self, x: Any, running: tuple[Tensor, Tensor] | None, weight: Tensor | None, bias: Tensor | None) -> None:
         gap: dict[str, Tensor] = {}
         affine: dict[str, Tensor] = {}
         if self.wanted:
