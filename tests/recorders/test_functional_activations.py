@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchmetrics import Metric
 
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
@@ -255,6 +256,36 @@ def test_what_runs_without_gradients_or_in_evaluation_mode_is_named_once() -> No
     ]
     assert list(run.step(lambda: model(x))) == ["net.relu"]
     assert list(run.recorder.unseen.lines().values()) == ["1 layer runs in evaluation mode: not recorded (frozen.tanh)"]
+
+
+class Sharpness(Metric):
+    """With activations of its own, functions and a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0))
+        self.act = nn.ReLU()
+
+    def update(self, outputs: Tensor) -> None:
+        self.total = self.total + torch.sigmoid(self.act(outputs)).sum()
+
+    def compute(self) -> Tensor:
+        return self.total  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_metrics_do_not_count(graph: bool) -> None:
+    model = Outside()
+    model.criterion = Sharpness()
+    run = Run(model)
+
+    def step() -> None:
+        outputs = model(torch.randn(3, 6))
+        assert model.criterion is not None
+        model.criterion(outputs if graph else outputs.detach())
+
+    assert list(run.step(step)) == ["net.relu"]
+    assert run.recorder.unseen.lines() == {}
 
 
 class Dice(nn.Module):

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from bnlab_callbacks.core.forward_calls import ForwardCalls, is_compiled
 from bnlab_callbacks.core.hooks import HookOwner, ModuleHook, ModuleHooks
+from bnlab_callbacks.core.naming import clean_name
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward)
 # in evaluation mode these compute by another kernel while any mode is on: other bits
@@ -67,6 +68,7 @@ class FunctionMode(TorchFunctionMode):
         self._forwards = ForwardCalls(self._entered, self._left)
         self._resting: nn.Module | None = None  # attention whose kernel it is not to change
         self._compiled = False
+        self._compiled_parts: list[str] = []
         self._place = 0  # in the stack of modes
         self._frames = _compiled_frames()
 
@@ -93,12 +95,13 @@ class FunctionMode(TorchFunctionMode):
             self._forwards.forget()
 
     def _search(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
+        modules = dict(model.named_modules())
+        self._compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in modules.values())
+        self._compiled_parts = [clean_name(name) for name, module in modules.items() if is_compiled(module)]
         self._frames = _compiled_frames()
         if not self._compiled:
             self._forwards.watch(model)
-        for part in modules:
+        for part in modules.values():
             if is_compiled(part):
                 self._hooks.add(partial(part.register_forward_pre_hook, _Pause(self._owner, self, False)))
                 behind = _Pause(self._owner, self, True)
@@ -115,9 +118,12 @@ class FunctionMode(TorchFunctionMode):
         return subscriber in self._listening and not self.paused
 
     @property
-    def blind(self) -> bool:
-        """Whether it stays off for good, because of a compiler."""
-        return self._compiled
+    def unseen(self) -> list[str]:
+        """Names of the modules that are compiled, in which nothing is seen; of a model with one in place, the model's.
+
+        Empty names stand for the model itself.
+        """
+        return [""] if self._compiled else self._compiled_parts
 
     def enter(self, subscriber: Subscriber, again: bool = False) -> None:
         """Show the calls that follow to a subscriber, unless that would change something; harmless when repeated.

@@ -237,12 +237,12 @@ class ActivationRecorder(ForwardRecorder):
             return None
         tensor = tensor_of(output)
         if tensor is not None and is_transformed(tensor):
-            self.unseen.add(layer, TRANSFORMED)
+            self.not_seen(layer, TRANSFORMED)
         elif tensor is None or not is_dense_float(tensor):
             if tensor is None or (tensor.is_floating_point() and (tensor.is_nested or tensor.layout != torch.strided)):
-                self.unseen.add(layer, UNREADABLE)
+                self.not_seen(layer, UNREADABLE)
         elif not torch.is_grad_enabled() and not is_checkpointed():
-            self.unseen.add(layer, NO_GRADIENT)
+            self.not_seen(layer, NO_GRADIENT)
         else:
             return tensor
         return None
@@ -259,7 +259,8 @@ class ActivationRecorder(ForwardRecorder):
 
     def not_seen(self, layer: str, reason: str) -> None:
         """An activation was computed that is not recorded."""
-        self.unseen.add(layer, reason)
+        if self._functions is None or not self._functions.in_metric:
+            self.unseen.add(layer, reason)
 
     def count(self) -> int:
         """The batch's calls so far."""
@@ -299,6 +300,8 @@ class ActivationRecorder(ForwardRecorder):
     def leave_step(self, moment: Moment, calls: list[tuple[str, Call]]) -> ActivationStep | None:
         """The step's calls and, with several ranks, their sums on all ranks, through one collective."""
         self.steps += 1
+        if self._mode is not None:
+            self.unseen.note_compiled(self._mode.unseen)
         names = [name for name, _ in calls]
         measured = [(name, call) for name, call in calls if call.sums is not None]
         if self.ranks.size == 1:

@@ -120,6 +120,11 @@ class FunctionalActivations:
     def _find(self) -> None:
         self._places = {id(module): _Place.of(name, module) for name, module in self._model.named_modules()}
 
+    @property
+    def in_metric(self) -> bool:
+        """Whether a metric computes."""
+        return any(frame.place.role == "metric" for frame in self._frames)
+
     # modules
 
     def entered(self, module: nn.Module) -> None:
