@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
+from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.recorders.attention import AttentionRecorder, AttentionStep
 from bnlab_callbacks.recorders.attention_tables import AttentionTables
 from bnlab_callbacks.statistics.attention import DotProducts, attention_sums, draw_queries
@@ -202,8 +203,7 @@ def deviations(name: str) -> Iterable[str]:
     wanted = [by_definition(logits) for logits in softmaxes.seen]
     for way in net.ways:
         model, reader = made(net, way), Reader()
-        recorder = AttentionRecorder(model, Ranks())
-        recorder.join(reader)  # type: ignore[arg-type]
+        recorder = SharedRecorders(Ranks()).join(AttentionRecorder, reader, model)
         a_step(model, net.inputs(), recorder)
         (table,) = AttentionTables().read(reader.steps)
         record = dict(zip(table.tags, table.values[0].tolist(), strict=True))
@@ -250,8 +250,8 @@ def cost(rounds: int, way: str) -> tuple[float, float]:
     net = Net("GPT2Config", "GPT2Model", size, dict)
     model = made(net, way)
     inputs = {"input_ids": torch.randint(1000, (8, 128))}
-    recorder, reader = AttentionRecorder(watched := copy.deepcopy(model), Ranks()), Reader()
-    recorder.join(reader)  # type: ignore[arg-type]
+    watched, reader = copy.deepcopy(model), Reader()
+    recorder = SharedRecorders(Ranks()).join(AttentionRecorder, reader, watched)
     ratios, null = [], []
     for step in range(rounds + 2):
         times = []

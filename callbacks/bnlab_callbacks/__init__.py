@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from bnlab_callbacks.diagnostics import Diagnostics
     from bnlab_callbacks.epoch_timer import EpochTimer
     from bnlab_callbacks.gradient_monitor import GradientMonitor
+    from bnlab_callbacks.gradient_noise import GradientNoise
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
     from bnlab_callbacks.pages.run_table import diagnose_text, show_text
     from bnlab_callbacks.record_file import RecordFile
     from bnlab_callbacks.statistics.losses import first_non_finite
+    from bnlab_callbacks.weight_monitor import WeightMonitor
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
@@ -45,6 +47,7 @@ _MODULES = {
     "EpochTimer": "epoch_timer",
     "GradientHistograms": "histograms",
     "GradientMonitor": "gradient_monitor",
+    "GradientNoise": "gradient_noise",
     "LayerHeatmap": "heatmap",
     "Preflight": "diagnosis.preflight",
     "RandomState": "core.random_state",
@@ -52,6 +55,7 @@ _MODULES = {
     "RecordSchedule": "core.schedule",
     "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
+    "WeightMonitor": "weight_monitor",
     "diagnose_text": "pages.run_table",
     "first_non_finite": "statistics.losses",
     "gather_ranks": "core.lightning.trainer",
@@ -73,6 +77,7 @@ __all__ = [
     "EpochTimer",
     "GradientHistograms",
     "GradientMonitor",
+    "GradientNoise",
     "LayerHeatmap",
     "Preflight",
     "RandomState",
@@ -80,6 +85,7 @@ __all__ = [
     "RecordSchedule",
     "Row",
     "TrainingDiagnosis",
+    "WeightMonitor",
     "diagnose_text",
     "first_non_finite",
     "gather_ranks",

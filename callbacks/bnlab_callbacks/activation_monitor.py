@@ -37,6 +37,9 @@ class ActivationMonitor(ForwardMonitor):
     - `act_mean/<NN>_<layer>`, `act_std/…`, `act_absmax/…`: mean, standard deviation, largest magnitude
     - `act_outlier/…`: max|a| / rms, how far the largest output stands out; `act_kurtosis/…`: Σ(a − mean)⁴ / (n std⁴),
       3 for a normal distribution; NaN where outputs are all 0, or all equal
+    - `act_effective_rank/…`, with `effective_rank=True`: exp(−Σ p ln p), p being the singular values of the outputs
+      (samples and positions × units) as shares of their sum (Roy & Vetterli 2007): how many directions the units use,
+      up to min(256, units). Of 256 samples and positions of each call; the mean over calls and ranks
     - `dormant_frac/…`: share of units (channels for convolutions) whose mean magnitude over the record is at most 2.5 %
       of the mean over the layer's units (Sokar et al. 2023, arXiv 2302.12902)
     - `sat_frac/…`: share of outputs where the function's slope is below 5 % of its maximum; for functions with two
@@ -62,6 +65,8 @@ class ActivationMonitor(ForwardMonitor):
         layers: regular expression searched in layer names, for example `act1|act_fc`; None for all layers.
         dead_window: records over which a unit must be silent to count as dead, or dormant to be listed in the `ledger`.
         exact_dead: whether to look at rectifiers' units in every step, so that `dead_frac_epoch` covers all samples.
+        effective_rank: whether to record the effective rank of the outputs, by a singular-value decomposition of up to
+            256 rows for each call of a recorded step.
         enabled: False switches the callback off.
         budget: largest share of the training time that this callback may take (0.01 for 1 %): it then records
             less often than `every_n_steps` says; None for no limit.
@@ -76,6 +81,7 @@ class ActivationMonitor(ForwardMonitor):
         layers: str | None = None,
         dead_window: int = 10,
         exact_dead: bool = False,
+        effective_rank: bool = False,
         enabled: bool = True,
         budget: float | None = None,
     ) -> None:
@@ -84,6 +90,7 @@ class ActivationMonitor(ForwardMonitor):
             raise ValueError(f"dead_window={dead_window} is below 1: give the number of records that it spans.")
         self.dead_window = dead_window
         self.exact_dead = exact_dead
+        self.effective_rank = effective_rank
         self._ledger: list[DeadUnit] = []
         self._said = False  # what is not seen
         self._forget()

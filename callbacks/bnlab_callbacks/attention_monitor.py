@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from bnlab_callbacks.core.lightning.forward_monitor import ForwardMonitor
-from bnlab_callbacks.core.lightning.names import Trainer, rank_zero_warn
+from bnlab_callbacks.core.lightning.names import Trainer, rank_zero_info, rank_zero_warn
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.recorders.attention import AttentionRecorder, AttentionStep
 from bnlab_callbacks.recorders.attention_tables import AttentionTables
 from bnlab_callbacks.recorders.tables import ELSEWHERE
+from bnlab_callbacks.recorders.unseen import MEANT
 
 
 class AttentionMonitor(ForwardMonitor):
@@ -109,32 +110,31 @@ class AttentionMonitor(ForwardMonitor):
 
     def epoch_values(self) -> dict[str, float]:
         """Maxima over the epoch's records."""
-        self._say_what_was_not_seen()
+        self._say_what_is_not_seen()
         return self._tables.pop_epoch()
 
-    def _say_what_was_not_seen(self) -> None:
-        if self._said:
+    def _say_what_is_not_seen(self) -> None:
+        if self._said or self._recorder is None or not self._recorder.steps:
             return
         self._said = True
-        seen: set[str] = self._recorder.seen
-        if not any(map(self.wants, seen)):
-            rank_zero_warn(f"AttentionMonitor: {_nothing_seen(self.layers, seen)}")
-        reasons: dict[str, list[str]] = {}
-        for layer, reason in self._recorder.unseen.items():
-            if layer not in seen and self.wants(layer):
-                reasons.setdefault(reason, []).append(layer)
-        for reason, layers in reasons.items():
-            rank_zero_warn(f"AttentionMonitor: not recorded, since {reason}: {', '.join(layers)}.")
+        recorder: AttentionRecorder = self._recorder
+        lines = recorder.unseen.lines(self.wants)
+        if not any(map(self.wants, recorder.unseen.seen)):
+            reasons = "; ".join(lines.values()) or _nothing_seen(self.layers, recorder.unseen.seen)
+            rank_zero_warn(f"AttentionMonitor has recorded nothing: {reasons}.")
+            return
+        for reason, line in lines.items():
+            (rank_zero_info if reason in MEANT else rank_zero_warn)(f"AttentionMonitor: {line}.")
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return super().state_dict() | self._tables.state_dict()
 
 
-def _nothing_seen(pattern: str | None, layers: set[str]) -> str:
+def _nothing_seen(pattern: str | None, layers: list[str]) -> str:
     if layers:
-        return f"no attention's layer matches layers={pattern!r}; there are: {', '.join(sorted(layers))}."
+        return f"no attention's layer matches layers={pattern!r}; there are: {', '.join(layers)}"
     return (
-        "no attention was seen in the first epoch. It is seen in scaled_dot_product_attention, nn.MultiheadAttention, "
-        "and softmax in modules that are called attention; not in compiled modules and in other packages' kernels."
+        "no attention ran that can be seen: scaled_dot_product_attention, nn.MultiheadAttention, softmax in modules "
+        "that are called attention; outside of compiled modules"
     )

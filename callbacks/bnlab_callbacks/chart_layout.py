@@ -19,6 +19,7 @@ _OVERVIEW = ("loss", "acc", "grad_depth_slope", "update_ratio", "sat_frac", "dea
 # by the beginning of a quantity that layers have
 _CATEGORIES = {
     "Gradients": ("grad_", "update_"),
+    "Weights": ("weight_",),
     "Activations": ("act_", "sat_", "zero_", "dead_", "dormant_"),
     "Attention": ("attn_",),
     "Batch norm": ("bn_", "ics_"),
@@ -35,10 +36,10 @@ _SECONDS = re.compile(r"time/(epoch|train|val)_s$")
 class ChartLayout(RunOutput):
     """Lays out TensorBoard's Custom Scalars tab: a chart for each quantity, a line in it for each layer.
 
-    The charts stand in the categories Gradients, Activations, Attention, Batch norm, Other layer values, and Time &
-    training, which has what belongs to no layer: `train_loss` and `val_loss` in one chart, and so on. Charts of epoch
-    means follow those of steps. Before them, Overview has what tells most: loss and accuracy, the slope over depth, the
-    size of updates, saturated and dead units.
+    The charts stand in the categories Gradients, Weights, Activations, Attention, Batch norm, Other layer values, and
+    Time & training, which has what belongs to no layer: `train_loss` and `val_loss` in one chart, and so on. Charts of
+    epoch means follow those of steps. Before them, Overview has what tells most: loss and accuracy, the slope over
+    depth, the size of updates, saturated and dead units.
 
     Writes for every TensorBoard logger, on rank 0, at the end of the first epoch and of those that brought new
     quantities, the layout `custom_scalars__config__`. It names quantities, not layers: runs of different nets that are

@@ -117,6 +117,21 @@ def test_dormant_units_of_any_activation_are_in_the_ledger_and_dead_ones_are_lis
     ]
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_effective_rank_on_request(accumulated: int) -> None:
+    each = Each(monitor := ActivationMonitor(effective_rank=True))
+    run = trainer(monitor, each, accumulate_grad_batches=accumulated)
+    run.fit(Module(mlp()), loader(batch_size=8 // accumulated))
+    for record, outputs in zip(each.records, outputs_by_hand(3, 8), strict=True):
+        for name, output in outputs.items():
+            ranks = []
+            for part in output.double().chunk(accumulated):
+                values = np.linalg.svd(part.numpy(), compute_uv=False)
+                shares = values / values.sum()
+                ranks.append(np.exp(-sum(p * np.log(p) for p in shares if p > 1e-9)))
+            assert record[f"act_effective_rank/{name}"] == pytest.approx(np.mean(ranks), rel=1e-3)
+
+
 def test_layers_of_zeros_have_no_outliers_and_dormant_units_only() -> None:
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     nn.init.constant_(net[0].bias, -1e3)  # type: ignore[arg-type]

@@ -15,7 +15,11 @@ import bnlab_callbacks
 from bnlab_callbacks import ActivationMonitor, AttentionMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
 from tests.callbacks.small_runs import Module, hooks_of, loader, memory, mlp, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AttentionMonitor. no attention was seen")
+# the net has no attention, and no batches are accumulated
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:AttentionMonitor has recorded nothing"),
+    pytest.mark.filterwarnings("ignore:GradientNoise had nothing to compare"),
+]
 
 HOOKS = sorted(
     name

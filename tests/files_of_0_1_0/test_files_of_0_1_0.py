@@ -91,7 +91,7 @@ def is_new(tag: str) -> bool:
 def dead_units(folder: Path) -> list[list[str]]:
     """Rows of `dead_units.csv` as version 0.1.0 wrote them, who did not know dormant units."""
     with (folder / "dead_units.csv").open(newline="") as file:
-        return [[renamed(cell) for cell in row[:6]] for row in csv.reader(file) if row[6:] != ["True"]]
+        return [[renamed(row[0]), *row[1:6]] for row in csv.reader(file) if row[6:] != ["True"]]
 
 
 def values(folder: Path) -> dict[Key, float]:
@@ -155,7 +155,9 @@ def test_a_run_goes_on_to_where_it_would_have_come_undisturbed(capsys: pytest.Ca
     assert resumed["checkpoint"] == {"file": "last.ckpt", "epoch": 1, "step": 13}
     assert resumed["left"] == {"status": "interrupted", "epochs": 1, "steps": 13}
     now, then = yaml_of(run / "config.yaml"), yaml_of(expected / "config.yaml")
-    assert now["gradients"].pop("parameters") == "weights"  # not in version 0.1.0: its default is what was then
+    # arguments that version 0.1.0 did not have: their defaults are what was then
+    assert now["gradients"].pop("parameters") == "weights"
+    assert now["activations"].pop("effective_rank") is False
     assert now == then
     assert seconds_of_epochs(checkpoint)[:1] == before
     assert len(seconds_of_epochs(checkpoint)) == 3

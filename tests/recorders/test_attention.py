@@ -17,6 +17,7 @@ from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.recorders.attention import AttentionRecorder, AttentionStep
 from bnlab_callbacks.recorders.attention_calls import logits_of_call
 from bnlab_callbacks.recorders.attention_tables import AttentionTables
+from bnlab_callbacks.recorders.unseen import EVALUATION, NO_GRADIENT
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -158,7 +159,7 @@ def test_every_way_and_mask_gives_attention_by_hand(way: str, mask: str, kv_head
     net, x = Net(Attention(way, kv_heads=kv_heads)), inputs()
     record, recorder = recorded(net, (x, given, causal))
     assert record == pytest.approx(by_hand(logits_of(net, x), allowed), rel=2e-6, abs=1e-7)
-    assert (recorder.seen, recorder.unseen) == ({"block.attn"}, {})
+    assert (recorder.unseen.seen, recorder.unseen.lines()) == (["block.attn"], {})
 
 
 def test_a_query_without_any_allowed_key_is_left_out_and_counted() -> None:
@@ -313,7 +314,7 @@ def test_softmax_elsewhere_is_no_attention() -> None:
 
     for module in (Mixer(), SelfAttention()):
         record, recorder = recorded(module, (torch.randn(2, 3, 3, requires_grad=True),))
-        assert (record, recorder.seen, recorder.unseen) == ({}, set(), {})
+        assert (record, recorder.unseen.seen, recorder.unseen.lines()) == ({}, [], {})
 
 
 def test_a_module_s_own_name_tells_too_and_one_called_twice_has_two_tags() -> None:
@@ -350,9 +351,9 @@ def test_evaluation_mode_and_forward_passes_without_gradients_do_not_count() -> 
 
     record, recorder = recorded(Both(), (inputs(),))
     assert {tag.partition("/")[2] for tag in record} == {"00_student.block.attn"}
-    assert recorder.unseen == {
-        "teacher.block.attn": "it runs without gradients",
-        "frozen.block.attn": "it runs in evaluation mode",
+    assert recorder.unseen.lines() == {
+        NO_GRADIENT: "1 layer runs without gradients: not recorded (teacher.block.attn)",
+        EVALUATION: "1 layer runs in evaluation mode: not recorded (frozen.block.attn)",
     }
 
 
@@ -366,7 +367,7 @@ def test_checkpointing_counts_once(reentrant: bool) -> None:
     net, x = Checkpointed(Attention("sdpa")), inputs()
     record, recorder = recorded(net, (x,))
     assert record == pytest.approx(by_hand(logits_of(net, x), torch.ones(6, 6).bool()), rel=2e-6, abs=1e-7)
-    assert recorder.unseen == {}
+    assert recorder.unseen.lines() == {}
 
 
 def test_accumulated_batches_are_one_record() -> None:
@@ -418,7 +419,8 @@ def test_a_call_that_cannot_be_understood_is_named_and_the_rest_is_recorded(monk
 
     monkeypatch.setattr("bnlab_callbacks.recorders.attention.logits_of_call", broken)
     record, recorder = recorded(Two(), (inputs(),))
-    assert recorder.unseen == {"bad.block.attn": "ArithmeticError: boom"}
+    (line,) = recorder.unseen.lines().values()
+    assert line == "1 layer causes ArithmeticError: boom: not recorded (bad.block.attn)"
     assert {tag.partition("/")[2] for tag in record} == {"00_good.block.attn"}
 
 

@@ -52,13 +52,14 @@ class Call(NamedTuple):
     is_module: bool = True  # whether the layer is a module's own name
     behind: int | None = None  # tells apart the layers that produced what it was called with
     mark: Mark | None = None  # until the batch is over
+    rank: Tensor | None = None  # 0-dimensional: effective rank, where a reader wants it
 
     def change_tensors(self, change: Change) -> Call:
         """The same with other tensors in its sums; a copied output is on the host."""
         if not isinstance(self.sums, ActivationSums):
             return self
         fields: list[Any] = [None if one is None else change(one) for one in self.sums]
-        return self._replace(sums=ActivationSums(*fields))
+        return self._replace(sums=ActivationSums(*fields), rank=None if self.rank is None else change(self.rank))
 
 
 class ActivationStep(NamedTuple):
@@ -92,6 +93,7 @@ class Merged(NamedTuple):
     zeros: float | None
     magnitudes: Tensor | None  # (units,): sums of |a|
     active: Tensor | None  # (units,): the unit was positive somewhere
+    ranks: tuple[float, ...]  # effective rank of each call, where it is known
 
     @property
     def outlier(self) -> float:
@@ -105,7 +107,9 @@ def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Ten
         return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
     sizes = torch.tensor([n for _, call in calls for n in (call.samples, call.numel)], dtype=torch.int64)
     fields = [
-        [field for field in call.sums if field is not None] if isinstance(call.sums, ActivationSums) else []
+        [field for field in (*call.sums, call.rank) if field is not None]
+        if isinstance(call.sums, ActivationSums)
+        else []
         for _, call in calls
     ]
     vector, places = pack([*(tensor for one in fields for tensor in one), sizes.to(device)])
@@ -145,9 +149,11 @@ def same_layers(steps: list[list[tuple[str, Call]]]) -> list[list[tuple[str, Cal
         key, first = calls[0]
         if not isinstance(first.sums, Outputs):
             return None
-        kind = (key, first.sums.values.shape, first.sums.values.dtype)
+        kind = (key, first.sums.values.shape, first.sums.values.dtype, first.rank is None)
         for key, call in calls:
-            if not isinstance(call.sums, Outputs) or (key, call.sums.values.shape, call.sums.values.dtype) != kind:
+            if not isinstance(call.sums, Outputs):
+                return None
+            if (key, call.sums.values.shape, call.sums.values.dtype, call.rank is None) != kind:
                 return None
     return layers
 
@@ -191,6 +197,7 @@ def _unpack(call: Call, places: list[slice], values: list[float], message: Tenso
     place = iter(places)
     at = {name: None if field is None else next(place) for name, field in call.sums._asdict().items()}
     units, unit_max = at.pop("unit_abs"), at.pop("unit_max")
+    ranks = () if call.rank is None else (values[next(place).start],)
     one = {name: None if a is None else values[a.start] for name, a in at.items()}
     mean, rest, std, skew, kurtosis = (one[name] or 0.0 for name in ("mean", "rest", "std", "skew", "kurtosis"))
     samples, numel = values[places[-1]]
@@ -204,6 +211,7 @@ def _unpack(call: Call, places: list[slice], values: list[float], message: Tenso
         zeros=None if one["nonzero"] is None else numel - one["nonzero"],
         magnitudes=None if units is None else message[units] * (numel / (units.stop - units.start)),
         active=None if unit_max is None else message[unit_max] > 0,
+        ranks=ranks,
     )
 
 
@@ -220,6 +228,7 @@ def _join(a: Merged, b: Merged) -> Merged:
         high=add(a.high, b.high),
         zeros=add(a.zeros, b.zeros),
         magnitudes=a.magnitudes + b.magnitudes if alike else None,  # type: ignore[operator]
+        ranks=a.ranks + b.ranks,
         active=a.active | b.active if alike and a.active is not None else None,  # type: ignore[operator]
     )
 

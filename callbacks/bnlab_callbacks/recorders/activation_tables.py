@@ -94,6 +94,9 @@ class ActivationTables(Tables):
             columns |= {f"act_mean/{name}": sums.mean, f"act_std/{name}": sums.std, f"act_absmax/{name}": absmax}
             columns[f"act_outlier/{name}"] = absmax / torch.hypot(sums.mean, sums.std)
             columns[f"act_kurtosis/{name}"] = sums.kurtosis.where(sums.kurtosis != 0, math.nan)
+            ranks = [one.rank for _, one in calls if one.rank is not None]
+            if ranks:
+                columns[f"act_effective_rank/{name}"] = torch.stack(ranks).double()
             self._note_absmax(name, float(absmax.amax()))
             sides = {"sat_lo": sums.low, "sat_hi": sums.high}
             shares = {side: number.double() / call.numel for side, number in sides.items() if number is not None}
@@ -151,6 +154,8 @@ class ActivationTables(Tables):
         yield f"act_absmax/{name}", merged.absmax
         yield f"act_outlier/{name}", merged.outlier
         yield f"act_kurtosis/{name}", merged.moments.kurtosis
+        if merged.ranks:
+            yield f"act_effective_rank/{name}", sum(merged.ranks) / len(merged.ranks)
         self._note_absmax(name, merged.absmax)
         sides = {"sat_lo": merged.low, "sat_hi": merged.high}
         shares = {side: number / count for side, number in sides.items() if number is not None}

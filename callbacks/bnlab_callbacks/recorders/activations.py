@@ -28,6 +28,7 @@ from bnlab_callbacks.statistics.activations import (
     unit_maximum,
 )
 from bnlab_callbacks.statistics.chunks import Scratch
+from bnlab_callbacks.statistics.effective_rank import effective_rank
 
 # elements of small outputs that are kept at most: 8 MiB of float32
 _KEPT = 1 << 21
@@ -72,7 +73,8 @@ class ActivationRecorder(ForwardRecorder):
     """Records the outputs of activations in modules in training mode: of `nn.ReLU` and its like, and of functions.
 
     What is no module is seen where a function mode is (`hear`): `F.relu(x)` and `x.relu()` in a module's forward pass.
-    A reader with the attribute `exact_dead` is given the calls of every batch, recorded or not, by its `take_units`.
+    A reader with the attribute `exact_dead` is given the calls of every batch, recorded or not, by its `take_units`;
+    for one with `effective_rank` that is recorded, too.
 
     Attributes:
         layers: names of activation modules.
@@ -90,6 +92,7 @@ class ActivationRecorder(ForwardRecorder):
         self.steps = 0
         self.kept = 0  # elements of small outputs, which are kept as they are until they are read
         self._every_step = False
+        self._effective_rank = False
         self._wanted: dict[str, bool] = {}
         self._messages = Messages(ranks)
         self._mode: FunctionMode | None = None
@@ -112,12 +115,14 @@ class ActivationRecorder(ForwardRecorder):
         """Record for one more reader."""
         super().join(reader)
         self._every_step |= reader.exact_dead
+        self._effective_rank |= getattr(reader, "effective_rank", False)
         self._choose()
 
     def leave(self, reader: Reader) -> None:
         """Record no more for a reader."""
         super().leave(reader)
         self._every_step = any(other.exact_dead for other in self.readers)
+        self._effective_rank = any(getattr(other, "effective_rank", False) for other in self.readers)
         self._choose()
         if not self.readers:
             self.scratch.clear()
@@ -201,9 +206,10 @@ class ActivationRecorder(ForwardRecorder):
             unit_dim = max(tensor.ndim - origin.right, 0)
         wanted = self._is_wanted(layer)
         measured = self._measure(tensor, kind, unit_dim) if wanted else (None, None)
+        rank = self._rank(tensor, unit_dim) if wanted else None
         samples = tensor.shape[0] if tensor.ndim else 1
         behind = None if origin is None else origin.layer
-        self.calls.append(Call(layer, samples, tensor.numel(), *measured, is_module, behind, mark))
+        self.calls.append(Call(layer, samples, tensor.numel(), *measured, is_module, behind, mark, rank))
         if mark is not None and self._functions is not None:
             self._functions.units.mark(tensor, mark)
 
@@ -218,6 +224,12 @@ class ActivationRecorder(ForwardRecorder):
             sums = activation_sums(output, kind.bounds, unit_dim, self.scratch)
             return sums, sums.unit_max
         return None, unit_maximum(output, unit_dim) if kind.bounds.rectifier and unit_dim is not None else None
+
+    def _rank(self, output: Tensor, unit_dim: int | None) -> Tensor | None:
+        """The effective rank, where a reader wants it."""
+        if not self.recording or not self._effective_rank or unit_dim is None:
+            return None
+        return effective_rank(output.detach().reshape(1) if output.ndim == 0 else output.detach(), unit_dim)
 
     def _readable(self, layer: str, output: Any) -> Tensor | None:
         """The tensor of an output, where its statistics are defined and it is part of what is trained."""

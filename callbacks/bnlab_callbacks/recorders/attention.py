@@ -20,6 +20,7 @@ from bnlab_callbacks.recorders.attention_calls import is_attention, is_softmax, 
 from bnlab_callbacks.recorders.call_names import CallKey, CallNames
 from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder, Reader
 from bnlab_callbacks.recorders.functional_activations import is_checkpointed
+from bnlab_callbacks.recorders.unseen import EVALUATION, NO_GRADIENT, UNREADABLE, Unseen
 from bnlab_callbacks.statistics.attention import attention_sums, draw_queries, join_sums
 
 # what a module or its class is called in which softmax over the last dimension is attention
@@ -35,7 +36,7 @@ class AttentionStep(NamedTuple):
     """A recorded step: all calls' names in order of execution, and the sums of those that were measured."""
 
     names: list[str]
-    measured: list[tuple[str, str, int]]  # name, layer, number of heads
+    measured: list[tuple[str, str, int]]  # name, layer and number of heads
     sums: Tensor  # (9 · heads of all,), or with several ranks a message of each: (ranks, 1 + length)
 
     def change_tensors(self, change: Change) -> AttentionStep:
@@ -51,33 +52,34 @@ class AttentionRecorder(ForwardRecorder):
     whose forward pass it runs.
 
     Attributes:
-        seen: layers that were recorded, or that no reader wants.
-        unseen: layers that ran and were not → why.
+        unseen: what ran and was not recorded.
+        steps: how many were recorded.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self.seen: set[str] = set()
-        self.unseen: dict[str, str] = {}
+        self.unseen = Unseen()
+        self.steps = 0
         self._calls: list[_Call] = []
         self._running: list[nn.Module] = []
         self._names: dict[int, tuple[str, nn.Module]] = {}
         self._batch = (0, 0)  # its step, and how many of the step came before it
+        self._call_names = CallNames()
+        self._layers: dict[str, str] = {}  # of calls
         self._messages = Messages(ranks)
         self._mode: FunctionMode | None = None
-        self._call_names = CallNames(clean_name(name) for name, _ in model.named_modules())
         super().__init__(model, ranks)
 
     def watch(self, model: nn.Module) -> None:
-        """Know the model; all else is shown by a function mode."""
+        """It needs no hooks of its own."""
         self._model = model
 
     def hear(self, mode: FunctionMode, model: nn.Module) -> None:
-        """See the torch functions that the model calls, and which of its modules runs."""
+        """See the functions that the model calls, and which of its modules runs, through the run's function mode."""
         self._mode = mode
         mode.join(self, model)
 
     def leave(self, reader: Reader) -> None:
-        """Record no more for a reader; the last one's leaving takes the mode and all hooks off."""
+        """Record no more for a reader."""
         super().leave(reader)
         if not self.readers and self._mode is not None:
             self._mode.quit(self)
@@ -98,7 +100,7 @@ class AttentionRecorder(ForwardRecorder):
     def before_backward(self) -> None:
         """A backward pass begins."""
         super().before_backward()
-        self._look_away()
+        self._rest()
 
     def after_backward(self) -> None:
         """It is over."""
@@ -108,17 +110,17 @@ class AttentionRecorder(ForwardRecorder):
 
     def end_batch(self, moment: Moment, optimizer_steps: int) -> None:
         """A batch is over."""
-        self._look_away()
+        self._rest()
+        self._running.clear()
         super().end_batch(moment, optimizer_steps)
 
     def _listen(self, again: bool = False) -> None:
         if self._mode is not None:
             self._mode.enter(self, again)
 
-    def _look_away(self) -> None:
-        if self.recording and self._mode is not None:
+    def _rest(self) -> None:
+        if self._mode is not None:
             self._mode.leave(self)
-            self._running.clear()
 
     # what the function mode shows
 
@@ -127,7 +129,7 @@ class AttentionRecorder(ForwardRecorder):
         if not isinstance(module, nn.Softmax):  # what it computes is its parent's
             self._running.append(module)
 
-    def left(self, module: nn.Module, *given: Any) -> None:
+    def left(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         """It is over."""
         if module in self._running:
             while self._running.pop() is not module:
@@ -147,27 +149,30 @@ class AttentionRecorder(ForwardRecorder):
             reason = _why_not(module)
             if reason is None:
                 try:
-                    self._record(layer, function, args, kwargs)
+                    with torch._C.DisableTorchFunction():  # what is computed here is nobody's to see
+                        reason = self._record(layer, function, args, kwargs)
                 except Exception as error:  # noqa: BLE001 - of a call unlike all that is known: others go on
-                    reason = f"{type(error).__name__}: {error}"
+                    reason = f"cause {type(error).__name__}: {error}"
             if reason is not None:
-                self.unseen[layer] = reason
+                self.unseen.add(layer, reason)
         self.spent += perf_counter() - start
 
-    def _record(self, layer: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def _record(
+        self, layer: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> str | None:
+        """Leave a call's sums; gives the reason where that cannot be."""
         logits = logits_of_call(function, args, kwargs)
         if logits is None:
-            if not is_softmax(function):
-                raise ValueError("its tensors are not dense floats")
-            return
+            return None if is_softmax(function) else UNREADABLE
         sums = None
         if any(reader.wants(layer) for reader in self.readers):
             # from the place in the run: a resumed one draws alike, and the run's random numbers are its own
             draw = Random(repr((self._batch, len(self._calls))))
             sequences, _, queries, _ = logits.shape
             sums = attention_sums(logits, draw_queries(sequences, queries, draw))
-        self.seen.add(layer)
+        self.unseen.saw(layer)
         self._calls.append(_Call(layer, sums))
+        return None
 
     def _name_of(self, module: nn.Module) -> str | None:
         if id(module) not in self._names:  # the first one, or one that has joined late
@@ -178,19 +183,23 @@ class AttentionRecorder(ForwardRecorder):
 
     # what a step leaves
 
-    def pop_calls(self) -> list[tuple[str, _Call]]:
-        """The batch's calls by name: the layer's, then `<layer>.2`, …."""
+    def pop_calls(self) -> list[tuple[str, Tensor | None]]:
+        """The batch's sums by call: named like the layer, then `<layer>.2`, …."""
         calls, self._calls = self._calls, []
-        return list(zip(self._call_names.name([CallKey(call.layer) for call in calls]), calls, strict=True))
+        names = self._call_names.name([CallKey(call.layer) for call in calls])
+        self._layers.update(zip(names, (call.layer for call in calls), strict=True))
+        return list(zip(names, (call.sums for call in calls), strict=True))
 
-    def leave_step(self, moment: Moment, calls: list[tuple[str, _Call]]) -> AttentionStep | None:
+    def leave_step(self, moment: Moment, calls: list[tuple[str, Tensor | None]]) -> AttentionStep | None:
         """The step's sums, joined over its batches and, with several ranks, exchanged."""
+        self.steps += 1
+        if self._mode is not None:
+            self.unseen.note_compiled(self._mode.unseen)
         joined: dict[str, Tensor] = {}
-        for name, call in calls:
-            if call.sums is not None:
-                joined[name] = join_sums(joined[name], call.sums) if name in joined else call.sums
-        layers = {name: call.layer for name, call in calls}
-        measured = [(name, layers[name], sums.shape[1]) for name, sums in joined.items()]
+        for name, sums in calls:
+            if sums is not None:
+                joined[name] = join_sums(joined[name], sums) if name in joined else sums
+        measured = [(name, self._layers[name], sums.shape[1]) for name, sums in joined.items()]
         device = self.ranks.device
         vector = torch.cat([sums.flatten().to(device) for sums in joined.values()]) if joined else torch.zeros(0)
         if self.ranks.size > 1:
@@ -207,7 +216,7 @@ def _is_named_attention(module: nn.Module, layer: str) -> bool:
 def _why_not(module: nn.Module) -> str | None:
     """Why what runs in a module does not count; None where it does."""
     if not module.training:
-        return "it runs in evaluation mode"
+        return EVALUATION
     if not torch.is_grad_enabled() and not is_checkpointed():
-        return "it runs without gradients"
+        return NO_GRADIENT
     return None

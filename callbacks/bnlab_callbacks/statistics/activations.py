@@ -151,8 +151,6 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
         unit_dim: dimension of the units, None where it is not known: then a rectifier's are not looked at.
         scratch: buffers for the passes over the pieces.
     """
-    if torch.compiler.is_compiling():
-        return _sums_for_compiler(output, bounds, unit_dim)
     if is_small(output):
         return split_rows(sums_of_rows(output.unsqueeze(0), bounds, unit_dim))[0]
     values = flat(output)
@@ -279,33 +277,6 @@ def _others(outputs: Tensor, unit_dim: int) -> tuple[Tensor, list[int]]:
         outputs = outputs[:, None]
     unit_dim = unit_dim % (outputs.ndim - 1) + 1
     return outputs, [dim for dim in range(1, outputs.ndim) if dim != unit_dim]
-
-
-def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
-    """The same sums as plain expressions, which torch.compile fuses by itself."""
-    values = output.to(wide_dtype(output))
-    absmax = values.abs().amax()
-    scale = absmax.clamp_min(torch.finfo(values.dtype).tiny)
-    below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
-    compared = output if bounds.clipped else values
-    mean = values.mean()
-    centred = (values - mean) / scale
-    rest = centred.mean()
-    variance, skew, kurtosis = _about_mean(rest, *((centred**power).mean() for power in (2, 3, 4)))
-    rectifies = bounds.rectifier and unit_dim is not None
-    return ActivationSums(
-        mean=mean,
-        rest=scale * rest,
-        std=scale * variance.sqrt(),
-        skew=skew,
-        kurtosis=kurtosis,
-        absmax=None if rectifies else absmax,
-        low=None if bounds.low is None else below(compared, bounds.low).sum(),
-        high=None if bounds.high is None else above(compared, bounds.high).sum(),
-        nonzero=(values != 0).sum() if rectifies else None,
-        unit_abs=None if unit_dim is None else _means_of_units(values.abs().unsqueeze(0), unit_dim)[0],
-        unit_max=unit_maximum(output, unit_dim) if bounds.rectifier and unit_dim is not None else None,
-    )
 
 
 def unit_maximum(output: Tensor, unit_dim: int) -> Tensor:
