@@ -5,13 +5,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_pre_hook,
+)
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.core.lightning.raw_steps import RawSteps, optimizer_steps
@@ -339,9 +344,18 @@ def test_a_step_that_a_scaler_leaves_out_is_none(fused: bool) -> None:
 def test_an_error_in_a_hook_ends_the_diagnostics_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RawSteps, "_own", lambda self, optimizer: 1 / 0)
     model = Loop(sgd, plain)
+
+    class Other(pl.Callback):
+        """Somebody with a hook of his own, behind ours."""
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            handles.append(register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: None))
+
+    handles: list[Any] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run, _ = fit(model)
+        run, _ = fit(model, Other())
+    handles[0].remove()
     said = [str(each.message) for each in caught if "ZeroDivisionError" in str(each.message)]
     assert [text.partition(" ")[0] for text in said] == ["GradientMonitor", "ActivationMonitor", "TrainingDiagnosis"]
     assert run.fit_loop.epoch_loop.total_batch_idx == 2

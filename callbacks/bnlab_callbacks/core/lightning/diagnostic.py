@@ -46,9 +46,8 @@ class Diagnostic(Callback):
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
         self.active = False
-        if self._raw_steps is not None:
-            self._raw_steps.leave(self)
-        self._raw_steps = None
+        if self._raw_steps is not None and self._raw_steps.leave(self):
+            self._raw_steps = None
 
     def give_up(self, reason: str) -> None:
         """Say once why nothing more is done, and let training go on."""

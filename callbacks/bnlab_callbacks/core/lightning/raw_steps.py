@@ -64,6 +64,7 @@ class RawSteps:
         self._heard: set[int] = set()  # those of which Lightning has ever told
         self._known: WeakKeyDictionary[Optimizer, Any] = WeakKeyDictionary()  # optimizer → see `_own`
         self._open: tuple[Optimizer, Optimizer] | None = None  # one whose step is under way, and the Trainer's
+        self._inside = False  # whether a hook is at work
 
     def join(self, listener: HearsOfSteps, recorder: RecordsSteps | None = None) -> None:
         """Tell one more callback; the first one's joining puts the hooks on. Harmless when repeated."""
@@ -77,14 +78,20 @@ class RawSteps:
                 register_optimizer_step_post_hook(self._after_step),
             ]
 
-    def leave(self, listener: HearsOfSteps) -> None:
-        """Tell a callback no more; the last one's leaving takes the hooks off. Harmless when repeated."""
+    def leave(self, listener: HearsOfSteps) -> bool:
+        """Tell a callback no more; the last one's leaving takes the hooks off. Harmless when repeated.
+
+        Gives False while torch goes through its hooks, and they must stay: then it is to be called once more.
+        """
         if listener in self._listeners:
             self._listeners.remove(listener)
+        if not self._listeners and self._inside:
+            return False
         if not self._listeners:
             for handle in self._handles:
                 handle.remove()
             self._handles, self._recorder, self._open = [], None, None
+        return True
 
     def told(self, optimizer: Optimizer) -> bool:
         """A callback was told of a step that is about to be made; gives whether Lightning does not know of it."""
@@ -107,20 +114,22 @@ class RawSteps:
     # hooks on optimizers
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling():
-            return
-        try:
-            self._begin(optimizer, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
-            self._fail(error)
+        if not torch.compiler.is_compiling() and self._listeners:
+            self._guarded(partial(self._begin, optimizer, args, kwargs))
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling() or self._open is None or self._open[0] is not optimizer:
-            return
+        if not torch.compiler.is_compiling() and self._open is not None and self._open[0] is optimizer:
+            self._guarded(partial(self._end, self._open[1]))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        self._inside = True
         try:
-            self._end(self._open[1])
-        except Exception as error:  # noqa: BLE001 - see above
-            self._fail(error)
+            work()
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
+            for listener in list(self._listeners):
+                listener.fail(f"{type(error).__name__}: {error}")
+        finally:
+            self._inside = False
 
     def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         trainer, own = self._trainer(), self._own(optimizer)
@@ -158,10 +167,6 @@ class RawSteps:
         finally:
             self.telling = False
         self._told.add(id(optimizer))
-
-    def _fail(self, error: Exception) -> None:
-        for listener in list(self._listeners):
-            listener.fail(f"{type(error).__name__}: {error}")
 
     def _own(self, optimizer: Optimizer) -> Optimizer | None:
         """The Trainer's optimizer that has its parameters, else itself if it has the module's; None for others."""
