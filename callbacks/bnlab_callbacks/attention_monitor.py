@@ -120,7 +120,7 @@ class AttentionMonitor(ForwardMonitor):
         recorder: AttentionRecorder = self._recorder
         lines = recorder.unseen.lines(self.wants)
         if not any(map(self.wants, recorder.unseen.seen)):
-            reasons = "; ".join(lines.values()) or _nothing_seen(self.layers, recorder)
+            reasons = "; ".join(lines.values()) or _nothing_seen(self.layers, recorder.unseen.seen)
             rank_zero_warn(f"AttentionMonitor has recorded nothing: {reasons}.")
             return
         for reason, line in lines.items():
@@ -131,11 +131,9 @@ class AttentionMonitor(ForwardMonitor):
         return super().state_dict() | self._tables.state_dict()
 
 
-def _nothing_seen(pattern: str | None, recorder: AttentionRecorder) -> str:
-    if recorder.blind:
-        return "functions cannot be seen in a compiled model"
-    if recorder.unseen.seen:
-        return f"no attention's layer matches layers={pattern!r}; there are: {', '.join(recorder.unseen.seen)}"
+def _nothing_seen(pattern: str | None, layers: list[str]) -> str:
+    if layers:
+        return f"no attention's layer matches layers={pattern!r}; there are: {', '.join(layers)}"
     return (
         "no attention ran that can be seen: scaled_dot_product_attention, nn.MultiheadAttention, softmax in modules "
         "that are called attention; outside of compiled modules"

@@ -78,11 +78,6 @@ class AttentionRecorder(ForwardRecorder):
         self._mode = mode
         mode.join(self, model)
 
-    @property
-    def blind(self) -> bool:
-        """Whether nothing can be seen in this run, because of a compiler."""
-        return self._mode is None or self._mode.blind
-
     def leave(self, reader: Reader) -> None:
         """Record no more for a reader."""
         super().leave(reader)
@@ -198,6 +193,8 @@ class AttentionRecorder(ForwardRecorder):
     def leave_step(self, moment: Moment, calls: list[tuple[str, Tensor | None]]) -> AttentionStep | None:
         """The step's sums, joined over its batches and, with several ranks, exchanged."""
         self.steps += 1
+        if self._mode is not None:
+            self.unseen.note_compiled(self._mode.unseen)
         joined: dict[str, Tensor] = {}
         for name, sums in calls:
             if sums is not None:
