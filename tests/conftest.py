@@ -1,12 +1,12 @@
 """Checks around every test: it must leave environment variables, threads and torch's random state as they were."""
 
+import gc
 import os
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 # Lightning's and torch's own marks, set for their subprocesses: taken back here, no test's fault
 SET_BY_LIBRARIES = {
@@ -17,11 +17,14 @@ SET_BY_LIBRARIES = {
 GRACE_S = 2.0  # for threads that were told to end
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch  # not in the process that starts the workers, which would wait for it
+
     torch.set_num_threads(1)  # the cores are the workers'
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let through what Lightning says of any small run; all other warnings are errors."""
+    gc.disable()  # until all is imported
     for message in (
         "ignore:.*does not have many workers",  # in-process loading is right for a few tensors
         r"ignore:The number of training batches \(\d+\) is smaller than the logging interval",
@@ -34,7 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # the files that take longest; begun first, so that two workers end at about the same time
-LONGEST = ("test_resume_processes.py", "test_ranks.py", "test_study_command.py", "test_kill.py", "test_processes.py")
+LONGEST = (
+    *("test_resume_processes.py", "test_ranks.py", "test_kill.py", "test_study_command.py", "test_study.py"),
+    *("test_fit.py", "test_resume_stops.py", "test_resume.py", "test_resume_flags.py", "test_lightning_packages.py"),
+    *("test_sharing.py", "test_equalities.py", "test_resume_damage.py", "test_hostile_files.py", "test_heatmap.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,9 +55,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_collection_finish() -> None:
+    """The garbage collector looks at nothing that was imported: a million objects, each time."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves environment variables or threads behind; give torch's random state back."""
+    import torch
+
     variables, threads, random_state = dict(os.environ), set(threading.enumerate()), torch.get_rng_state()
     torch.manual_seed(0)
     yield
@@ -72,6 +87,8 @@ def nothing_left_behind() -> Iterator[None]:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Nets this small gain nothing from more, and lose much beside other processes."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

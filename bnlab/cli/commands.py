@@ -91,6 +91,7 @@ class BnlabCLI(LightningCLI):
     def __init__(self, words: list[str]) -> None:
         self.folder: Path | None = None
         self.plan = run_folder.Plan()
+        self._command = words[0]
         try:  # this runs the command, too
             super().__init__(
                 Classifier,
@@ -113,6 +114,10 @@ class BnlabCLI(LightningCLI):
         parser.set_defaults(_DEFAULTS)
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # a static method there
+        """The one that is asked for, since the flags of each take long to gather."""
+        return {self._command: super().subcommands()[self._command]}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """`fit` has two flags of its own."""

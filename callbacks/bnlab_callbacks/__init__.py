@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnlab_callbacks.activation_monitor import ActivationMonitor
+    from bnlab_callbacks.attention_monitor import AttentionMonitor
     from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
     from bnlab_callbacks.chart_layout import ChartLayout
     from bnlab_callbacks.core.files import replace_file
@@ -28,21 +29,25 @@ if TYPE_CHECKING:
     from bnlab_callbacks.diagnostics import Diagnostics
     from bnlab_callbacks.epoch_timer import EpochTimer
     from bnlab_callbacks.gradient_monitor import GradientMonitor
+    from bnlab_callbacks.gradient_noise import GradientNoise
     from bnlab_callbacks.heatmap import LayerHeatmap
     from bnlab_callbacks.histograms import GradientHistograms
     from bnlab_callbacks.pages.run_table import diagnose_text, show_text
     from bnlab_callbacks.record_file import RecordFile
     from bnlab_callbacks.statistics.losses import first_non_finite
+    from bnlab_callbacks.weight_monitor import WeightMonitor
 
 # imported when first used: every Trainer of an environment with this package loads it, to ask for plugins
 _MODULES = {
     "ActivationMonitor": "activation_monitor",
+    "AttentionMonitor": "attention_monitor",
     "BatchNormMonitor": "batch_norm_monitor",
     "ChartLayout": "chart_layout",
     "Diagnostics": "diagnostics",
     "EpochTimer": "epoch_timer",
     "GradientHistograms": "histograms",
     "GradientMonitor": "gradient_monitor",
+    "GradientNoise": "gradient_noise",
     "LayerHeatmap": "heatmap",
     "Preflight": "diagnosis.preflight",
     "RandomState": "core.random_state",
@@ -50,6 +55,7 @@ _MODULES = {
     "RecordSchedule": "core.schedule",
     "Row": "core.record_table",
     "TrainingDiagnosis": "diagnosis.training_diagnosis",
+    "WeightMonitor": "weight_monitor",
     "diagnose_text": "pages.run_table",
     "first_non_finite": "statistics.losses",
     "gather_ranks": "core.lightning.trainer",
@@ -64,12 +70,14 @@ _MODULES = {
 }
 __all__ = [
     "ActivationMonitor",
+    "AttentionMonitor",
     "BatchNormMonitor",
     "ChartLayout",
     "Diagnostics",
     "EpochTimer",
     "GradientHistograms",
     "GradientMonitor",
+    "GradientNoise",
     "LayerHeatmap",
     "Preflight",
     "RandomState",
@@ -77,6 +85,7 @@ __all__ = [
     "RecordSchedule",
     "Row",
     "TrainingDiagnosis",
+    "WeightMonitor",
     "diagnose_text",
     "first_non_finite",
     "gather_ranks",

@@ -30,7 +30,7 @@ class BatchNormMonitor(ForwardMonitor):
     on its rank (with SyncBatchNorm, too). All values are computed in float32 or wider.
 
     Logs, for each batch-norm layer, `NN` being its place in the order in which these run (the second call of a module
-    that is used again is `<layer>#2`, and so on, for the first two):
+    that is used again is `<layer>.2`, and so on, for the first two):
 
     - `bn_drift/<NN>_<layer>`: mean over channels of |μ_run − μ_B| / √(σ²_B + ε), the running mean's distance from the
       batch's, in deviations of the batch; the running statistics are those before the step's forward pass, which
@@ -132,6 +132,11 @@ class BatchNormMonitor(ForwardMonitor):
             self._probe = SmoothnessProbe(self.layers, numbered, self._publisher.recorders.ranks)
         else:
             rank_zero_warn(f"BatchNormMonitor records no smoothness in this run: {reason}")
+
+    @property
+    def never_due(self) -> bool:
+        """Whether neither batch norm nor smoothness has an interval."""
+        return super().never_due and self.smoothness_every_n_steps is None
 
     # batch norm
 

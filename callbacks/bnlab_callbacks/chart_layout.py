@@ -9,7 +9,7 @@ from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import Trainer
 from bnlab_callbacks.core.lightning.run_output import RunOutput
 from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
-from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.naming import split_tag, with_new_names
 from bnlab_callbacks.core.records import Record
 
 Layout = dict[str, dict[str, list[object]]]
@@ -19,7 +19,9 @@ _OVERVIEW = ("loss", "acc", "grad_depth_slope", "update_ratio", "sat_frac", "dea
 # by the beginning of a quantity that layers have
 _CATEGORIES = {
     "Gradients": ("grad_", "update_"),
-    "Activations": ("act_", "sat_", "zero_", "dead_"),
+    "Weights": ("weight_",),
+    "Activations": ("act_", "sat_", "zero_", "dead_", "dormant_"),
+    "Attention": ("attn_",),
     "Batch norm": ("bn_", "ics_"),
     "Other layer values": ("",),
 }
@@ -34,10 +36,10 @@ _SECONDS = re.compile(r"time/(epoch|train|val)_s$")
 class ChartLayout(RunOutput):
     """Lays out TensorBoard's Custom Scalars tab: a chart for each quantity, a line in it for each layer.
 
-    The charts stand in the categories Gradients, Activations, Batch norm, Other layer values, and Time & training,
-    which has what belongs to no layer: `train_loss` and `val_loss` in one chart, and so on. Charts of epoch means
-    follow those of steps. Before them, Overview has what tells most: loss and accuracy, the slope over depth, the size
-    of updates, saturated and dead units.
+    The charts stand in the categories Gradients, Weights, Activations, Attention, Batch norm, Other layer values, and
+    Time & training, which has what belongs to no layer: `train_loss` and `val_loss` in one chart, and so on. Charts of
+    epoch means follow those of steps. Before them, Overview has what tells most: loss and accuracy, the slope over
+    depth, the size of updates, saturated and dead units.
 
     Writes for every TensorBoard logger, on rank 0, at the end of the first epoch and of those that brought new
     quantities, the layout `custom_scalars__config__`. It names quantities, not layers: runs of different nets that are
@@ -87,7 +89,7 @@ class ChartLayout(RunOutput):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._tags = set(state_dict["tags"])
+        self._tags = set(with_new_names(state_dict["tags"]))
         self._written = layout(self._tags) if state_dict["written"] else {}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from bnlab_callbacks.core.batches import batch_length
 from bnlab_callbacks.core.device import widest
 from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import publish_epoch
@@ -119,16 +119,3 @@ def epoch_times(ranks: Sequence[Sequence[float]]) -> dict[str, float]:
         "time/epoch_s": max(epoch),
         "time/samples_per_s": sum(samples) / max(training) if max(training) > 0 else 0.0,
     }
-
-
-def batch_length(batch: Any) -> int:
-    """Samples in a batch: the length of the first tensor in it, however it is nested; 0 where there is none."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    if isinstance(batch, list | tuple):  # most batches: asked first
-        items: Any = batch
-    elif isinstance(batch, str | bytes):
-        return 0
-    else:
-        items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
-    return next((length for item in items if (length := batch_length(item))), 0)

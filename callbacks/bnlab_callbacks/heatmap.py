@@ -14,7 +14,7 @@ from bnlab_callbacks.core.lightning.publisher import publish_kept
 from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
 from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.core.lightning.trainer import logged_step
-from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.naming import split_tag, with_new_names
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.pages.heatmap_drawing import draw, pixels
 from bnlab_callbacks.pages.heatmap_grid import Grid
@@ -140,6 +140,7 @@ class LayerHeatmap(RunOutput):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
+        state_dict = with_new_names(state_dict)
         self._grids = {name: Grid(self.max_columns) for name in state_dict["grids"] if name in self.quantities}
         for quantity, grid in self._grids.items():
             grid.load_state_dict(state_dict["grids"][quantity])

@@ -16,7 +16,7 @@ from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_
 from bnlab_callbacks.core.lightning.publisher import publisher_of
 from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
 from bnlab_callbacks.core.lightning.trainer import logged_step
-from bnlab_callbacks.core.naming import split_tag
+from bnlab_callbacks.core.naming import split_tag, with_new_names
 from bnlab_callbacks.core.record_table import Row, csv_text, mend, read_records
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.statistics.dead_units import DeadUnit
@@ -42,7 +42,7 @@ class RecordFile(RunOutput):
       Floats are written in full, as `repr` does, or as `nan`, `inf` and `-inf`.
     - `records.parquet` instead, at the end of the run, with `format="parquet"`
     - `dead_units.csv`: the `ledger` of the run's `ActivationMonitor`, anew at the end of each epoch; columns
-      `layer, unit, dead, since, samples, revivals` as in `DeadUnit`
+      `layer, unit, dead, since, samples, revivals, dormant` as in `DeadUnit`
 
     The table is written at least once a second and at the end of each epoch, whole lines at a time; what a kill left of
     a last line is skipped by `read_records`, and cut off by the run that is resumed. That one appends to its own table.
@@ -199,7 +199,7 @@ class RecordFile(RunOutput):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._know(state_dict["tags"])
+        self._know(with_new_names(state_dict["tags"]))
         self._of_validation = set(state_dict["of_validation"])
         self._path, self._own = self._path.with_name(state_dict.get("table", _TABLE)), True
 

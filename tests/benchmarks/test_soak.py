@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks.soak import Sample, lines, soak
 
-FLAT = Sample(resident=8e8, blocks=1e6, files=11, threads=2, events=4e4, records=229)
+FLAT = Sample(resident=8e8, blocks=1e6, files=11, threads=2, events=4e4, records=256)
 
 
 def test_twelve_epochs_add_the_same_rows_each_and_open_nothing(tmp_path: Path) -> None:
     samples = soak(tmp_path, 12)
     assert len(samples) == 12
-    assert {sample.records for sample in samples[3:]} == {229}
+    assert {sample.records for sample in samples[3:]} == {256}
     assert {(sample.files, sample.threads) for sample in samples[6:]} == {(samples[6].files, samples[6].threads)}
     assert all(sample.events > 0 for sample in samples)
 

@@ -2,13 +2,11 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import bnlab_callbacks
+from tests.helpers.warm_processes import WarmProcess, environments_of_ranks
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
@@ -18,38 +16,21 @@ Ranks = list[dict[str, Any]]
 
 def two_ranks(module: str, folder: Path) -> Ranks:
     """What each rank of `python -m module FILE` wrote into its JSON file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(bnlab_callbacks.__file__).parents[1])]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    started = []
+    paths = os.pathsep.join([str(ROOT), str(Path(bnlab_callbacks.__file__).parents[1])])
+    common = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    started = [
+        WarmProcess([str(folder / f"{rank}.json")], folder, common | of_rank, module)
+        for rank, of_rank in enumerate(environments_of_ranks(2))
+    ]
     try:
-        for rank in range(2):
-            with (folder / f"{rank}.log").open("w") as log:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", module, str(folder / f"{rank}.json")],
-                        env={**common, "LOCAL_RANK": str(rank)},
-                        cwd=folder,
-                        stdout=log,
-                        stderr=log,
-                    )
-                )
-        codes = [process.wait(TIMEOUT_S) for process in started]
+        logs = ["".join(process.communicate(TIMEOUT_S)) for process in started]
+        codes = [process.returncode for process in started]
     finally:
         for process in started:
             process.kill()
-            process.wait()
-    logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(2))
-    assert codes == [0, 0], logs
+    for rank, log in enumerate(logs):
+        (folder / f"{rank}.log").write_text(log)
+    assert codes == [0, 0], "\n".join(log[-3000:] for log in logs)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -44,6 +44,45 @@ class Module(pl.LightningModule):
         return self.make_optimizer(self.parameters())
 
 
+class Unrolled(nn.Module):
+    """One cell, twelve times, and a function of its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(12):
+            x = torch.tanh(self.cell(x))
+        out: Tensor = self.out(F.relu(x))
+        return out
+
+
+class Hinge(nn.Module):
+    """A loss with functions in it."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.softplus(-outputs * targets).mean()
+
+
+class Functional(Module):
+    """Activations that are functions: in a net, in the module's own forward pass; others in the loss and outside."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            super().__init__(Unrolled())
+        self.criterion = Hinge()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x).sigmoid()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss: Tensor = self.criterion(self(x), y) + torch.tanh(self(x)).square().mean()
+        return loss
+
+
 class MemoryLogger(Logger):
     """Keeps what it is given: a list of (step, metrics)."""
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab_callbacks import ActivationMonitor
+from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from bnlab_callbacks.recorders import activations as module_under_test
 from bnlab_callbacks.statistics import activations as activation_statistics
-from tests.callbacks.small_runs import Each, Module, data, hooks_of, loader, memory, mlp, trainer
+from tests.callbacks.small_runs import Each, Functional, Module, data, hooks_of, loader, memory, mlp, trainer
 
 
 def outputs_by_hand(steps: int, size: int, samples: int = 24) -> list[dict[str, Tensor]]:
@@ -42,6 +42,10 @@ def by_hand(outputs: dict[str, Tensor]) -> dict[str, float]:
     for name, output in outputs.items():
         a = output.double().numpy()
         metrics |= {f"act_mean/{name}": a.mean(), f"act_std/{name}": a.std(), f"act_absmax/{name}": np.abs(a).max()}
+        metrics[f"act_outlier/{name}"] = np.abs(a).max() / np.sqrt((a**2).mean())
+        metrics[f"act_kurtosis/{name}"] = ((a - a.mean()) ** 4).mean() / a.std() ** 4
+        units = np.abs(a).mean(0)
+        metrics[f"dormant_frac/{name}"] = (units <= 0.025 * units.mean()).mean()
     sigmoid = outputs["01_net.3"].double().numpy()
     u = 2 * sigmoid - 1
     metrics["sat_frac/01_net.3"] = (1 - u**2 < 0.05).mean()
@@ -91,6 +95,53 @@ def test_a_silent_unit_and_a_saturated_one_are_found() -> None:
     assert monitor.latest["dead_frac/00_net.1"] == 1 / 5
     assert monitor.latest["sat_hi/01_net.3"] == monitor.latest["sat_lo/01_net.3"] == 1 / 4
     assert monitor.latest["sat_frac/01_net.3"] == 1 / 2
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_dormant_units_of_any_activation_are_in_the_ledger_and_dead_ones_are_listed_as_dead(accumulated: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    with torch.no_grad():
+        net[0].bias[2] = -1e3  # type: ignore[operator]
+        net[2].weight[1] *= 1e-3  # type: ignore[operator]
+        net[2].bias[1] = 0  # type: ignore[operator]
+    monitor = ActivationMonitor(dead_window=2)
+    run = trainer(monitor, accumulate_grad_batches=accumulated)
+    run.fit(Module(net, lambda p: torch.optim.SGD(p, lr=0.0)), loader(batch_size=8 // accumulated))
+    assert monitor.latest["dormant_frac/00_net.1"] == monitor.latest["dead_frac/00_net.1"] == 1 / 5
+    assert monitor.latest["dormant_frac/01_net.3"] == run.callback_metrics["dormant_frac_epoch/01_net.3"] == 1 / 4
+    assert [tuple(unit) for unit in monitor.ledger] == [
+        ("00_net.1", 2, True, 0, 24, 0, False),
+        ("01_net.3", 1, False, 0, 24, 0, True),
+    ]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_effective_rank_on_request(accumulated: int) -> None:
+    each = Each(monitor := ActivationMonitor(effective_rank=True))
+    run = trainer(monitor, each, accumulate_grad_batches=accumulated)
+    run.fit(Module(mlp()), loader(batch_size=8 // accumulated))
+    for record, outputs in zip(each.records, outputs_by_hand(3, 8), strict=True):
+        for name, output in outputs.items():
+            ranks = []
+            for part in output.double().chunk(accumulated):
+                values = np.linalg.svd(part.numpy(), compute_uv=False)
+                shares = values / values.sum()
+                ranks.append(np.exp(-sum(p * np.log(p) for p in shares if p > 1e-9)))
+            assert record[f"act_effective_rank/{name}"] == pytest.approx(np.mean(ranks), rel=1e-3)
+
+
+def test_layers_of_zeros_have_no_outliers_and_dormant_units_only() -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.init.constant_(net[0].bias, -1e3)  # type: ignore[arg-type]
+    monitor = ActivationMonitor()
+    run = trainer(monitor)
+    run.fit(Module(net, lambda p: torch.optim.SGD(p, lr=0.0)), loader())
+    assert monitor.latest["dormant_frac/00_net.1"] == 1
+    assert math.isnan(monitor.latest["act_outlier/00_net.1"])
+    assert math.isnan(monitor.latest["act_kurtosis/00_net.1"])
+    assert "act_outlier_epoch/00_net.1" not in run.callback_metrics
 
 
 def test_accumulated_batches_are_one_record() -> None:
@@ -190,9 +241,9 @@ def test_resnets_shared_in_place_relus_have_one_tag_per_call() -> None:
     assert names == [
         "00_net.relu",
         "01_net.layer1.0.relu",
-        "02_net.layer1.0.relu#2",
+        "02_net.layer1.0.relu.2",
         "03_net.layer1.1.relu",
-        "04_net.layer1.1.relu#2",
+        "04_net.layer1.1.relu.2",
     ]
     assert len(seen) == 17
     for name, output in zip(names, seen, strict=False):
@@ -200,6 +251,35 @@ def test_resnets_shared_in_place_relus_have_one_tag_per_call() -> None:
         assert monitor.latest[f"act_mean/{name}"] == pytest.approx(a.mean(), rel=1e-5)
         assert monitor.latest[f"zero_frac/{name}"] == (a == 0).mean()
         assert monitor.latest[f"dead_frac/{name}"] == (a.max(axis=(0, 2, 3)) == 0).mean()
+
+
+def test_functions_are_recorded_as_modules_are_and_training_is_the_same() -> None:
+    """But not those of the loss, nor those that `training_step` calls."""
+    finals = []
+    each = Each(monitor := ActivationMonitor())
+    for callbacks in ([], [monitor, each, GradientMonitor(1), TrainingDiagnosis(summary=False)]):
+        model = Functional()
+        torch.manual_seed(0)
+        trainer(*callbacks).fit(model, loader())
+        assert hooks_of(model) == []
+        finals.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(finals[0].values(), finals[1].values(), strict=True))
+    names = ["00_net.tanh", "01_net.relu", "02_sigmoid", "03_net.relu.2", "04_sigmoid.2"]
+    net = Functional().net
+    x = data()[0][:8]
+    with torch.no_grad():
+        cells: list[Tensor] = []
+        for _ in range(12):
+            cells.append(torch.tanh(net.cell(cells[-1] if cells else x)))
+        relu = F.relu(cells[-1])
+        outputs = {names[0]: torch.stack(cells), names[1]: relu, names[2]: net.out(relu).sigmoid()}
+    outputs |= {names[3]: outputs[names[1]], names[4]: outputs[names[2]]}
+    assert sorted({tag.partition("/")[2] for tag in each.records[0]}) == names
+    for name, output in outputs.items():
+        a = output.double()
+        assert each.records[0][f"act_mean/{name}"] == pytest.approx(float(a.mean()), rel=1e-5)
+        assert each.records[0][f"act_std/{name}"] == pytest.approx(float(a.std(correction=0)), rel=1e-5)
+    assert each.records[0][f"dead_frac/{names[1]}"] == float((relu.amax(0) == 0).double().mean())
 
 
 class Checkpointed(nn.Module):
@@ -249,7 +329,7 @@ def test_after_an_exception_no_hook_is_left_and_a_second_fit_counts_once(error: 
     assert hooks_of(model) == []
     assert memory(run).steps("act_mean/00_net.1") == [0, 1, 2]
     assert monitor.latest["dead_samples/00_net.1"] == 24
-    assert not any("#" in tag for tag in monitor.latest)
+    assert {tag.partition("/")[2] for tag in monitor.latest} == {"00_net.1", "01_net.3"}
 
 
 def test_copies_of_a_hooked_net_record_nothing() -> None:
@@ -304,9 +384,9 @@ def test_mixed_precision_is_recorded_in_float32() -> None:
     assert without_dead(each.records[0]) == pytest.approx(by_hand(outputs), rel=1e-6)
 
 
-def test_a_net_without_activation_modules_gets_one_warning_and_trains_on() -> None:
+def test_a_net_without_activations_gets_one_warning_and_trains_on() -> None:
     run = trainer(ActivationMonitor())
-    with pytest.warns(UserWarning, match=r"no activation modules.*F\.relu") as caught:
+    with pytest.warns(UserWarning, match=r"recorded nothing: no activation function was called") as caught:
         run.fit(Module(nn.Linear(6, 3)), loader())
     assert len([each for each in caught if "ActivationMonitor" in str(each.message)]) == 1
     assert run.global_step == 3

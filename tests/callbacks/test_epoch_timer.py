@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from bnlab_callbacks import EpochTimer
-from bnlab_callbacks.epoch_timer import batch_length, epoch_times
+from bnlab_callbacks.core.batches import batch_length
+from bnlab_callbacks.epoch_timer import epoch_times
 from tests.callbacks.small_runs import Module, loader, memory, mlp, trainer
 
 

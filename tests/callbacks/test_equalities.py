@@ -128,6 +128,10 @@ def outputs_by_hand(history: list[Outputs]) -> dict[str, float]:
         values[f"act_mean/{layer}"] = float(a.mean())
         values[f"act_std/{layer}"] = float(a.std())
         values[f"act_absmax/{layer}"] = float(np.abs(a).max())
+        rms, units = math.sqrt((a * a).mean()), np.abs(a).mean(0)
+        values[f"act_outlier/{layer}"] = float(np.abs(a).max()) / rms
+        values[f"act_kurtosis/{layer}"] = float(((a - a.mean()) ** 4).mean() / a.var() ** 2)
+        values[f"dormant_frac/{layer}"] = float((units <= 0.025 * units.mean()).mean())
         if kind == "sigmoid":
             flat = 4 * a * (1 - a) < 0.05
             values[f"sat_frac/{layer}"] = float(flat.mean())
@@ -397,7 +401,7 @@ def gan() -> tuple[Steps, Steps]:
         outputs: Outputs = {}
         record: dict[str, float] = {}
         for turn, (part, sign) in enumerate(((g, 1), (c, -1))):
-            again = "#2" if turn else ""
+            again = ".2" if turn else ""
             hidden = g[1](g[0](x.double()))
             seen = c[1](c[0](g[2](hidden)))
             outputs[f"0{2 * turn}_generator.1{again}"] = ("relu", hidden.detach())
@@ -536,7 +540,7 @@ def life(folder: Path, moment: str, every: int, exact_dead: bool, resume: Path |
     for row in activations.ledger:
         ledger |= {
             f"{field}/{row.layer}:{row.unit}": float(getattr(row, field))
-            for field in ("dead", "since", "samples", "revivals")
+            for field in ("dead", "dormant", "since", "samples", "revivals")
         }
     assert any(row.revivals for row in activations.ledger)
     return [*records, ledger]
@@ -544,10 +548,19 @@ def life(folder: Path, moment: str, every: int, exact_dead: bool, resume: Path |
 
 def resumed(moment: str, step: int, every: int, exact_dead: bool = False) -> tuple[Steps, Steps]:
     """A run from a checkpoint, and the part of the undisturbed one from there on."""
+    whole, checkpoints = undisturbed(moment, every, exact_dead)
     with tempfile.TemporaryDirectory() as folder:
-        whole = life(Path(folder) / "whole", moment, every, exact_dead)
-        rest = life(Path(folder) / "rest", moment, every, exact_dead, Path(folder) / "whole" / f"step={step}.ckpt")
+        (Path(folder) / "left.ckpt").write_bytes(checkpoints[f"step={step}.ckpt"])
+        rest = life(Path(folder) / "rest", moment, every, exact_dead, Path(folder) / "left.ckpt")
     return after(rest, step, moment), after(whole, step, moment)
+
+
+@functools.cache
+def undisturbed(moment: str, every: int, exact_dead: bool) -> tuple[list[dict[str, float]], dict[str, bytes]]:
+    """A run's records and checkpoints, for all that go on from one of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = life(Path(folder), moment, every, exact_dead)
+        return records, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def after(records: Steps, step: int, moment: str) -> Steps:

@@ -1,8 +1,10 @@
 """Pictures of the whole run: their values, their colours, when they are drawn."""
 
+import functools
 import math
 import random
 import sys
+import tempfile
 from collections import defaultdict
 from io import BytesIO
 from pathlib import Path
@@ -280,6 +282,14 @@ def fit(folder: Path, epochs: int, every: int, resume: Path | None = None) -> tu
     return drawn, memory(run)
 
 
+@functools.cache
+def before_it(every: int) -> tuple[list[tuple[int | None, dict[str, float]]], dict[str, bytes]]:
+    """Rows and checkpoints of a run of two epochs, for all that go on from one of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, logged = fit(Path(folder), 2, every)
+        return logged.rows, {path.name: path.read_bytes() for path in Path(folder).glob("checkpoints_2/*")}
+
+
 @pytest.mark.filterwarnings(
     "ignore:You're resuming from a checkpoint that ended before the epoch ended",  # what is tested
     "ignore:The dirpath has changed",  # each life has its own
@@ -287,13 +297,14 @@ def fit(folder: Path, epochs: int, every: int, resume: Path | None = None) -> tu
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("step", [2, 5, 8])
 def test_a_resumed_run_shows_the_whole_run(step: int, every: int, tmp_path: Path) -> None:
-    _, before = fit(tmp_path, 2, every)
-    drawn, after = fit(tmp_path, 3, every, tmp_path / "checkpoints_2" / f"step={step}.ckpt")
+    before, checkpoints = before_it(every)
+    (tmp_path / "left.ckpt").write_bytes(checkpoints[f"step={step}.ckpt"])
+    drawn, after = fit(tmp_path, 3, every, tmp_path / "left.ckpt")
     assert set(drawn._grids) == set(heatmap.QUANTITIES)
     for quantity, grid in drawn._grids.items():
         values = [
             (at, tag.partition("/")[2], shown_value(quantity, metrics[tag]))
-            for rows in ([row for row in before.rows if (row[0] or 0) < step], after.rows)
+            for rows in ([row for row in before if (row[0] or 0) < step], after.rows)
             for at, metrics in rows
             for tag in metrics
             if at is not None and tag.startswith(f"{quantity}/")

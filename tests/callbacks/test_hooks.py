@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnlab_callbacks
-from bnlab_callbacks import ActivationMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
+from bnlab_callbacks import ActivationMonitor, AttentionMonitor, BatchNormMonitor, GradientMonitor, TrainingDiagnosis
 from tests.callbacks.small_runs import Module, hooks_of, loader, memory, mlp, trainer
+
+# the net has no attention, and no batches are accumulated
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:AttentionMonitor has recorded nothing"),
+    pytest.mark.filterwarnings("ignore:GradientNoise had nothing to compare"),
+]
 
 HOOKS = sorted(
     name
@@ -28,6 +34,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
 RECORDING: dict[str, Callable[[], Any]] = {
     "gradients": lambda: GradientMonitor(4),
     "activations": lambda: ActivationMonitor(4),
+    "attention": lambda: AttentionMonitor(4),
     "batch norm": lambda: BatchNormMonitor(4),
     "diagnosis": lambda: TrainingDiagnosis(1, 4, summary=False),
 }
@@ -105,13 +112,13 @@ def test_every_hook_can_be_called_by_itself(name: str, hook: str) -> None:
 
 
 class Looks(pl.Callback):
-    """Notes in every batch, before the backward pass, how many hooks the net has."""
+    """Notes in every batch, before the backward pass, how many hooks the module has, or what is compiled in it."""
 
     def __init__(self) -> None:
         self.on_modules: list[int] = []
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self.on_modules.append(len(hooks_of(pl_module)))
+        self.on_modules.append(len(hooks_of(getattr(pl_module.net, "_orig_mod", pl_module))))
 
 
 def run_with(watched: Any, samples: int = 80, **options: Any) -> list[int]:

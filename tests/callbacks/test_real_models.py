@@ -22,7 +22,8 @@ Records = tuple[dict[str, float], dict[str, float]]
 IMAGE = (3, 32, 32)
 WATCHED = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
 GRADIENTS = ("grad_mean_abs", "grad_mean", "grad_rms", "grad_zero_frac", "grad_nonfinite", "update_ratio")
-RECTIFIERS = ("act_mean", "act_std", "act_absmax", "zero_frac", "dead_frac", "dead_samples")
+EVERY = ("act_mean", "act_std", "act_absmax", "act_outlier", "act_kurtosis", "dormant_frac")
+RECTIFIERS = (*EVERY, "zero_frac", "dead_frac", "dead_samples")
 
 
 def fit(make: Callable[[], pl.LightningModule], steps: int = 3) -> Records:
@@ -53,7 +54,7 @@ def numbered(names: list[str]) -> list[str]:
 
 
 def calls(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
-    """Modules of these kinds in the order in which one forward pass runs them, a repeated one as `<name>#2`."""
+    """Modules of these kinds in the order in which one forward pass runs them, a repeated one as `<name>.2`."""
     net = copy.deepcopy(net).train()
     names: list[str] = []
     for name, module in net.named_modules():
@@ -64,7 +65,7 @@ def calls(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
     again = []
     for name in names:
         seen[name] += 1
-        again.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        again.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
     return again
 
 
@@ -73,33 +74,35 @@ def small_densenet() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("net", "weights", "activations"),
+    ("net", "weights", "activations", "functions"),
     [
-        (lambda: resnet18(num_classes=3), 21, 17),
-        (small_densenet, 11, 10),
-        (lambda: densenet121(num_classes=3), 121, 120),
-        (lambda: mobilenet_v3_small(num_classes=3), 54, 42),
+        (lambda: resnet18(num_classes=3), 21, 17, []),
+        (small_densenet, 11, 10, ["relu"]),
+        (lambda: densenet121(num_classes=3), 121, 120, ["relu"]),
+        (lambda: mobilenet_v3_small(num_classes=3), 54, 42, []),
     ],
     ids=["resnet18", "densenet", "densenet121", "mobilenet_v3_small"],
 )
 def test_convolutional_nets_have_a_tag_for_each_weight_and_call(
-    net: Callable[[], nn.Module], weights: int, activations: int
+    net: Callable[[], nn.Module], weights: int, activations: int, functions: list[str]
 ) -> None:
+    """And for the function that DenseNets call behind their last norm."""
     gradients, outputs = fit(lambda: Module(net(), lambda p: torch.optim.SGD(p, lr=0.01)))
     expected = numbered(calls(net(), (nn.Conv2d, nn.Linear)))
     assert len(expected) == weights
     for quantity in GRADIENTS:
         assert layers(gradients, quantity) == expected
-    expected = numbered(calls(net(), WATCHED))
-    assert len(expected) == activations
-    for quantity in ("act_mean", "act_std", "act_absmax"):
+    modules = calls(net(), WATCHED)
+    assert len(modules) == activations
+    expected = numbered([*modules, *functions])
+    for quantity in EVERY:
         assert layers(outputs, quantity) == expected
 
 
 def test_resnets_shared_in_place_relu_is_seen_at_each_call() -> None:
     _, outputs = fit(lambda: Module(resnet18(num_classes=3)), steps=2)
-    assert layers(outputs, "dead_frac")[:4] == numbered(["relu", "layer1.0.relu", "layer1.0.relu#2", "layer1.1.relu"])
-    assert layers(outputs, "dead_frac")[-1] == "16_net.layer4.1.relu#2"
+    assert layers(outputs, "dead_frac")[:4] == numbered(["relu", "layer1.0.relu", "layer1.0.relu.2", "layer1.1.relu"])
+    assert layers(outputs, "dead_frac")[-1] == "16_net.layer4.1.relu.2"
     assert {tag.partition("/")[0] for tag in outputs} == set(RECTIFIERS)
     assert {value for tag, value in outputs.items() if tag.startswith("dead_samples/")} == {8}
 
@@ -116,7 +119,7 @@ def test_mobilenets_activations_have_the_quantities_of_their_kinds() -> None:
         layer: {tag.partition("/")[0] for tag in outputs if tag.partition("/")[2] == layer}
         for layer in (swish, relu, f"{gate}activation")
     }
-    moments = {"act_mean", "act_std", "act_absmax"}
+    moments = set(EVERY)
     assert by_layer == {
         swish: moments,
         relu: set(RECTIFIERS),
@@ -146,7 +149,7 @@ def test_vision_transformers(net: Callable[[], nn.Module], blocks: int, steps: i
         assert layers(gradients, quantity) == numbered(vit_layers(blocks))
     gelus = [f"encoder.layers.encoder_layer_{block}.mlp.1" for block in range(blocks)]
     assert layers(outputs, "act_mean") == numbered(gelus)
-    assert {tag.partition("/")[0] for tag in outputs} == {"act_mean", "act_std", "act_absmax"}
+    assert {tag.partition("/")[0] for tag in outputs} == set(EVERY)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -202,20 +205,14 @@ ENCODER_LAYERS = [
 ]
 
 
-def test_a_transformer_encoders_own_activation_is_functional_and_not_seen() -> None:
-    """The default, `F.relu`; one warning says so, gradients are recorded all the same."""
-    with pytest.warns(UserWarning, match=r"ActivationMonitor is off.*no activation modules.*F\.relu") as caught:
-        gradients, outputs = fit(lambda: Module(Encoder("relu")))
-    assert len([each for each in caught if "is off" in str(each.message)]) == 1
-    assert layers(gradients, "grad_rms") == numbered(ENCODER_LAYERS)
-    assert outputs == {}
-
-
-def test_a_transformer_encoders_activation_modules_are_seen_and_their_units_are_the_features() -> None:
-    gradients, outputs = fit(lambda: Module(Encoder(nn.ReLU())))
+@pytest.mark.parametrize("activation", ["relu", nn.ReLU()], ids=["function", "module"])
+def test_a_transformer_encoders_activations_are_seen_and_their_units_are_the_features(activation: Any) -> None:
+    """The default is the function `F.relu`."""
+    gradients, outputs = fit(lambda: Module(Encoder(activation)))
+    name = "relu" if activation == "relu" else "activation"
     assert layers(gradients, "grad_rms") == numbered(ENCODER_LAYERS)
     for quantity in RECTIFIERS:
-        assert layers(outputs, quantity) == numbered([f"encoder.layers.{block}.activation" for block in (0, 1)])
+        assert layers(outputs, quantity) == numbered([f"encoder.layers.{block}.{name}" for block in (0, 1)])
     for tag, value in outputs.items():
         if tag.startswith("dead_frac/"):
             assert value * 64 == int(value * 64)
@@ -261,10 +258,10 @@ def test_a_gan_has_both_nets_layers_and_all_passes_of_a_step() -> None:
     for quantity in GRADIENTS:
         assert layers(gradients, quantity) == ["00_critic.0", "01_critic.4", "02_generator.0", "03_generator.4"]
     assert layers(outputs, "act_mean") == [
-        *("00_critic.2", "01_generator.3", "02_generator.5", "03_critic.2#2"),
-        *("04_generator.3#2", "05_generator.5#2", "06_critic.2#3"),
+        *("00_critic.2", "01_generator.3", "02_generator.5", "03_critic.2.2"),
+        *("04_generator.3.2", "05_generator.5.2", "06_critic.2.3"),
     ]
-    assert layers(outputs, "dead_frac") == ["01_generator.3", "04_generator.3#2"]
-    assert layers(outputs, "sat_hi") == ["02_generator.5", "05_generator.5#2"]
+    assert layers(outputs, "dead_frac") == ["01_generator.3", "04_generator.3.2"]
+    assert layers(outputs, "sat_hi") == ["02_generator.5", "05_generator.5.2"]
     for quantity in ("act_mean", "act_std", "zero_frac"):  # the critic's step has not moved the generator
-        assert outputs[f"{quantity}/04_generator.3#2"] == outputs[f"{quantity}/01_generator.3"]
+        assert outputs[f"{quantity}/04_generator.3.2"] == outputs[f"{quantity}/01_generator.3"]

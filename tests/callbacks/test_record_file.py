@@ -2,15 +2,15 @@
 
 import csv
 import math
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor, record_file
+from bnlab_callbacks.core.lightning.run_output import RunOutput
 from bnlab_callbacks.core.record_table import csv_text
 from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.record_file import RecordFile, Row, read_records, split_tag
@@ -190,36 +191,39 @@ def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
         list(read_records(path))
 
 
-def test_a_run_may_be_killed_at_any_time(tmp_path: Path) -> None:
-    code = f"""
-import torch
-from lightning.pytorch.callbacks import Callback
-from bnlab_callbacks import GradientMonitor
-from bnlab_callbacks.record_file import RecordFile
-from bnlab_callbacks.core.lightning.run_output import RunOutput
-from tests.callbacks.small_runs import Module, loader, mlp, trainer
-
 class Told(RunOutput):
-    def take(self, trainer, record):
-        print(record.step, record.wall_time, len(record.values), flush=True)
+    """Says at once what it is given."""
 
-torch.set_num_threads(1)
-callbacks = [Told(), RecordFile({str(tmp_path)!r}), GradientMonitor()]
-trainer(*callbacks, max_epochs=-1).fit(Module(mlp()), loader(800))
-"""
-    folders = os.pathsep.join([os.getcwd(), str(Path(record_file.__file__).parents[1])])
-    run = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": folders},
-    )
-    assert run.stdout is not None
-    told = [run.stdout.readline() for _ in range(300)]
-    run.send_signal(signal.SIGKILL)
-    told += run.communicate()[0].splitlines(keepends=True)
-    assert run.returncode == -signal.SIGKILL
+    def __init__(self, to: TextIO) -> None:
+        super().__init__()
+        self.to = to
+
+    def take(self, trainer: Any, record: Any) -> None:
+        print(record.step, record.wall_time, len(record.values), file=self.to, flush=True)
+
+
+def train_for_ever(folder: Path, output: int) -> None:
+    torch.set_num_threads(1)
+    with os.fdopen(output, "w") as to:
+        callbacks = [Told(to), RecordFile(str(folder)), GradientMonitor()]
+        trainer(*callbacks, max_epochs=-1).fit(Module(mlp()), loader(800))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+def test_a_run_may_be_killed_at_any_time(tmp_path: Path) -> None:
+    ours, its = os.pipe()
+    run = multiprocessing.get_context("fork").Process(target=train_for_ever, args=(tmp_path, its))
+    run.start()
+    os.close(its)
+    try:
+        with os.fdopen(ours) as output:
+            told = [output.readline() for _ in range(300)]
+            run.kill()
+            told += output.readlines()
+    finally:
+        run.kill()
+        run.join()
+    assert run.exitcode == -signal.SIGKILL
     recorded = {
         (int(step), float(wall)): int(number) for step, wall, number in (line.split() for line in told if "\n" in line)
     }

@@ -9,7 +9,8 @@ from torch import nn
 
 from bnlab_callbacks import ActivationMonitor, GradientMonitor
 from tests.callbacks.launch_ranks import Ranks, same, two_ranks
-from tests.callbacks.small_runs import Each, Module, data, loader, mlp, trainer
+from tests.callbacks.small_runs import Each, Functional, Module, data, loader, mlp, trainer
+from tests.callbacks.test_attention_monitor import records_by_hand
 from tests.callbacks.test_batch_norm_monitor import by_hand, normalised
 from tests.replica.test_smoothness import Reference
 
@@ -49,6 +50,25 @@ def test_activations_are_those_of_the_global_batch(ranks: Ranks) -> None:
     assert same(epoch, ranks[0]["statistics"]["epoch"])
     for tag in ("act_mean_epoch/00_net.1", "dead_frac_epoch/00_net.1", "dead_samples_epoch/00_net.1"):
         assert epoch[tag] == pytest.approx(float(run.callback_metrics[tag]), rel=1e-5)
+
+
+def test_attention_is_that_of_the_global_batch(ranks: Ranks) -> None:
+    first, second = (rank["attention"]["records"] for rank in ranks)
+    assert same(first, second)
+    wanted = records_by_hand(3, 8)
+    assert len(first) == 3
+    for ours, alone in zip(first, wanted, strict=True):
+        assert ours == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
+def test_functions_are_the_same_layers_on_two_ranks_as_in_one_process(ranks: Ranks) -> None:
+    first, second = (rank["functional"] for rank in ranks)
+    assert same(first, second)
+    each = Each(monitor := ActivationMonitor())
+    trainer(monitor, each).fit(Functional(), loader())
+    assert len(first) == len(each.records) == 3
+    for ours, alone in zip(first, each.records, strict=True):
+        assert ours == pytest.approx(alone, rel=1e-5, abs=1e-9)
 
 
 def test_sleep_on_one_rank_shows_on_the_other(ranks: Ranks) -> None:

@@ -18,11 +18,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from bnlab_callbacks import ActivationMonitor, EpochTimer, GradientMonitor
+from bnlab_callbacks import ActivationMonitor, AttentionMonitor, EpochTimer, GradientMonitor
 from bnlab_callbacks.core.lightning.trainer import sharding_strategy
 from bnlab_callbacks.recorders import activations as activation_module
 from tests.callbacks import two_ranks_batch_norm
-from tests.callbacks.small_runs import Each, MemoryLogger, Module, data, mlp, trainer
+from tests.callbacks.small_runs import Each, Functional, MemoryLogger, Module, data, mlp, trainer
+from tests.callbacks.test_attention_monitor import Transformer, samples
 
 RANK = int(os.environ["LOCAL_RANK"])
 
@@ -62,6 +63,23 @@ def statistics() -> dict[str, Any]:
         "tags": sorted(tag for tag in run.logger.tags() if "/" in tag),
         "epoch": {tag: float(value) for tag, value in run.callback_metrics.items() if "_epoch/" in tag},
     }
+
+
+def attention() -> dict[str, Any]:
+    """Two accumulated batches of two sequences on each rank."""
+    each = Each(monitor := AttentionMonitor())
+    run = ddp(monitor, each, accumulate_grad_batches=2)
+    dataset = TensorDataset(*samples(24))
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, 2, RANK, shuffle=False)
+    run.fit(Module(Transformer()), DataLoader(dataset, batch_size=2, sampler=sampler))
+    return {"records": each.records}
+
+
+def functional() -> list[dict[str, float]]:
+    """Activations that are no modules; under DDP `training_step` itself runs within a forward pass."""
+    each = Each(monitor := ActivationMonitor())
+    ddp(monitor, each).fit(Functional(), shard())
+    return each.records
 
 
 def uneven() -> dict[str, Any]:
@@ -134,7 +152,10 @@ def sharded_by_hand() -> str | None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {run.__name__: run() for run in (statistics, uneven, other_layers, failure_on_one, sharded_by_hand)}
+    results = {
+        run.__name__: run()
+        for run in (statistics, functional, attention, uneven, other_layers, failure_on_one, sharded_by_hand)
+    }
     results["batch_norm"] = {run.__name__: run() for run in two_ranks_batch_norm.RUNS}
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(results, file)

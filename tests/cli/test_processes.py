@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import CONFIGS, PROJECT, QUIET, finish, fit, run_folders, scalars, start, start_fresh
+from tests.helpers.command_line import (
+    CONFIGS,
+    PROJECT,
+    QUIET,
+    finish,
+    finish_ranks,
+    fit,
+    run_folders,
+    scalars,
+    start_fresh,
+    start_ranks,
+)
 
 MLP = ("fit", "--config", str(CONFIGS / "mlp_relu.yaml"), "--trainer.accelerator", "cpu", *QUIET)
 
@@ -33,10 +44,9 @@ def test_two_ranks_with_batch_norm_leave_one_whole_run(tmp_path: Path) -> None:
     Each rank normalises by its own half of the batch, so the numbers differ; without batch norm: test_ranks.
     """
     flags = ("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "5", "--model.batch_norm", "true")
-    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "32")
-    status, output, errors = finish(start(*MLP, *flags, *ddp, folder=tmp_path))
-    assert status == 0, errors
-    assert output.count("finished after 2 epochs") == 1
+    ends = finish_ranks(start_ranks(*MLP, *flags, "--data.batch_size", "32", folder=tmp_path))
+    assert [end.status for end in ends] == [0, 0], ends
+    assert [end.output.count("finished after 2 epochs") for end in ends] == [1, 0]
     (two,) = run_folders()
     assert len(list(two.glob("events*"))) == 1
     expected, found = scalars(fit(*flags)), scalars(two)

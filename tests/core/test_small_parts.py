@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnlab_callbacks.core.device import pack, to_host
 from bnlab_callbacks.core.hooks import ForwardOrder
-from bnlab_callbacks.core.naming import clean_name, layer_filter, number
+from bnlab_callbacks.core.naming import clean_name, layer_filter, number, with_new_names
 from bnlab_callbacks.core.records import EpochMeans, Moment, Table, epoch_tag
 from bnlab_callbacks.core.schedule import RecordSchedule
 from bnlab_callbacks.recorders.activation_calls import larger
@@ -66,6 +66,23 @@ def test_numbers_are_padded_to_two_digits_or_more() -> None:
     assert number(["b", "a"]) == {"b": "00_b", "a": "01_a"}
     assert list(number([f"l{i}" for i in range(100)]).values())[::99] == ["00_l0", "99_l99"]
     assert list(number([f"l{i}" for i in range(101)]).values())[::100] == ["000_l0", "100_l100"]
+
+
+def test_tags_hold_no_characters_that_a_logger_refuses() -> None:
+    assert number(["a b", "net.0/x-y_z", "ä<x>"]) == {
+        "a b": "00_a_b",
+        "net.0/x-y_z": "01_net.0/x-y_z",
+        "ä<x>": "02___x_",
+    }
+
+
+def test_states_of_earlier_versions_get_todays_names() -> None:
+    tensor = torch.ones(2)
+    old = {"numbered": {"relu#2": "01_relu#2"}, "totals": [["act_mean/01_relu#12", "relu"], tensor, (None, 0.5)]}
+    new = with_new_names(old)
+    assert new["totals"][1] is tensor
+    assert new["numbered"] == {"relu.2": "01_relu.2"}
+    assert new["totals"][::2] == [["act_mean/01_relu.12", "relu"], (None, 0.5)]
 
 
 def test_a_bad_filter_is_refused_with_an_example() -> None:

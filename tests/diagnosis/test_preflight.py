@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,36 @@ def test_activations_that_work_in_place() -> None:
     found = preflight(Net(net), batch())
     assert found.verdict in ("ok", "note")
     assert all(row.gain_expected is not None for row in found.layers[1:])
+
+
+def test_functions_are_judged_as_modules_are() -> None:
+    """Activations, norms and what passes signals on."""
+
+    class Functions(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            net: Any = self.net
+            x = F.batch_norm(net[0](x), None, None, training=True)
+            x = net[3](torch.relu(F.dropout(x, 0.0)))
+            return net[6](F.hardtanh(x.view(len(x), -1), 0, 6, inplace=True))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(30, affine=False)
+    layers = [nn.Linear(20, 30), norm, nn.ReLU(), nn.Linear(30, 30), nn.Flatten(), nn.ReLU6(), nn.Linear(30, 5)]
+    with torch.no_grad():
+        layers[3].bias[:7] = -100  # type: ignore[index, operator]
+    net = nn.Sequential(*layers)
+    data = batch()
+    modules = preflight(Net(net), data, curvature_steps=0)
+    functions = preflight(Functions(net), data, curvature_steps=0)
+    for one, other in zip(modules.layers, functions.layers, strict=True):
+        assert {**asdict(other), "activation": None, "norm_values": None} == pytest.approx(
+            {**asdict(one), "activation": None, "norm_values": None}
+        )
+    assert [row.activation for row in functions.layers] == ["relu", "relu6", None]
+    assert functions.layers[1].dead == pytest.approx(7 / 30, abs=0.05)
 
 
 def test_what_begins_at_zero_or_near_it_on_purpose_is_not_failing() -> None:

@@ -452,6 +452,15 @@ def test_saturated_is_for_functions_with_two_sides() -> None:
     assert saturated(history([4.0] * 20 + [3.7] * 10, sat_frac={"a": 0.91}, sat_hi={"a": 0.5})) is not None
 
 
+def test_gates_are_saturated_on_purpose() -> None:
+    shares = {"a": 0.9, "net.gate.sigmoid": 0.95}
+    found = history([CHANCE] * 30, sat_frac=shares, sat_hi=dict.fromkeys(shares, 0.5))
+    found.facts = replace(found.facts, gates=("net.gate.sigmoid",))
+    assert layer(saturated(found)) == "a"
+    found.facts = replace(found.facts, gates=tuple(shares))
+    assert saturated(found) is None
+
+
 def test_what_begins_at_one_side_is_there_on_purpose() -> None:
     def begun(low: float, high: float, now: float = 0.9) -> Verdict | None:
         first = Observation(0, {"sat_frac": {"a": low + high}, "sat_hi": {"a": high}})

@@ -297,11 +297,30 @@ def test_two_optimizers(tmp_path: Path) -> None:
     assert set(diagnosis._judge.observations[-1].of("grad_rms")) == {"generator.0", "generator.2", "judge.0", "judge.2"}
 
 
-def test_a_net_without_activation_modules_lists_what_was_not_checked(tmp_path: Path) -> None:
+def test_a_net_without_activations_lists_what_was_not_checked(tmp_path: Path) -> None:
     diagnosis = fit(tmp_path, Net(nn.Linear(6, 3)))
-    assert "no activation modules" in diagnosis.not_checked["dead_units"]
+    assert "no activation function was called" in diagnosis.not_checked["dead_units"]
     assert "vanishing" not in diagnosis.not_checked
     assert diagnosis.not_checked["batch_norm_gamma_collapsed"] == "nothing of the kind in this net"
+
+
+def test_activations_that_are_functions_are_judged_under_the_module_that_calls_them(tmp_path: Path) -> None:
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.out, self.gate = nn.Linear(6, 20), nn.Linear(20, 3), nn.Linear(6, 20)
+            with torch.no_grad():
+                self.fc.bias[:18] = -1e3
+                self.gate.weight.mul_(1e3)  # shut or open, on purpose
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(F.relu(self.fc(x)) * torch.sigmoid(self.gate(x)))
+            return out
+
+    torch.manual_seed(0)
+    diagnosis = fit(tmp_path, Net(Functions(), lr=1e-4))
+    assert {(found.name, found.layer) for found in diagnosis.findings if found.layer} == {("dead_units", "net.relu")}
+    assert {"dead_units", "saturated"}.isdisjoint(diagnosis.not_checked)
 
 
 def test_rules_can_be_added_and_left_out(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Two processes under DDP on the CPU: one voice, the same findings on every rank."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch.strategies import DDPStrategy
 
+from bnlab_callbacks import ActivationMonitor, GradientMonitor, TrainingDiagnosis
 from tests.callbacks.launch_ranks import two_ranks
 from tests.diagnosis.small_runs import Net, batches, fit, net
+from tests.helpers.silent_trainer import trainer_in
 
 
 @pytest.mark.slow
@@ -43,3 +47,27 @@ def test_ranks_agree_and_the_one_that_saw_a_nan_first_is_named(tmp_path: Path) -
 
 def test_a_healthy_run_of_one_process_with_the_same_batches(tmp_path: Path) -> None:
     assert fit(tmp_path, Net(net()), batches()).findings == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_main_process_knows_what_its_children_found(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`forkserver` gives children what `spawn` does, pickled, and tests' server has imported everything."""
+    monkeypatch.setenv("MASTER_PORT", "")  # Lightning sets it, here and for good
+    monkeypatch.delenv("MASTER_PORT")
+    diagnosis = TrainingDiagnosis(summary=False)
+    monitors = [GradientMonitor(every_n_steps=1), ActivationMonitor(every_n_steps=1)]
+    module = Net(net(), lr=1e6)
+    options: dict[str, Any] = {"devices": 2, "strategy": DDPStrategy(start_method=start), "max_epochs": 2}
+    trainer_in(tmp_path, callbacks=[*monitors, diagnosis], **options).fit(module, batches())
+    assert diagnosis.verdict == "failing"
+    assert "exploding" in {finding.name for finding in diagnosis.findings}
+    assert "dead_units" not in diagnosis.not_checked
+    assert any(tag.startswith("grad_rms/") for tag in monitors[0].latest)
+    assert all(unit.layer == "00_net.act1" for unit in monitors[1].ledger)  # type: ignore[attr-defined]
+    fit(tmp_path, Net(net()), diagnosis=diagnosis)
+    assert diagnosis.verdict == "healthy"

@@ -28,7 +28,7 @@ _CLASSES = 3
 
 
 class Project(pl.LightningModule):
-    """A small convolution net that uses one ReLU twice, so that it has layers `relu` and `relu#2`.
+    """A small convolution net that uses one ReLU twice: layers `relu` and `relu.2`, which version 0.1.0 calls `relu#2`.
 
     A resumed Lightning run begins its data anew, so each batch is made from its place in the epoch.
     """

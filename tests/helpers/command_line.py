@@ -3,16 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch  # noqa: F401 - before any test: its log keeps the standard error of the moment, which tests replace
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bnlab.cli.main import main
-from tests.helpers.warm_processes import WarmProcess
+from tests.helpers.warm_processes import WarmProcess, environments_of_ranks
 
 PROJECT = Path(__file__).parents[2]
 CONFIGS = PROJECT / "configs"
@@ -56,9 +56,23 @@ def start(*words: str, folder: Path) -> WarmProcess:
     return WarmProcess(words, folder, _environment())
 
 
-def start_fresh(*words: str, folder: Path, module: str = "bnlab", on: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """`bnlab`, or another module's program, in an interpreter of its own; `on`: words before it."""
-    command = [*on, sys.executable, "-m", module, *words]
+def start_ranks(*words: str, folder: Path, ranks: int = 2) -> list[WarmProcess]:
+    """`bnlab` as the ranks of this machine, started one by one, as a cluster does: `start` leaves that to Lightning."""
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", str(ranks))
+    return [WarmProcess((*words, *ddp), folder, _environment() | each) for each in environments_of_ranks(ranks)]
+
+
+def start_node(
+    *words: str, folder: Path, network: Path | None = None, variables: Mapping[str, str] | None = None
+) -> WarmProcess:
+    """`torchrun` with these words, maybe within a network namespace; it starts its ranks as users' do."""
+    environment = {**_environment(), **(variables or {})}
+    return WarmProcess(words, folder, environment, "torch.distributed.run", network=network)
+
+
+def start_fresh(*words: str, folder: Path) -> subprocess.Popen[str]:
+    """`bnlab` in an interpreter of its own."""
+    command = [sys.executable, "-m", "bnlab", *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=_environment(), stdout=pipe, stderr=pipe, text=True)
 
@@ -68,14 +82,31 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
-def finish(process: Process, timeout: float = 120) -> tuple[int, str, str]:
-    """Wait for a process; returns its status, standard output and standard error."""
+class Ended(NamedTuple):
+    """How a process ended: its status, standard output and standard error."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def finish(process: Process, timeout: float = 120) -> Ended:
+    """Wait for a process."""
     try:
         output, errors = process.communicate(timeout=timeout)
     finally:
         process.kill()
     assert process.returncode is not None
-    return process.returncode, output, errors
+    return Ended(process.returncode, output, errors)
+
+
+def finish_ranks(processes: Sequence[Process], timeout: float = 120) -> list[Ended]:
+    """Wait for all of them."""
+    try:
+        return [finish(process, timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def children_of(process: Process) -> list[int]:

@@ -1,39 +1,13 @@
 """The recorder of gradients: which numbers layers have, also those that are trained later."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.recorders.gradient_tables import GradientTables
-from bnlab_callbacks.recorders.gradients import GradientRecorder, GradientStep
-
-
-class Everything:
-    """A reader of all steps and layers."""
-
-    update_ratio = True
-    changed_before = 0
-
-    def __init__(self) -> None:
-        self.steps: list[GradientStep] = []
-
-    def due(self, moment: Moment, stream: str = "") -> bool:
-        return True
-
-    def mark(self, moment: Moment, stream: str = "") -> None:
-        pass
-
-    def wants(self, layer: str) -> bool:
-        return True
-
-    def take(self, moment: Moment, left: Any, seconds: float) -> None:
-        self.steps.append(left)
-
-    def recorder_failed(self, reason: str) -> None:
-        raise AssertionError(reason)
+from bnlab_callbacks.recorders.gradients import GradientRecorder
+from tests.recorders.everything import Everything
 
 
 def train(recorder: GradientRecorder, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.studies.equal_studies import numbers_of
-from tests.studies.real_study import CPU, folder_for_a_study, start, study
+from tests.studies.real_study import CPU, folder_for_a_study, start_warm, study
 
 WORDS = ("--configs", "mlp_dropout", "--batch_norm", "on", "--jobs", "2", "--trainer.max_epochs", "12", *CPU)
 
@@ -18,7 +18,7 @@ WORDS = ("--configs", "mlp_dropout", "--batch_norm", "on", "--jobs", "2", "--tra
 def test_a_killed_study_ends_with_the_same_numbers(tmp_path: Path) -> None:
     words = (*WORDS, "--trainer.log_every_n_steps", "1")
     with folder_for_a_study(tmp_path) as folder:
-        killed_study = start(*words, "--name", "killed", folder=folder)
+        killed_study = start_warm(*words, "--name", "killed", folder=folder)
         deadline = time.monotonic() + 100
         while not list(folder.glob("tb_logs/killed/*/*/checkpoints/last.ckpt")):
             assert killed_study.poll() is None

@@ -8,20 +8,11 @@ from pathlib import Path
 import pytest
 
 from bnlab.studies.ray_engine import RETRIES
+from tests.helpers.processes import alive, command_of, descendants, parent_of, wait_for
 from tests.studies.equal_studies import numbers_of
 from tests.studies.real_study import CPU, PATHS, folder_for_a_study, study
 from tests.studies.real_study import start as start_real
-from tests.studies.stub_processes import (
-    alive,
-    command_of,
-    descendants,
-    lines,
-    parent_of,
-    pids,
-    start,
-    total_after,
-    wait_for,
-)
+from tests.studies.stub_processes import lines, pids, start, total_after
 
 pytest.importorskip("ray", reason="the extra bnlab[ray] is not installed")
 pytestmark = pytest.mark.slow

@@ -11,8 +11,9 @@ import pytest
 
 from bnlab.studies.results import read_result
 from tests.helpers.locked_elsewhere import locked_elsewhere
+from tests.helpers.processes import alive, wait_for
 from tests.studies.real_study import PATHS
-from tests.studies.stub_processes import alive, lines, pids, start, total_after, wait_for
+from tests.studies.stub_processes import lines, pids, start, total_after
 from tests.studies.stub_study import Notes, stub_study
 
 pytestmark = pytest.mark.slow

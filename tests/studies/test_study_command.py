@@ -4,7 +4,6 @@ import io
 import json
 import shlex
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,8 +13,8 @@ import pytest
 import yaml
 
 from bnlab.cli.main import main
-from tests.studies.real_study import CPU, folder_for_a_study, start, study, write_config
-from tests.studies.stub_processes import alive, command_of, descendants, wait_for
+from tests.helpers.processes import alive, command_of, descendants, wait_for
+from tests.studies.real_study import CPU, folder_for_a_study, start_warm, study, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -140,8 +139,9 @@ def test_a_config_that_was_changed_since_is_refused(first: First, capsys: pytest
 
 
 def test_a_dry_run_tells_what_is_to_do_and_how_long_it_may_take(
-    first: First, capsys: pytest.CaptureFixture[str]
+    first: First, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bnlab.studies.estimate._SECONDS", 0.01)  # how long it looks at each net
     before = sorted(Path().rglob("*"))
     assert study("--configs", "good.yaml", "wild.yaml", "--jobs", "1", *WORDS[6:], "--dry_run") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -187,7 +187,7 @@ def test_what_would_fail_in_every_run_fails_once_and_writes_nothing(
 
 def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(folder: Path) -> None:
     words = ("--configs", "good.yaml", "--name", "broken off", *CPU)
-    process = start(*words, folder=folder, output=subprocess.PIPE)
+    process = start_warm(*words, folder=folder)
     wait_for(lambda: list(Path("tb_logs/broken off").glob("*/*/run.lock")), 60)
     workers = [pid for pid in descendants(process.pid) if b"bnlab.cli.study_run" in command_of(pid)]
     assert workers

@@ -86,6 +86,7 @@ def test_a_compiled_net_trains_as_an_eager_one(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")  # Inductor sets it; so it is taken back
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes that outlives the test
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)  # no programs that try the processor's vectors
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # nor a thread, of Inductor's progress bar
     compiled, eager = fit_compiled_and_eager(tmp_path)
     for name, value in compiled.net.state_dict().items():

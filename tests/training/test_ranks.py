@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +20,14 @@ from tests.helpers.command_line import (
     QUIET,
     children_of,
     finish,
+    finish_ranks,
     lost_a_rank,
     read_yaml,
     start,
-    start_fresh,
+    start_node,
+    start_ranks,
 )
+from tests.helpers.processes import alive, wait_for
 from tests.resuming.resumed import assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -82,9 +84,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     main([*FIT, *TWO_EPOCHS, *on(1), "--run_folder", str(folder / "1")])
     for ranks in (2, 4):
         words = (*FIT, *TWO_EPOCHS, *on(ranks), "--run_folder", str(ranks))
-        status, output, errors = finish(start(*words, folder=folder))
-        assert status == 0, errors
-        assert output.count("finished after 2 epochs") == 1
+        ends = finish_ranks(start_ranks(*words, folder=folder, ranks=ranks))
+        assert [end.status for end in ends] == [0] * ranks, ends
+        assert ["finished after 2 epochs" in end.output for end in ends] == [True] + [False] * (ranks - 1)
     return folder
 
 
@@ -119,19 +121,21 @@ def test_two_ranks_test_every_image_once(runs: Path, capsys: pytest.CaptureFixtu
     words = ("test", "--ckpt_path", str(runs / "1/checkpoints/last.ckpt"), *ON_CPU, *QUIET)
     main([*words])
     one = metrics_in(capsys.readouterr().out)
-    status, output, errors = finish(start(*words, "--trainer.strategy", "ddp", "--trainer.devices", "2", folder=runs))
-    assert status == 0, errors
-    two = metrics_in(output)
+    ends = finish_ranks(start_ranks(*words, folder=runs))
+    assert [end.status for end in ends] == [0, 0], ends
+    two = metrics_in(ends[0].output)
+    assert not metrics_in(ends[1].output)
     assert two["test_acc"] == one["test_acc"]
     assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-6)
     assert one["test_acc"] * 1151 == pytest.approx(round(one["test_acc"] * 1151), abs=1e-3)
 
 
 class Machine(NamedTuple):
-    """A machine of the test: the words that start a program on it, and its address."""
+    """A machine of the test: its address, its network namespace, and the variables of a program on it."""
 
-    on: tuple[str, ...]
     address: str
+    network: Path | None
+    variables: dict[str, str]
 
 
 @pytest.fixture
@@ -148,11 +152,11 @@ def machines() -> Iterator[list[Machine]]:
             quietly("ip", "-n", name, "link", "set", "cable", "up")
             quietly("ip", "-n", name, "link", "set", "lo", "up")
         found = [
-            Machine(("ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=cable"), f"10.77.0.{k + 1}")
+            Machine(f"10.77.0.{k + 1}", Path("/run/netns", name), {"GLOO_SOCKET_IFNAME": "cable"})
             for k, name in enumerate(names)
         ]
     except (OSError, subprocess.CalledProcessError):
-        found = [Machine((), "127.0.0.1")] * 2
+        found = [Machine("127.0.0.1", None, {})] * 2
     yield found
     if shutil.which("ip"):
         for name in names:
@@ -170,37 +174,41 @@ def test_two_machines_with_torchrun(runs: Path, machines: list[Machine]) -> None
         port = free.getsockname()[1]
     words = (*FIT, *TWO_EPOCHS, *on(2), "--trainer.num_nodes", "2", "--trainer.devices", "1", "--run_folder", "nodes")
     here = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", machines[0].address, "--master-port", str(port))
-    each = [(*here, "--node-rank", str(k), "-m", "bnlab", *words) for k in range(2)]
-    torchrun = "torch.distributed.run"
-    nodes = [start_fresh(*one, folder=runs, module=torchrun, on=machines[k].on) for k, one in enumerate(each)]
-    ends = [finish(node) for node in nodes]
-    assert [status for status, _, _ in ends] == [0, 0], ends
-    assert [output.count("finished after 2 epochs") for _, output, _ in ends] == [1, 0]
+    nodes = [
+        start_node(
+            *(*here, "--node-rank", str(k), "-m", "bnlab", *words),
+            folder=runs,
+            network=machine.network,
+            variables=machine.variables,
+        )
+        for k, machine in enumerate(machines)
+    ]
+    ends = finish_ranks(nodes)
+    assert [end.status for end in ends] == [0, 0], ends
+    assert [end.output.count("finished after 2 epochs") for end in ends] == [1, 0]
     assert read_yaml(runs / "nodes/run.yaml")["hardware"]["ranks"] == 2
     assert_same_run(runs / "nodes", runs / "2")
 
 
 def test_rank_0_dies_before_the_ranks_have_met(tmp_path: Path) -> None:
     """There is no connection yet whose end would tell the other."""
-    process = start_fresh(*FIT, *on(2), "--run_folder", "run", folder=tmp_path)
-    deadline = time.monotonic() + 90
-    while not children_of(process) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start(*FIT, *on(2), "--run_folder", "run", folder=tmp_path)
+    wait_for(lambda: children_of(process), 90)
+    (rank_1,) = children_of(process)
     os.kill(process.pid, signal.SIGKILL)
-    _, _, errors = finish(process, timeout=BOUND_S)
+    wait_for(lambda: not alive(rank_1), BOUND_S)
+    errors = finish(process).errors
     assert f"process {process.pid}, which started rank 1 of this machine, is gone" in errors
 
 
 def test_rank_0_dies_and_the_run_goes_on_on_one_rank(tmp_path: Path) -> None:
     """As one rank would have trained alone, within rounding. Two ranks again: tests/resuming/test_resume_processes."""
-    process = start_fresh(*FIT, *LONGER, *on(2), "--run_folder", "run", folder=tmp_path)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    status, _, errors = finish(process, timeout=BOUND_S)  # returns once no process has the pipes open any more
-    assert status != 0
-    assert lost_a_rank(errors)
+    ranks = start_ranks(*FIT, *LONGER, *on(2), "--run_folder", "run", folder=tmp_path)
+    wait_for((tmp_path / "run/checkpoints/last.ckpt").exists, 90)
+    os.kill(ranks[0].pid, signal.SIGKILL)
+    ends = finish_ranks(ranks, timeout=BOUND_S)
+    assert [end.status == 0 for end in ends] == [False, False]
+    assert lost_a_rank(ends[1].errors)
     assert read_yaml(tmp_path / "run/run.yaml")["outcome"]["status"] in ("running", "failed")
     main([*FIT, *LONGER, *on(1), "--run_folder", str(tmp_path / "run"), "--resume"])
     main([*FIT, *LONGER, *on(1), "--run_folder", str(tmp_path / "whole")])

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+
+class _Open:
+    """The gates that are open, of all hooks in this process.
+
+    Attributes:
+        any: whether one is. Compiled code heeds this alone, so that it comes in two forms, whatever is recorded when.
+    """
+
+    def __init__(self) -> None:
+        self.any = False
+        self._gates: set[int] = set()
+
+    def note(self, gate: Gate, is_open: bool) -> None:
+        """A gate was opened or shut."""
+        (self._gates.add if is_open else self._gates.discard)(id(gate))
+        self.any = bool(self._gates)
+
+
+_OPEN = _Open()
 
 
 class Gate:
     """A switch that hooks look at. Copies and pickles of a hooked module get a shut gate, so they record nothing.
 
     Attributes:
-        open: whether hooks are to record.
         compiled: whether a compiler has seen the hooks.
     """
 
     def __init__(self) -> None:
-        self.open = False
+        self._is_open = False
         self.compiled = False
+
+    @property
+    def open(self) -> bool:
+        """Whether hooks are to record."""
+        return self._is_open
+
+    @open.setter
+    def open(self, is_open: bool) -> None:
+        if is_open != self._is_open:
+            self._is_open = is_open
+            _OPEN.note(self, is_open)
+
+    def __del__(self) -> None:
+        self.open = False
 
     def __reduce__(self) -> tuple[type[Gate], tuple[()]]:  # for pickle and copy alike
         return Gate, ()
@@ -62,29 +98,67 @@ class ModuleHook:
     def __init__(self, layer: str, into: HookOwner) -> None:
         self.layer = layer
         self.into = into
+        number = next(_NUMBERS)
+        _HOOKS[number] = self
+        self._number = torch.tensor(number, device="cpu")
 
     def record(self, module: nn.Module, *given: Any) -> None:
         """Record one call, `given` what PyTorch gives to a hook behind the module; an error is noted."""
         raise NotImplementedError
 
+    def tensors(self, module: nn.Module, *given: Any) -> list[Tensor] | None:
+        """What a call in compiled code is recorded from, when that code runs; None for nothing."""
+        return None
+
+    def record_tensors(self, tensors: list[Tensor]) -> None:
+        """Record a call in compiled code, from what `tensors` gave."""
+        raise NotImplementedError
+
     def __call__(self, module: nn.Module, *given: Any) -> None:
-        compiling = torch.compiler.is_compiling()
-        if compiling:
+        if torch.compiler.is_compiling():
             self.into.gate.compiled = True
-        if not self.into.gate.open or (self.only_in_training and not module.training):
-            return
-        if compiling:
-            self.record(module, *given)
+            if _OPEN.any and (module.training or not self.only_in_training):
+                tensors = self.tensors(module, *given)
+                if tensors is not None:
+                    _record(tensors, self._number)
+        elif self.into.gate.open and (module.training or not self.only_in_training):
+            self.run(partial(self.record, module, *given))
+
+    def run(self, record: Callable[[], None]) -> None:
+        """Record a call, if that is to be, and note what it costs."""
+        if not self.into.gate.open:
             return
         start = perf_counter()
         try:
-            self.record(module, *given)
+            with torch._C.DisableTorchFunction():  # what a hook computes is nobody's to see
+                record()
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a diagnostic, training goes on
             self.into.failure = f"{type(error).__name__} at {self.layer}: {error}"
         self.into.spent += perf_counter() - start
 
     def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
         return _Inert, ()
+
+
+_NUMBERS = count()
+_HOOKS: WeakValueDictionary[int, ModuleHook] = WeakValueDictionary()
+
+
+@torch.library.custom_op("bnlab_callbacks::record", mutates_args=["number"])
+def _record(tensors: list[Tensor], number: Tensor) -> None:
+    """Let the hook of this number record: an operator that a compiler does not look into.
+
+    The number is a tensor that the operator is said to change, so that it is neither left out nor compiled into the
+    code: equal blocks share theirs.
+    """
+    hook = _HOOKS.get(int(number))
+    if hook is not None:
+        hook.run(partial(hook.record_tensors, tensors))
+
+
+@_record.register_fake
+def _(tensors: list[Tensor], number: Tensor) -> None:
+    return None
 
 
 class ModuleHooks:
@@ -140,6 +214,12 @@ class _OrderHook(ModuleHook):
     def record(self, module: nn.Module, *given: Any) -> None:
         self.into.names.append(self.layer)
 
+    def tensors(self, module: nn.Module, *given: Any) -> list[Tensor] | None:
+        return []
+
+    def record_tensors(self, tensors: list[Tensor]) -> None:
+        self.into.names.append(self.layer)
+
 
 class ForwardOrder(HookOwner):
     """Hooks on `modules`, given with their names, that see in which order these run while the gate is open."""
@@ -148,6 +228,12 @@ class ForwardOrder(HookOwner):
         super().__init__()
         self.names: list[str] = []  # of the modules that ran
         self._handles = [module.register_forward_pre_hook(_OrderHook(name, self)) for name, module in modules]
+
+    def rest(self) -> None:
+        """See nothing more; hooks that a compiler has seen stay on, since its code is made anew without them."""
+        self.gate.open = False
+        if not self.gate.compiled:
+            self.remove()
 
     def remove(self) -> None:
         """Take the hooks off; harmless when repeated."""

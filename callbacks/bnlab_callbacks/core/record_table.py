@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bnlab_callbacks.core.files import numbered
+from bnlab_callbacks.core.naming import renamed
 
 _TAIL_BYTES = 4096  # more than any row
 
@@ -50,7 +51,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             raise ValueError(f"{path} is no table of records: its header is {','.join(header)[:80]!r}.")
         try:
             for step, epoch, wall_time, quantity, layer, value in lines:
-                yield Row(int(step), int(epoch), float(wall_time), quantity, layer, float(value))
+                yield Row(int(step), int(epoch), float(wall_time), quantity, renamed(layer), float(value))
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path} is no table of records: {error}.") from error
 
@@ -62,7 +63,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         if file.schema_arrow.names != list(Row._fields):
             raise ValueError(f"{path} is no table of records: its columns are {file.schema_arrow.names}.")
         for batch in file.iter_batches():
-            yield from map(Row._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            for row in map(Row._make, zip(*(column.to_pylist() for column in batch.columns), strict=True)):
+                yield row._replace(layer=renamed(row.layer))
 
 
 def tables_in(folder: Path) -> list[list[Path]]:
@@ -87,7 +89,7 @@ def last_record(path: Path) -> Row | None:
         whole = file.read().split(b"\n")[1:-1]  # without the header or half a row, and what is still being written
     try:
         ((step, epoch, wall_time, quantity, layer, value),) = csv.reader([whole[-1].decode()])
-        return Row(int(step), int(epoch), float(wall_time), quantity, layer, float(value))
+        return Row(int(step), int(epoch), float(wall_time), quantity, renamed(layer), float(value))
     except (IndexError, ValueError, csv.Error):
         return None
 

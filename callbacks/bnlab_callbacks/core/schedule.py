@@ -51,6 +51,11 @@ class RecordSchedule:
         if self._every:
             self._recorded[stream] = (moment.epoch, moment.step)
 
+    @property
+    def never(self) -> bool:
+        """Whether no step is ever due."""
+        return not self._every
+
     def wait(self, moment: Moment, steps: int) -> None:
         """Record no step of this epoch before `steps` more have passed."""
         self._not_before = moment.step + steps
@@ -59,6 +64,11 @@ class RecordSchedule:
         """Forget what was recorded."""
         self._recorded: dict[str, tuple[int, int]] = {}
         self._not_before = 0
+
+    def unmark(self, moment: Moment) -> None:
+        """Note that the step of this moment will be made again."""
+        made = (moment.epoch, moment.step)
+        self._recorded = {stream: last for stream, last in self._recorded.items() if last != made}
 
     def state_dict(self) -> dict[str, Any]:
         """Lists and numbers only, so that checkpoints load with `weights_only=True`."""

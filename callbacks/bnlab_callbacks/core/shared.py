@@ -1,4 +1,4 @@
-"""The parts that all diagnostics of one run share: its ranks, its recorders, and one copy off the device."""
+"""The parts that all diagnostics of one run share: ranks, recorders, a function mode, and one copy off the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from weakref import WeakValueDictionary
 from torch import nn
 
 from bnlab_callbacks.core.device import DeviceValues, bring_to_host
+from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.ranks import Ranks
 
 
 class Joinable(Protocol):
-    """A recorder that several readers can share."""
+    """A recorder that several readers can share; one with a method `hear(mode, model)` is given the function mode."""
 
     readers: list[Any]
 
@@ -32,12 +33,16 @@ Waiting = Callable[[], Iterable[DeviceValues]]
 class SharedRecorders:
     """The recorders of one run, one of a kind: made for its first reader, gone with its last one.
 
+    Attributes:
+        mode: the run's one function mode, for all who want to see torch functions.
+
     Args:
         ranks: of the run.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.mode = FunctionMode()
         self._recorders: WeakValueDictionary[type, Joinable] = WeakValueDictionary()  # their readers hold them
         self._waiting: list[Waiting] = []
 
@@ -46,6 +51,9 @@ class SharedRecorders:
         recorder = self._recorders.get(kind)
         if not isinstance(recorder, kind) or not recorder.readers:
             recorder = self._recorders[kind] = kind(model, self.ranks)
+            hear = getattr(recorder, "hear", None)
+            if hear is not None:
+                hear(self.mode, model)
         recorder.join(reader)
         return recorder
 

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from bnlab_callbacks.diagnosis.observations import History, Observation
     from bnlab_callbacks.diagnosis.preflight.look import Preflight
     from bnlab_callbacks.diagnosis.rules.rule import Rule
+    from bnlab_callbacks.diagnosis.rules.spike_rules import LOSS_SPIKE
 
 # imported when first used: a preflight needs torch, what reads diagnosis.json does not
 _MODULES = {
     "Advice": "findings",
     "Finding": "findings",
     "History": "observations",
+    "LOSS_SPIKE": "rules.spike_rules",
     "Observation": "observations",
     "Preflight": "preflight.look",
     "Rule": "rules.rule",
     "Verdict": "findings",
 }
-__all__ = ["Advice", "Finding", "History", "Observation", "Preflight", "Rule", "Verdict"]
+__all__ = ["LOSS_SPIKE", "Advice", "Finding", "History", "Observation", "Preflight", "Rule", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

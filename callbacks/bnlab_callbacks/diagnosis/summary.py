@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from bnlab_callbacks.core.naming import layer_of
+from bnlab_callbacks.core.naming import with_new_names
 from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND, Finding, worst
 from bnlab_callbacks.diagnosis.judging.causes import headline
 from bnlab_callbacks.diagnosis.observations import Observation
@@ -91,7 +91,7 @@ def read(file: Path) -> dict[str, Any]:
         ValueError: the file cannot be read, or is of another schema.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = with_new_names(json.loads(file.read_text(encoding="utf-8")))
         schema = content["schema"]
         if schema == SCHEMA:
             lines(content)
@@ -149,13 +149,17 @@ def _outputs_of(last: Observation, order: Sequence[str]) -> dict[str, list[str]]
     places = {name: place for place, name in enumerate(order)}
 
     def place(layer: str) -> int:
-        name = layer_of(layer)
-        return places.get(name, places.get(name.rpartition(".")[0], -1))  # `lstm.weight_ih_l0` lies in `lstm`
+        return places.get(layer, places.get(layer.rpartition(".")[0], -1))  # `lstm.weight_ih_l0` lies in `lstm`
+
+    def place_of_output(output: str) -> int:
+        module, _, turn = output.rpartition(".")
+        # a module's second call; what is called in a module has no place among those within it
+        return places.get(output, places.get(module, -1) if turn.isdecimal() else -1)
 
     starts = sorted((place(layer), layer) for layer in last.of("weight_rms") if place(layer) >= 0)
     found: dict[str, list[str]] = {}
     for output in last.of("act_std"):
-        before = [layer for start, layer in starts if start < place(output)]
+        before = [layer for start, layer in starts if start < place_of_output(output)]
         if before:
             found.setdefault(before[-1], []).append(output)
     return found

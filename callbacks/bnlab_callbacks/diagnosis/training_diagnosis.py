@@ -31,7 +31,7 @@ from bnlab_callbacks.core.lightning.trainer import (
     sharding_strategy,
     steps_to_make,
 )
-from bnlab_callbacks.core.naming import clean_name
+from bnlab_callbacks.core.naming import clean_name, with_new_names
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.judging.judge import SHORT, Judge, chosen_rules
@@ -245,7 +245,7 @@ class TrainingDiagnosis(Diagnostic):
         self._optimizers = OptimizerWatch(pl_module, trainer.optimizers, schedules_of(trainer))
         self._layers = LayerWatch(pl_module, self._judge.facts.constant)
         self._watch.scales = self._layers.scales
-        self.hear_of_raw_steps(trainer)
+        self.hear_of_raw_steps(trainer, self._watch.step_recorder)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the hooks on for a step that is recorded."""
@@ -284,14 +284,16 @@ class TrainingDiagnosis(Diagnostic):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the hooks record again: more forward passes may follow in this step."""
         self._watch.after_backward()
+        if self._raw_steps is not None and self._watch.leads_gradients:
+            self._raw_steps.after_backward()
         self._optimizers.cleared.after_backward()
 
     @keeps_training
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients."""
-        self.told_of(optimizer)
+        raw = self.told_of(optimizer)
         scale, stream = partial(remaining_loss_scale, trainer, optimizer), optimizer_name(trainer, optimizer)
-        self._watch.before_optimizer_step(optimizer, stream, self._moment, scale)
+        self._watch.before_optimizer_step(optimizer, stream, self._moment, scale, raw)
         self._optimizers.before_step(optimizer, self._watch.recording)
         if self._watch.recording and self._layers is not None:
             self._layers.look(optimizer)
@@ -320,6 +322,7 @@ class TrainingDiagnosis(Diagnostic):
         self._facts_then[self._moment.step] = {
             "norm_eval": norms_in_eval_mode(pl_module, with_gradient=True),
             "norm_values": self._watch.norm_values,
+            "gates": self._watch.gates,
             "samples": self._samples,
             **self._optimizers.facts(),
             **(self._layers.facts(trainer.optimizers, self._watch.in_order) if self._layers is not None else {}),
@@ -352,6 +355,13 @@ class TrainingDiagnosis(Diagnostic):
         if self.stop and self.verdict == "failing":
             trainer.should_stop = True
 
+    @keeps_training
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a batch, and what was accumulated, where the LightningModule has skipped the rest of the epoch."""
+        if self._in_batch:
+            self._in_batch = False
+            self._watch.skip_batch(accumulated=pl_module.automatic_optimization)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left, and say what the run was like."""
         self._look(trainer)
@@ -361,15 +371,20 @@ class TrainingDiagnosis(Diagnostic):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what led up to it: Lightning calls no other hook then."""
+        self.settle(trainer)
+        self.end_unfinished(trainer)
         self._look(trainer, alone=True)  # other ranks may be anywhere
-        self._state = self.state_dict()
-        self._end_unfinished(trainer)
-        self._look(trainer, alone=True)
         self._end(trainer)
         self.close()
 
+    def keep_state(self, trainer: Trainer) -> None:
+        """Keep the findings of what was looked at until now for checkpoints that are written from now on."""
+        if self._state is None:
+            self._look(trainer, alone=True)
+            self._state = self.state_dict()
+
     @keeps_training
-    def _end_unfinished(self, trainer: Trainer) -> None:
+    def end_unfinished(self, trainer: Trainer) -> None:
         """Take what a batch has left that did not come to its end."""
         if self._in_batch:
             self._in_batch = False
@@ -433,6 +448,7 @@ class TrainingDiagnosis(Diagnostic):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
+        state_dict = with_new_names(state_dict)
         self._judge.load_state_dict(state_dict)
         self._watch.load_state_dict({"stepped": self._judge.losses.count > 0} | state_dict["recorder"])
         self._outcome.file, self._outcome.resumed = state_dict.get("file", FILE), True

@@ -21,8 +21,27 @@ class Outputs(NamedTuple):
     unit_dim: int | None
 
 
+class Mark:
+    """What becomes of a call's output.
+
+    Attributes:
+        weighs: whether it is multiplied with something, or goes into a softmax.
+        feeds: whether it goes into a layer.
+    """
+
+    __slots__ = ("feeds", "weighs")
+
+    def __init__(self) -> None:
+        self.weighs = self.feeds = False
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether it only weighs something: a gate, a soft cap, an attention score, a position bias."""
+        return self.weighs and not self.feeds
+
+
 class Call(NamedTuple):
-    """One firing of a hook."""
+    """One call of an activation."""
 
     layer: str
     samples: int
@@ -30,13 +49,17 @@ class Call(NamedTuple):
     # None for a layer that no reader wants, and in steps that are not recorded
     sums: ActivationSums | Outputs | None
     unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
+    is_module: bool = True  # whether the layer is a module's own name
+    behind: int | None = None  # tells apart the layers that produced what it was called with
+    mark: Mark | None = None  # until the batch is over
+    rank: Tensor | None = None  # 0-dimensional: effective rank, where a reader wants it
 
     def change_tensors(self, change: Change) -> Call:
         """The same with other tensors in its sums; a copied output is on the host."""
         if not isinstance(self.sums, ActivationSums):
             return self
         fields: list[Any] = [None if one is None else change(one) for one in self.sums]
-        return self._replace(sums=ActivationSums(*fields))
+        return self._replace(sums=ActivationSums(*fields), rank=None if self.rank is None else change(self.rank))
 
 
 class ActivationStep(NamedTuple):
@@ -68,7 +91,14 @@ class Merged(NamedTuple):
     low: float | None
     high: float | None
     zeros: float | None
+    magnitudes: Tensor | None  # (units,): sums of |a|
     active: Tensor | None  # (units,): the unit was positive somewhere
+    ranks: tuple[float, ...]  # effective rank of each call, where it is known
+
+    @property
+    def outlier(self) -> float:
+        """max|a| / rms; NaN where all outputs are 0."""
+        return self.absmax / self.moments.rms if self.moments.rms else math.nan
 
 
 def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Tensor, list[list[slice]]]:
@@ -77,7 +107,9 @@ def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Ten
         return torch.zeros(0, dtype=widest(device), device=device), []  # the dtype of other ranks' vectors
     sizes = torch.tensor([n for _, call in calls for n in (call.samples, call.numel)], dtype=torch.int64)
     fields = [
-        [field for field in call.sums if field is not None] if isinstance(call.sums, ActivationSums) else []
+        [field for field in (*call.sums, call.rank) if field is not None]
+        if isinstance(call.sums, ActivationSums)
+        else []
         for _, call in calls
     ]
     vector, places = pack([*(tensor for one in fields for tensor in one), sizes.to(device)])
@@ -88,8 +120,8 @@ def pack_calls(calls: list[tuple[str, Call]], device: torch.device) -> tuple[Ten
 
 
 def split_ranks(ranks: Tensor) -> list[tuple[list[float], Tensor]]:
-    """For each row of `ranks` (world_size, width), on the host, its values and which of them are positive."""
-    return list(zip(ranks.tolist(), ranks > 0, strict=True))
+    """For each row of `ranks` (world_size, width), on the host, its values, also as they are."""
+    return list(zip(ranks.tolist(), ranks, strict=True))
 
 
 def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
@@ -117,9 +149,11 @@ def same_layers(steps: list[list[tuple[str, Call]]]) -> list[list[tuple[str, Cal
         key, first = calls[0]
         if not isinstance(first.sums, Outputs):
             return None
-        kind = (key, first.sums.values.shape, first.sums.values.dtype)
+        kind = (key, first.sums.values.shape, first.sums.values.dtype, first.rank is None)
         for key, call in calls:
-            if not isinstance(call.sums, Outputs) or (key, call.sums.values.shape, call.sums.values.dtype) != kind:
+            if not isinstance(call.sums, Outputs):
+                return None
+            if (key, call.sums.values.shape, call.sums.values.dtype, call.rank is None) != kind:
                 return None
     return layers
 
@@ -150,32 +184,34 @@ def merge(
 ) -> dict[str, Merged]:
     """Join sums of the same layer over accumulated batches and over `ranks`, as `split_ranks` gives them."""
     merged: dict[str, Merged] = {}
-    for values, positive in ranks:
+    for values, message in ranks:
         for (key, call), places in zip(calls, where, strict=True):
-            one = _unpack(call, places, values, positive)
+            one = _unpack(call, places, values, message)
             merged[key] = _join(merged[key], one) if key in merged else one
     return merged
 
 
-def _unpack(call: Call, places: list[slice], values: list[float], positive: Tensor) -> Merged:
-    """One call's sums out of a rank's message: `values`, and which of them are `positive`."""
+def _unpack(call: Call, places: list[slice], values: list[float], message: Tensor) -> Merged:
+    """One call's sums out of a rank's message, whose numbers are `values`."""
     assert isinstance(call.sums, ActivationSums)
     place = iter(places)
-    at = [None if field is None else next(place) for field in call.sums]
-    mean, rest, std, absmax, low, high, nonzero = (None if a is None else values[a.start] for a in at[:-1])
-    assert mean is not None
-    assert rest is not None
-    assert std is not None
-    units = at[-1]
+    at = {name: None if field is None else next(place) for name, field in call.sums._asdict().items()}
+    units, unit_max = at.pop("unit_abs"), at.pop("unit_max")
+    ranks = () if call.rank is None else (values[next(place).start],)
+    one = {name: None if a is None else values[a.start] for name, a in at.items()}
+    mean, rest, std, skew, kurtosis = (one[name] or 0.0 for name in ("mean", "rest", "std", "skew", "kurtosis"))
     samples, numel = values[places[-1]]
+    squares = numel * std * std
     return Merged(
         samples=samples,
-        moments=Moments(numel, mean + rest, numel * std * std),
-        absmax=absmax if absmax is not None else largest(values[units]),  # type: ignore[index]
-        low=low,
-        high=high,
-        zeros=None if nonzero is None else numel - nonzero,
-        active=None if units is None else positive[units],
+        moments=Moments(numel, mean + rest, squares, skew * squares * std, kurtosis * squares * std * std),
+        absmax=largest(values[unit_max]) if unit_max is not None else one["absmax"],  # type: ignore[arg-type]
+        low=one["low"],
+        high=one["high"],
+        zeros=None if one["nonzero"] is None else numel - one["nonzero"],
+        magnitudes=None if units is None else message[units] * (numel / (units.stop - units.start)),
+        active=None if unit_max is None else message[unit_max] > 0,
+        ranks=ranks,
     )
 
 
@@ -183,6 +219,7 @@ def _join(a: Merged, b: Merged) -> Merged:
     def add(x: float | None, y: float | None) -> float | None:
         return None if x is None or y is None else x + y
 
+    alike = a.magnitudes is not None and b.magnitudes is not None and a.magnitudes.shape == b.magnitudes.shape
     return Merged(
         samples=a.samples + b.samples,
         moments=a.moments.merge(b.moments),
@@ -190,7 +227,9 @@ def _join(a: Merged, b: Merged) -> Merged:
         low=add(a.low, b.low),
         high=add(a.high, b.high),
         zeros=add(a.zeros, b.zeros),
-        active=None if a.active is None or b.active is None else a.active | b.active,
+        magnitudes=a.magnitudes + b.magnitudes if alike else None,  # type: ignore[operator]
+        ranks=a.ranks + b.ranks,
+        active=a.active | b.active if alike and a.active is not None else None,  # type: ignore[operator]
     )
 
 

@@ -118,6 +118,11 @@ class ForwardRecorder(HookOwner, ABC):
         """It is over: with manual optimization more forward passes may follow in this step."""
         self.gate.open = self.listens
 
+    def drop_window(self) -> None:
+        """Forget the batches that were accumulated for a step that is never made; harmless when there are none."""
+        self.gate.open = self.recording = False
+        self._pending, self._due = [], {}
+
     def end_batch(self, moment: Moment, optimizer_steps: int) -> None:
         """A batch is over; if it made an optimizer step, the readers get what the step left."""
         if not self.listens:

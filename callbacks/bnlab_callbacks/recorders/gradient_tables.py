@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnlab_callbacks.core.device import to_host
 from bnlab_callbacks.core.records import Table
-from bnlab_callbacks.recorders.gradients import GradientStep, Part
+from bnlab_callbacks.recorders.gradient_steps import GradientStep, Part
 from bnlab_callbacks.recorders.tables import Tables, everything
 from bnlab_callbacks.statistics.gradients import depth_slope, gradient_statistics, update_ratio
 
@@ -26,6 +26,7 @@ class GradientTables(Tables):
         update_ratio: whether how far the steps moved the weights is.
         changed_frac: whether the share of 16-bit weights that a step changed is, where it was recorded.
         weight_rms: whether the weights' size, ‖w‖₂/√n before the step, is: `weight_rms/<NN>_<layer>`.
+        vectors: whether biases, scales and other vectors are in them, beside layers' weights.
     """
 
     def __init__(
@@ -34,17 +35,22 @@ class GradientTables(Tables):
         update_ratio: bool = True,
         weight_rms: bool = False,
         changed_frac: bool = False,
+        vectors: bool = False,
     ) -> None:
         super().__init__(wants)
         self.update_ratio = update_ratio
         self.weight_rms = weight_rms
         self.changed_frac = changed_frac
+        self.vectors = vectors
+        self._trained: tuple[str, ...] = ()
+        self._left_out: frozenset[str] = frozenset()
         self._nonfinite_steps: dict[str, int] = defaultdict(int)
 
     def read(self, steps: Sequence[GradientStep]) -> list[Table]:
         """Tables of recorded steps, whose tensors are on the host."""
-        self.numbered = steps[-1].numbered
-        wanted = [[part for part in step.parts if any(self.wants(w.layer) for w in part.weights)] for step in steps]
+        self.numbered, self._trained = steps[-1].numbered, steps[-1].trained
+        self._left_out = frozenset() if self.vectors else steps[-1].vectors
+        wanted = [[part for part in step.parts if any(self._shows(w.layer) for w in part.weights)] for step in steps]
         alone = [part for parts in wanted for part in parts if part.packed is None]
         numbers = iter(to_host([value for part in alone for value in (*part.sums, *part.moved, *part.changed)]))
         read = {
@@ -58,15 +64,19 @@ class GradientTables(Tables):
         on_host = [[read.get(id(part), part) for part in parts] for parts in wanted]
         return [self._table(list(alike)) for _, alike in groupby(on_host, key=lambda parts: [p.key for p in parts])]
 
+    def _shows(self, layer: str) -> bool:
+        return layer not in self._left_out and self.wants(layer)
+
     def _table(self, steps: list[list[Part]]) -> Table:
         """The table of K steps of the same parts."""
         parts = list(zip(*steps, strict=True))
         if not parts:
             return Table((), torch.zeros(len(steps), 0, dtype=torch.float64))
-        depths = {layer: depth for depth, layer in enumerate(self.numbered)}
+        depths = {layer: depth for depth, layer in enumerate(self._trained)}
         found = _weights(parts)
-        places = [place for place, weight in enumerate(found) if self.wants(weight.layer)]
-        places.sort(key=lambda place: depths[found[place].layer])  # small layers come together, packed
+        places = [place for place, weight in enumerate(found) if self._shows(weight.layer)]
+        # small layers come together, packed; vectors are last
+        places.sort(key=lambda place: depths.get(found[place].layer, len(depths)))
         weights = [found[place] for place in places]
         names = [self.numbered[weight.layer] for weight in weights]
         numel = torch.tensor([weight.numel for weight in weights], dtype=torch.float64)
@@ -84,9 +94,10 @@ class GradientTables(Tables):
             statistics["changed_frac"] = torch.cat([_changed(same) for same in parts], 1)[:, places]
         tags = [f"{quantity}/{name}" for quantity in statistics for name in names]
         columns = list(statistics.values())
-        if sum(map(self.wants, self.numbered)) > 1:
-            rms = sums.new_full((len(steps), len(self.numbered)), math.nan)
-            rms[:, [depths[weight.layer] for weight in weights]] = statistics["grad_rms"]
+        if sum(map(self.wants, depths)) > 1:
+            layers = [place for place, weight in enumerate(weights) if weight.layer in depths]
+            rms = sums.new_full((len(steps), len(depths)), math.nan)
+            rms[:, [depths[weights[place].layer] for place in layers]] = statistics["grad_rms"][:, layers]
             tags.append("grad_depth_slope")
             columns.append(depth_slope(rms)[:, None])
         return Table(tuple(tags), torch.cat(columns, 1))
@@ -98,12 +109,13 @@ class GradientTables(Tables):
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers."""
-        return {"nonfinite_steps": dict(self._nonfinite_steps)}
+        """Numbers, and the names that layers have."""
+        return {"nonfinite_steps": dict(self._nonfinite_steps), "numbered": dict(self.numbered)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._nonfinite_steps.update(state.get("nonfinite_steps", {}))
+        self.numbered = dict(state.get("numbered", {}))  # not in version 0.1.0
 
 
 def _weights(parts: list[tuple[Part, ...]]) -> list[Any]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
 
-from bnlab_callbacks.core.device import Change
 from bnlab_callbacks.core.hooks import ForwardOrder
-from bnlab_callbacks.core.naming import number
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.core.weights import Weight, find_weights, real
+from bnlab_callbacks.core.weights import Weight, real
 from bnlab_callbacks.recorders.forward_recorder import Reader
+from bnlab_callbacks.recorders.gradient_steps import GradientStep, Part
+from bnlab_callbacks.recorders.watched_weights import WatchedWeights
 from bnlab_callbacks.statistics.chunks import Scratch, flat
 from bnlab_callbacks.statistics.gradients import changed_share, gradient_sums, stored_values, update_norms
 from bnlab_callbacks.statistics.packed_layers import SMALL, PackedLayers, can_pack
@@ -26,64 +27,28 @@ _LAYOUTS = 8
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class Part(NamedTuple):
-    """What one optimizer step left of some small layers packed together, or of one other layer."""
-
-    weights: tuple[Weight, ...]
-    scale: float
-    packed: PackedLayers | None
-    sums: tuple[Any, ...]  # `PackedLayers.sums`, or the six that `gradient_statistics` takes
-    moved: tuple[Any, ...] = ()  # `PackedLayers.moved`, or `update_norms`; nothing until the step was made
-    changed: tuple[Any, ...] = ()  # `changed_share` of each layer; nothing where it was not wanted or is not known
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """The same for parts of different steps that can be computed together."""
-        return (id(self.packed), len(self.moved), len(self.changed), *map(id, self.weights))
-
-    def change_tensors(self, change: Change) -> Part:
-        """The same with other tensors, unless they are rows of a buffer on the host."""
-        if self.packed is not None:
-            return self
-        sums, moved, changed = (
-            tuple(change(value) if isinstance(value, Tensor) else value for value in values)
-            for values in (self.sums, self.moved, self.changed)
-        )
-        return self._replace(sums=sums, moved=moved, changed=changed)
-
-
-class GradientStep(NamedTuple):
-    """A recorded step: its parts, and all layers' `<NN>_<layer>`, in order of execution."""
-
-    parts: list[Part]
-    numbered: dict[str, str]
-
-    def change_tensors(self, change: Change) -> GradientStep:
-        """The same with other tensors; small layers that were packed are on the host."""
-        return self._replace(parts=[part.change_tensors(change) for part in self.parts])
-
-
 class GradientReader(Reader, Protocol):
     """A reader of gradients.
 
     Attributes:
         update_ratio: whether it wants to know how far steps moved the weights.
         changed_before: and, of 16-bit weights, how many a step changes, before this step of the run.
+        vectors: whether it wants biases, scales and other vectors as well as layers' weights.
+        numbered: layers → `<NN>_<layer>`, as far as they were known before, in the run that goes on; else empty.
     """
 
     update_ratio: bool
     changed_before: int
+    vectors: bool
+    numbered: dict[str, str]
 
 
 class GradientRecorder:
     """Records the gradients of those optimizer steps that are due for one of its readers.
 
-    With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen are
-    recorded from the step on that has set them free. The first reader, the `leader`, tells it what the training loop
-    does.
-
-    Attributes:
-        order: the order in which modules ran in the first batch.
+    With several optimizers each layer is recorded at the first step of its optimizer. Layers that are frozen, lazy or
+    not yet there are recorded from the step on in which they are trained (`WatchedWeights`). The first reader, the
+    `leader`, tells it what the training loop does.
 
     Args:
         model: the model.
@@ -93,28 +58,26 @@ class GradientRecorder:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self.readers: list[Any] = []
         self._scratch = Scratch()
-        self._model: nn.Module | None = model  # until the order is known
-        self._weights = list(find_weights(model, frozen=True))
-        self._trained = {weight.layer for weight in find_weights(model)}
-        self.order = ForwardOrder(
-            (name, module)
-            for name, module in model.named_modules()
-            if next(module.parameters(recurse=False), None) is not None
-        )
-        self._places: dict[str, int] = {}  # layer → its place in order of execution
-        self._numbered: dict[str, str] = {}
+        self._watched = WatchedWeights(model)
         self._small: set[str] = set()
-        self._owned: dict[str, tuple[list[int], dict[int, Weight]]] = {}
         self._taken: list[tuple[Part, list[Any]]] = []  # and for which readers
         self._packed: dict[tuple[str, ...], list[tuple[tuple[Weight, ...], PackedLayers]]] = {}
         self._before: dict[str, Tensor] = {}
+        self._seen: dict[str, list[Part]] = {}  # what `after_backward` saw, by stream
+        self._open: str | None = None  # the stream whose step is under way, if that may evaluate the loss itself
+        self._began: dict[int, Tensor] = {}  # weights as they were before it, by the parameter's identity
         self._counts_changes = False
         self._spent = 0.0
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers that are trained, in order of definition."""
-        return [weight.layer for weight in self._weights if weight.layer in self._trained]
+        return self._watched.layers
+
+    @property
+    def order(self) -> ForwardOrder:
+        """The order in which modules ran in the first batch."""
+        return self._watched.order
 
     # readers
 
@@ -132,20 +95,58 @@ class GradientRecorder:
         if reader in self.readers:
             self.readers.remove(reader)
         if not self.readers:
-            self._model = None
             self.order.remove()
             self._scratch.clear()
-            self._packed.clear()
-            self._before.clear()
+            for kept in (self._packed, self._before, self._seen, self._began):
+                kept.clear()
 
     # a training loop
 
     def begin_batch(self) -> None:
         """A batch begins; until the order of execution is known, it is watched."""
-        self.order.gate.open = self._model is not None
+        self._watched.order.gate.open = not self._watched.ordered
+
+    def begin_step(self, optimizer: Optimizer, stream: str, moment: Moment) -> None:
+        """A step begins that may move the weights before its gradient is known: keep them as they are, if it is due.
+
+        `before_optimizer_step` follows within it, once or more, or `after_backward` and then the other, and `end_step`.
+        """
+        self._open = stream
+        self._seen.pop(stream, None)
+        due = [reader for reader in self.readers if reader.due(moment, stream)]
+        if not due and not self._taken:
+            return
+        start = perf_counter()
+        held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        self._measure_updates(held.keys())
+        if any(reader.update_ratio for reader in due):
+            self._began = {key: parameter.detach().clone() for key, parameter in held.items() if _has_values(parameter)}
+            normed = [weight for weight in self._watched.weights if not weight.is_plain]
+            self._began |= {id(weight.parameter): weight.values for weight in normed if id(weight.parameter) in held}
+        self._spent += perf_counter() - start
+
+    def after_backward(
+        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+    ) -> None:
+        """A backward pass is over, and what comes of it may be clipped before anybody tells of the step.
+
+        What counts is the last one before a step, and the first one within.
+        """
+        if self._open == stream and stream in self._seen:
+            return
+        due = [reader for reader in self.readers if reader.due(moment, stream)]
+        if due:
+            start = perf_counter()
+            self._seen[stream] = self._gradients_now(self._owned_by(optimizer, stream), due, loss_scale())
+            self._spent += perf_counter() - start
 
     def before_optimizer_step(
-        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+        self,
+        optimizer: Optimizer,
+        stream: str,
+        moment: Moment,
+        loss_scale: Callable[[], float],
+        raw: bool = False,
     ) -> None:
         """An optimizer step is about to be made: take the gradients of its layers, as they are now.
 
@@ -154,37 +155,35 @@ class GradientRecorder:
             stream: its name among the run's optimizers.
             moment: the step's.
             loss_scale: gives what the gradients are still multiplied by.
+            raw: whether the training loop does not know of the step: then what `after_backward` saw counts.
         """
-        if self._model is not None:
-            self._number_layers(self._model)
-            self._model = None
+        if not self._watched.ordered:  # from then on modules need not be watched
+            self._number_layers()
         due = [reader for reader in self.readers if reader.due(moment, stream)]
         if not due and not self._taken:
             return
         start = perf_counter()
         owned = self._owned_by(optimizer, stream)
-        if not isinstance(optimizer, LBFGS):  # which evaluates its closure several times a step
-            self._measure_updates(owned)  # of this optimizer's step before, if it makes several within one batch
+        if self._open != stream:
+            self._measure_updates(owned.keys())  # of this optimizer's step before, if it makes several within one batch
         if due:
-            self._counts_changes = any(moment.step < reader.changed_before for reader in due)
-            for reader in due:
-                reader.mark(moment, stream)
-            taken = {weight.layer for part, _ in self._taken for weight in part.weights}
-            weights = [
-                weight
-                for weight in owned.values()
-                if weight.layer not in taken
-                and weight.has_gradient
-                and any(reader.wants(weight.layer) for reader in due)
-            ]
-            self._number_late([weight.layer for weight in weights])
-            with torch.no_grad():
-                parts = list(self._take(weights, loss_scale(), any(reader.update_ratio for reader in due)))
-            self._taken += [(part, due) for part in parts]
+            parts = self._seen.pop(stream, None) if raw else None
+            if parts is None:
+                parts = self._gradients_now(owned, due, loss_scale())
+            self._take_step(owned, due, moment, stream, parts)
         self._spent += perf_counter() - start
+
+    def end_step(self, stream: str) -> None:
+        """A step is over: what it did to the weights is known."""
+        self._open, self._began = None, {}
+        if self._taken:
+            start = perf_counter()
+            self._measure_updates(self._watched.known_of(stream))
+            self._spent += perf_counter() - start
 
     def end_batch(self, moment: Moment) -> None:
         """A batch is over: the readers get what its steps left."""
+        self._seen.clear()
         if not self._taken:
             return
         start = perf_counter()
@@ -194,42 +193,58 @@ class GradientRecorder:
         due = [reader for reader in self.readers if any(reader in readers for _, readers in taken)]
         for reader in due:
             parts = [part for part, readers in taken if reader in readers]
-            reader.take(moment, GradientStep(parts, self._numbered), seconds / len(due))
+            watched = self._watched
+            step = GradientStep(parts, watched.numbered, watched.trained, watched.vectors)
+            reader.take(moment, step, seconds / len(due))
 
     # its work
 
-    def _number_layers(self, model: nn.Module) -> None:
-        """Fix the layers' numbers, once: a tag must not change its name during a run."""
-        known = {weight.layer for weight in self._weights}
-        self._weights = list(find_weights(model, frozen=True))  # lazy ones have their shapes by now
-        self._trained |= {weight.layer for weight in find_weights(model)} - known
-        layers = self.order.sort([(weight.layer, weight.module) for weight in self._weights])
-        self._places = {layer: place for place, layer in enumerate(layers)}
-        self._numbered = number(layer for layer in layers if layer in self._trained)
-        self._small = {weight.layer for weight in self._weights if can_pack(weight.parameter)}
-        self.order.remove()
+    def _gradients_now(self, owned: dict[int, Weight], due: list[Any], scale: float) -> list[Part]:
+        """The sums of those gradients that some reader wants and that are not taken yet in this batch."""
+        taken = {weight.layer for part, _ in self._taken for weight in part.weights}
+        weights = [
+            weight
+            for weight in owned.values()
+            if weight.layer not in taken and weight.has_gradient and any(_wants(reader, weight) for reader in due)
+        ]
+        with torch.no_grad():
+            return list(self._take(weights, scale))
 
-    def _number_late(self, layers: Sequence[str]) -> None:
-        """Layers that are trained from now on get the next numbers; their place is that of their execution."""
-        late = [layer for layer in layers if layer not in self._numbered]
-        if late:
-            named = self._numbered | {
-                layer: f"{at:02d}_{layer}" for at, layer in enumerate(late, start=len(self._numbered))
-            }
-            self._numbered = {layer: named[layer] for layer in sorted(named, key=self._places.__getitem__)}
+    def _take_step(
+        self, owned: dict[int, Weight], due: list[Any], moment: Moment, stream: str, parts: list[Part]
+    ) -> None:
+        """Keep the gradients of a step, and the weights as they are before it."""
+        if not parts and owned and not any(weight.has_gradient for weight in owned.values()):
+            return  # a batch that was skipped: it makes no step
+        self._counts_changes = any(moment.step < reader.changed_before for reader in due)
+        for reader in due:
+            reader.mark(moment, stream)
+        self._watched.note_trained([weight for part in parts for weight in part.weights])
+        if any(reader.update_ratio for reader in due):
+            with torch.no_grad():
+                for part in parts:
+                    self._remember(part)
+        self._taken += [(part, due) for part in parts]
+
+    def _number_layers(self) -> None:
+        known = {layer: name for reader in self.readers for layer, name in reader.numbered.items()}
+        self._watched.number(known, vectors=any(reader.vectors for reader in self.readers))
 
     def _owned_by(self, optimizer: Optimizer, stream: str) -> dict[int, Weight]:
-        """The watched weights among an optimizer's parameters, by the parameter's identity."""
-        identities = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        known, owned = self._owned.get(stream, ([], {}))
-        if identities != known:
-            wanted = set(identities)
-            owned = {id(w.parameter): w for w in self._weights if id(w.parameter) in wanted}
-            self._owned[stream] = identities, owned
+        """The watched weights of an optimizer; of those that are new, no buffers are kept."""
+        if not self._watched.ordered:
+            self._number_layers()
+        owned = self._watched.owned_by(optimizer, stream)
+        if self._watched.new:
+            for layer in self._watched.new:
+                self._before.pop(layer, None)
+            self._watched.new.clear()
+            self._packed.clear()
+            self._small = {weight.layer for weight in self._watched.weights if can_pack(weight.parameter)}
         return owned
 
-    def _take(self, weights: list[Weight], scale: float, updates: bool) -> Iterator[Part]:
-        """Sums of these layers' gradients; the layers are kept as they are, if `updates`."""
+    def _take(self, weights: list[Weight], scale: float) -> Iterator[Part]:
+        """Sums of these layers' gradients."""
         alone: list[Weight] = []
         small: list[Weight] = []
         for weight in weights:
@@ -239,16 +254,11 @@ class GradientRecorder:
             sums = packed.sums([weight.gradient for weight in group])
             if sums is None:
                 alone += group
-                continue
-            if updates:
-                packed.remember([weight.parameter for weight in group])
-            yield Part(group, scale, packed, sums)
+            else:
+                yield Part(group, scale, packed, sums)
         for weight in alone:
             values = stored_values(weight.gradient)
-            alone_sums = gradient_sums(values, self._scratch)
-            if updates:
-                self._remember(weight)
-            yield Part((weight,), scale, None, (*alone_sums, values.numel()))
+            yield Part((weight,), scale, None, (*gradient_sums(values, self._scratch), values.numel()))
 
     def _pack(self, weights: list[Weight]) -> list[tuple[tuple[Weight, ...], PackedLayers]]:
         """Small layers in groups of cache size, with their buffers."""
@@ -260,14 +270,19 @@ class GradientRecorder:
             self._packed[layers] = [(group, PackedLayers([w.parameter.shape for w in group])) for group in groups]
         return self._packed[layers]
 
-    def _remember(self, weight: Weight) -> None:
-        now = flat(real(weight.parameter.detach()))
-        if weight.layer in self._before:
-            self._before[weight.layer].copy_(now)
+    def _remember(self, part: Part) -> None:
+        """Keep the weights as they are before the step."""
+        values = [self._began.get(id(weight.parameter), weight.values) for weight in part.weights]
+        if part.packed is not None:
+            part.packed.remember(values)
+            return
+        layer, now = part.weights[0].layer, flat(real(values[0]))
+        if layer in self._before:
+            self._before[layer].copy_(now)
         else:
-            self._before[weight.layer] = now.clone()
+            self._before[layer] = now.clone()
 
-    def _measure_updates(self, owned: dict[int, Weight] | None) -> None:
+    def _measure_updates(self, owned: Collection[int] | None) -> None:
         """Measure what the recorded steps did to the weights; `owned` are an optimizer's parameters, None for all."""
         with torch.no_grad():
             for index, (part, readers) in enumerate(self._taken):
@@ -278,12 +293,14 @@ class GradientRecorder:
 
     def _moved(self, part: Part) -> tuple[Any, ...]:
         if part.packed:
-            return part.packed.moved([weight.parameter for weight in part.weights])
+            return part.packed.moved([weight.values for weight in part.weights])
         (weight,) = part.weights
-        return update_norms(self._before[weight.layer], flat(real(weight.parameter.detach())), self._scratch)
+        return update_norms(self._before[weight.layer], flat(real(weight.values)), self._scratch)
 
     def _changed(self, part: Part) -> tuple[Any, ...]:
         """Shares of weights that the step changed, as far as its gradients are still there."""
+        if not all(weight.is_plain for weight in part.weights):
+            return ()
         weights = [weight.parameter for weight in part.weights]
         grads = [weight.parameter.grad for weight in part.weights]
         if not all(weight.dtype in _HALF and _alike(weight, grad) for weight, grad in zip(weights, grads, strict=True)):
@@ -294,6 +311,14 @@ class GradientRecorder:
             for old, weight, grad in zip(before, weights, grads, strict=True)
             if grad is not None
         )
+
+
+def _wants(reader: GradientReader, weight: Weight) -> bool:
+    return reader.wants(weight.layer) and (reader.vectors or not weight.vector)
+
+
+def _has_values(parameter: Tensor) -> bool:
+    return parameter.requires_grad and not isinstance(parameter, UninitializedParameter)
 
 
 def _alike(weight: Tensor, grad: Tensor | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from bnlab_callbacks.core.naming import number
+from bnlab_callbacks.core.naming import number, numbered_name
 from bnlab_callbacks.core.ranks import Agreement
 
 ELSEWHERE = "it failed on another rank."
@@ -39,7 +39,7 @@ class Tables:
         if not self.numbered:
             self.numbered = number(found)
         for name in found:
-            self.numbered.setdefault(name, f"{len(self.numbered):02d}_{name}")
+            self.numbered.setdefault(name, numbered_name(len(self.numbered), name))
 
     def note(self, agreement: Agreement) -> None:
         """Take note of what the messages of all ranks say of a step."""

@@ -1,4 +1,4 @@
-"""Statistics of an activation function's outputs: moments, saturation, silent units. Pure functions.
+"""Statistics of an activation function's outputs: moments, saturation, silent and dormant units. Pure functions.
 
 Everything is computed from outputs alone, since in-place functions overwrite their inputs. A unit is *saturated* where
 the function's slope is below 5 % of its largest slope; for each function that condition on the slope is turned into
@@ -44,6 +44,7 @@ class Saturation(NamedTuple):
     low: float | None = None
     high: float | None = None
     clipped: bool = False  # outputs at the bounds are, too: the function is flat there
+    rectifier: bool = False  # flat at 0 for all negative inputs, which `low` does not tell: a unit can die
 
 
 def is_rectifier(module: nn.Module) -> bool:
@@ -53,6 +54,10 @@ def is_rectifier(module: nn.Module) -> bool:
 
 def saturation(module: nn.Module) -> Saturation:
     """Where the module's outputs are saturated; (None, None) for functions that do not saturate."""
+    return _bounds(module)._replace(rectifier=is_rectifier(module))
+
+
+def _bounds(module: nn.Module) -> Saturation:
     edge = math.sqrt(1 - SLOPE)
     if isinstance(module, nn.Sigmoid):
         return Saturation((1 - edge) / 2, (1 + edge) / 2)
@@ -83,11 +88,54 @@ class ActivationSums(NamedTuple):
     mean: Tensor  # Σa/n, as far as the dtype holds it
     rest: Tensor  # what its rounding left of Σa/n
     std: Tensor  # √(Σ(a − mean)²/n)
+    skew: Tensor  # Σ(a − mean)³/(n std³); 0 where outputs are all equal
+    kurtosis: Tensor  # Σ(a − mean)⁴/(n std⁴); 0 where outputs are all equal, else at least 1
     absmax: Tensor | None  # max|a|; None for rectifiers, whose `unit_max` tells it
     low: Tensor | None  # number of outputs saturated on the low side
     high: Tensor | None  # number saturated on the high side
     nonzero: Tensor | None  # number not equal to 0, for rectifiers
+    unit_abs: Tensor | None  # (units,): mean of the unit's |a|; None where units are not known
     unit_max: Tensor | None  # (units,): largest output of the unit, for rectifiers
+
+
+class Moments(NamedTuple):
+    """Number, mean, and sums of powers of the deviations from it, of a set of numbers."""
+
+    n: float
+    mean: float
+    squares: float
+    cubes: float
+    fourths: float
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets together (Pébay 2008, Formulas for Robust, One-Pass Parallel Computation, eq. 2.1)."""
+        n, a, b = self.n + other.n, self.n, other.n
+        delta = other.mean - self.mean
+        step = delta / n
+        apart = delta * step * a * b  # what the distance of the means adds to the squares
+        squares = self.squares + other.squares + apart
+        cubes = self.cubes + other.cubes + step * (apart * (a - b) + 3 * (a * other.squares - b * self.squares))
+        fourths = self.fourths + other.fourths + 4 * step * (a * other.cubes - b * self.cubes)
+        fourths += step * step * (apart * (a * a - a * b + b * b) + 6 * (a * a * other.squares + b * b * self.squares))
+        return Moments(n, self.mean + step * b, squares, cubes, fourths)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the set itself, √(Σ(a − mean)²/n)."""
+        return math.sqrt(self.squares / self.n)
+
+    @property
+    def rms(self) -> float:
+        """√(Σa²/n)."""
+        return math.hypot(self.mean, self.std)
+
+    @property
+    def kurtosis(self) -> float:
+        """Pearson's, Σ(a − mean)⁴/(n std⁴): 3 for a normal distribution; NaN where all numbers are equal."""
+        if not self.fourths:
+            return math.nan
+        variance = self.squares / self.n
+        return self.fourths / self.n / variance / variance  # its square might be more than a float holds, or less
 
 
 def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, scratch: Scratch) -> ActivationSums:
@@ -100,16 +148,14 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
     Args:
         output: (N, …), floating point, not empty.
         bounds: where the function saturates.
-        unit_dim: dimension of the units for a rectifier, None for other functions.
+        unit_dim: dimension of the units, None where it is not known: then a rectifier's are not looked at.
         scratch: buffers for the passes over the pieces.
     """
-    if torch.compiler.is_compiling():
-        return _sums_for_compiler(output, bounds, unit_dim)
     if is_small(output):
         return split_rows(sums_of_rows(output.unsqueeze(0), bounds, unit_dim))[0]
     values = flat(output)
     wide = wide_dtype(values)
-    unit_max = None if unit_dim is None else unit_maximum(output, unit_dim)
+    unit_max = unit_maximum(output, unit_dim) if bounds.rectifier and unit_dim is not None else None
     if unit_max is None:
         smallest, largest = torch.aminmax(values)
         absmax = torch.maximum(largest, -smallest).to(wide)
@@ -117,31 +163,49 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
         absmax = unit_max.amax().to(wide)
     mean, scale = values.mean(dtype=wide), absmax.clamp_min(torch.finfo(wide).tiny)
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
-    squares, rests, low, high, nonzero = [], [], [], [], []
+    rests, squares, cubes, fourths, low, high, nonzero = [], [], [], [], [], [], []
     for own in pieces(values):
         piece = own.to(wide)
         # half precision would round the bounds: right only where the function's own clipping rounded them alike
         compared = own if bounds.clipped else piece
         centred = torch.sub(piece, mean, out=scratch.values(piece)).div_(scale)
-        squares.append(torch.dot(centred, centred))
+        square = torch.mul(centred, centred, out=scratch.flags(piece))
         rests.append(centred.sum())
+        squares.append(square.sum())
+        cubes.append(torch.dot(square, centred))
+        fourths.append(torch.dot(square, square))
         if bounds.low is not None:
             low.append(below(compared, bounds.low, out=scratch.flags(piece)).sum())
         if bounds.high is not None:
             high.append(above(compared, bounds.high, out=scratch.flags(piece)).sum())
         if unit_max is not None:
             nonzero.append(torch.ne(piece, 0, out=scratch.flags(piece)).sum())
-    rest = total(rests) / values.numel()
+    rest, *powers = (total(sums) / values.numel() for sums in (rests, squares, cubes, fourths))
+    variance, skew, kurtosis = _about_mean(rest, *powers)
     return ActivationSums(
         mean=mean,
         rest=scale * rest,
-        std=scale * (total(squares) / values.numel() - rest * rest).clamp_min(0).sqrt(),
+        std=scale * variance.sqrt(),
+        skew=skew,
+        kurtosis=kurtosis,
         absmax=absmax if unit_max is None else None,
         low=total_count(low) if low else None,
         high=total_count(high) if high else None,
         nonzero=total_count(nonzero) if nonzero else None,
+        unit_abs=None if unit_dim is None else _means_of_units(output.abs().unsqueeze(0), unit_dim)[0],
         unit_max=unit_max,
     )
+
+
+def _about_mean(rest: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Variance, skewness and kurtosis, from means of the powers of deviations from a mean that is off by `rest`."""
+    variance = (second - rest * rest).clamp_min(0)
+    third = third - 3 * rest * second + 2 * rest**3
+    fourth = fourth - 4 * rest * third - 6 * rest * rest * variance - rest**4
+    spread = variance > 1e-5 * rest * rest  # else it is what rounding left of 0
+    safe = variance.where(spread, 1)
+    # one factor after the other: float32 does not hold the fourth power of deviations of 1e-8
+    return variance, (third / safe / safe.sqrt()).where(spread, 0), (fourth / safe / safe).where(spread, 0)
 
 
 def is_small(output: Tensor) -> bool:
@@ -155,12 +219,12 @@ def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> A
     Args:
         outputs: (K, N, …), the outputs of K calls.
         bounds: where the function saturates.
-        unit_dim: dimension of the units in one call's output (N, …) for a rectifier, None for other functions.
+        unit_dim: dimension of the units in one call's output (N, …), None where it is not known.
     """
     values = outputs.flatten(1)
     wide = values.to(torch.float64, copy=True)
     mean = wide.mean(1)
-    unit_max = None if unit_dim is None else _maxima_of_units(outputs, unit_dim)
+    unit_max = _maxima_of_units(outputs, unit_dim) if bounds.rectifier and unit_dim is not None else None
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
     # half precision would round the bounds: right only where the function's own clipping rounded them alike
     compared = values if bounds.clipped else wide
@@ -173,9 +237,20 @@ def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> A
     low = None if bounds.low is None else count(compared, below, bounds.low)
     high = None if bounds.high is None else count(compared, above, bounds.high)
     nonzero = None if unit_max is None else count(values, torch.ne, 0)
-    absmax = wide.abs().amax(1) if unit_max is None else None
-    std = torch.linalg.vector_norm(wide.sub_(mean[:, None]), 2, dim=1) / math.sqrt(values.shape[1])
-    return ActivationSums(mean, torch.zeros_like(mean), std, absmax, low, high, nonzero, unit_max)
+    magnitudes = wide.abs()
+    absmax = magnitudes.amax(1) if unit_max is None else None
+    unit_abs = None if unit_dim is None else _means_of_units(magnitudes.view(outputs.shape), unit_dim)
+    deviations = wide.sub_(mean[:, None])
+    std = torch.linalg.vector_norm(deviations, 2, dim=1) / math.sqrt(values.shape[1])
+    spread = std > 1e-14 * mean.abs()  # else it is what rounding left of 0
+    deviations /= std.where(spread, 1)[:, None]
+    squares = torch.mul(deviations, deviations, out=magnitudes)
+    skew = torch.linalg.vecdot(squares, deviations) / values.shape[1]
+    kurtosis = torch.linalg.vecdot(squares, squares) / values.shape[1]
+    skew, kurtosis = skew.where(spread, 0), kurtosis.where(spread, 0)
+    return ActivationSums(
+        mean, torch.zeros_like(mean), std, skew, kurtosis, absmax, low, high, nonzero, unit_abs, unit_max
+    )
 
 
 def split_rows(sums: ActivationSums) -> list[ActivationSums]:
@@ -186,58 +261,24 @@ def split_rows(sums: ActivationSums) -> list[ActivationSums]:
 
 def _maxima_of_units(outputs: Tensor, unit_dim: int) -> Tensor:
     """(K, units) of the outputs (K, N, …) of K calls."""
-    if outputs.ndim == 1:  # one number a call
-        return outputs[:, None]
-    unit_dim = unit_dim % (outputs.ndim - 1) + 1
-    others = [dim for dim in range(1, outputs.ndim) if dim != unit_dim]
+    outputs, others = _others(outputs, unit_dim)
     return outputs.amax(others) if others else outputs
 
 
-def _sums_for_compiler(output: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
-    """The same sums as plain expressions, which torch.compile fuses by itself."""
-    values = output.to(wide_dtype(output))
-    absmax = values.abs().amax()
-    scale = absmax.clamp_min(torch.finfo(values.dtype).tiny)
-    below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
-    compared = output if bounds.clipped else values
-    mean = values.mean()
-    centred = (values - mean) / scale
-    rest = centred.mean()
-    return ActivationSums(
-        mean=mean,
-        rest=scale * rest,
-        std=scale * (centred - rest).square().mean().sqrt(),
-        absmax=absmax if unit_dim is None else None,
-        low=None if bounds.low is None else below(compared, bounds.low).sum(),
-        high=None if bounds.high is None else above(compared, bounds.high).sum(),
-        nonzero=None if unit_dim is None else (values != 0).sum(),
-        unit_max=None if unit_dim is None else unit_maximum(output, unit_dim),
-    )
+def _means_of_units(magnitudes: Tensor, unit_dim: int) -> Tensor:
+    """(K, units) of the magnitudes (K, N, …) of K calls' outputs."""
+    magnitudes, others = _others(magnitudes, unit_dim)
+    return magnitudes.mean(others, dtype=wide_dtype(magnitudes)) if others else magnitudes
+
+
+def _others(outputs: Tensor, unit_dim: int) -> tuple[Tensor, list[int]]:
+    """The outputs (K, N, …) of K calls, at least (K, 1), and all dimensions but the first and that of the units."""
+    if outputs.ndim == 1:  # one number a call
+        outputs = outputs[:, None]
+    unit_dim = unit_dim % (outputs.ndim - 1) + 1
+    return outputs, [dim for dim in range(1, outputs.ndim) if dim != unit_dim]
 
 
 def unit_maximum(output: Tensor, unit_dim: int) -> Tensor:
     """Largest output of each unit over all samples and positions: (N, C, H, W) → (C,) for unit_dim=1."""
     return _maxima_of_units(output.unsqueeze(0), unit_dim)[0]
-
-
-class Moments(NamedTuple):
-    """Number, mean and sum of squared deviations of a set of numbers."""
-
-    n: float
-    mean: float
-    squares: float
-
-    def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together (Chan, Golub & LeVeque 1983, eq. 2.1)."""
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        return Moments(
-            n,
-            self.mean + delta * other.n / n,
-            self.squares + other.squares + delta * delta * self.n * other.n / n,
-        )
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the set itself, √(Σ(a − mean)²/n)."""
-        return math.sqrt(self.squares / self.n)

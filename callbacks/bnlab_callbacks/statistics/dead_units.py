@@ -1,4 +1,4 @@
-"""Silent units of rectifiers: over a window of records, over an epoch, since when, and those that came back."""
+"""Silent and dormant units: over a window of records, over an epoch, since when, and those that came back."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ class DeadShare(NamedTuple):
 
 
 class DeadUnit(NamedTuple):
-    """A unit that counts as dead now: silent over a whole window of records; or one that did and came back."""
+    """A unit that counts as dead or dormant now: it was in a whole window of records; or one that did and came back.
+
+    A dead unit of a rectifier was never positive; a dormant one had, in each record, outputs that are small beside
+    those of its layer. A unit that is both counts as dead.
+    """
 
     layer: str  # `<NN>_<layer>`
     unit: int
     dead: bool  # now
-    since: int  # step of the first record of its present silence; of its return, if it is not dead
-    samples: int  # that it has been silent over, or active again
-    revivals: int  # times that it fired after having counted as dead
+    since: int  # step of the first record of its present silence or dormancy; of its return, if it came back
+    samples: int  # that it has been silent or dormant over, or active again
+    revivals: int  # times that it came back
+    dormant: bool = False  # now, without being dead
 
 
 class UnitLedger:
-    """The history of one layer's units, record by record.
+    """The history of one layer's units, record by record: in which of them each was active.
 
     Args:
         length: records that the sliding window spans.
@@ -69,7 +74,7 @@ class UnitLedger:
         """Take in K records.
 
         Args:
-            active: (K, units), whether the unit was positive in any sample of the record.
+            active: (K, units), whether the unit was positive in any sample of the record, or not dormant in it.
             samples: (K), samples of each record.
             steps: (K), the step of each record.
 

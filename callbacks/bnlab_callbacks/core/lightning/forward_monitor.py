@@ -31,3 +31,13 @@ class ForwardMonitor(Monitor):
         """Take this batch's calls; when they end in an optimizer step, the step is recorded."""
         if self.leads:
             self._recorder.end_batch(self._moment, optimizer_steps(trainer))
+
+    def end_raised_batch(self, trainer: Trainer) -> None:
+        """Take the calls of a batch that makes no step, as if it did."""
+        if self.leads:
+            self._recorder.end_batch(self._moment, optimizer_steps(trainer) + 1)
+
+    def drop_window(self) -> None:
+        """Forget the calls of batches that were accumulated for a step that is never made."""
+        if self._recorder is not None:
+            self._recorder.drop_window()

@@ -15,8 +15,9 @@ from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import Publisher, one_record_a_step, publish_epoch, publisher_of, stamp
+from bnlab_callbacks.core.lightning.raw_steps import RecordsSteps
 from bnlab_callbacks.core.lightning.trainer import log_interval, moment_of, sharding_strategy
-from bnlab_callbacks.core.naming import layer_filter
+from bnlab_callbacks.core.naming import layer_filter, with_new_names
 from bnlab_callbacks.core.overhead import Overhead
 from bnlab_callbacks.core.records import EpochMeans, Moment, Read, Record, Taken
 from bnlab_callbacks.core.schedule import RecordSchedule
@@ -69,6 +70,7 @@ class Monitor(Diagnostic):
         self._latest: dict[str, float] = {}
         self._loaded: dict[str, Any] = {}
         self._epoch = 0  # of the last record
+        self._in_batch = False
         self._handover = Handover()
 
     @property
@@ -89,6 +91,23 @@ class Monitor(Diagnostic):
 
     def end_batch(self, trainer: Trainer) -> None:
         """Tell the recorder that a batch is over."""
+
+    def end_raised_batch(self, trainer: Trainer) -> None:
+        """Tell the recorder that a batch has ended in an exception: what it left is that of a step."""
+        self.end_batch(trainer)
+
+    @property
+    def step_recorder(self) -> RecordsSteps | None:
+        """The recorder, where it wants to know of the beginning and end of optimizer steps."""
+        return None
+
+    def drop_window(self) -> None:
+        """Tell the recorder that the gradients accumulated so far will end in no step."""
+
+    @property
+    def never_due(self) -> bool:
+        """Whether no interval was given, neither to this monitor nor to the Trainer."""
+        return self.schedule.never
 
     def epoch_values(self) -> dict[str, float]:
         """Values that an epoch has beside the means over its records; start the next epoch."""
@@ -216,6 +235,7 @@ class Monitor(Diagnostic):
             self.close()  # here: no reader of that run may be left when the first one joins a recorder of this run
             self.schedule.restart()
             self._loaded = {}
+            self._state, self._in_batch = None, False
             self.take_over()  # what is older than this run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,13 +256,18 @@ class Monitor(Diagnostic):
         self._means = EpochMeans(self._loaded.get("means", ()))
         self._epoch = self._loaded.get("epoch", 0)
         self._trainer, self._publisher = trainer, publisher_of(trainer)
+        if self.never_due:
+            self.give_up(
+                "the Trainer's log_every_n_steps is 0, as with barebones=True. Set every_n_steps=50, say, to record."
+            )
+            return
         self._publisher.join(self)
         self.watch(trainer, pl_module)
 
     @keeps_training
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear of all optimizer steps."""
-        self.hear_of_raw_steps(trainer)
+        self.hear_of_raw_steps(trainer, self.step_recorder)
 
     def close(self) -> None:
         """Leave nothing behind: no hooks, buffers or references. Harmless when repeated."""
@@ -265,6 +290,7 @@ class Monitor(Diagnostic):
             # a checkpoint cut it off after its last batch: resumed, Lightning does not end it
             publish_epoch(trainer, self._means.pop() | self.epoch_values(), self._epoch)
         if self.active:
+            self._in_batch = True
             self.begin_batch(trainer)
 
     @keeps_training
@@ -272,6 +298,7 @@ class Monitor(Diagnostic):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take what the batch left."""
+        self._in_batch = False
         self.end_batch(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,6 +309,9 @@ class Monitor(Diagnostic):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish what is kept, the epoch's means, and what the monitors cost."""
         self.overhead.end_step()
+        self._in_batch = False  # if the LightningModule has skipped the rest of the epoch
+        if pl_module.automatic_optimization:
+            self.drop_window()  # each epoch begins with gradients of 0
         self._publish_kept()
         if not self.active or self._publisher is None:
             return
@@ -304,9 +334,25 @@ class Monitor(Diagnostic):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what led up to the exception, and stop: Lightning calls no other hook then."""
+        self.settle(trainer)
         self._stop(trainer)
 
+    @keeps_training
+    def end_unfinished(self, trainer: Trainer) -> None:
+        """Take what a batch has left that did not come to its end; harmless when repeated."""
+        if self._in_batch:
+            self._in_batch = False
+            self.end_raised_batch(trainer)
+
+    @keeps_training
+    def keep_state(self, trainer: Trainer) -> None:
+        """Keep the state for checkpoints that are written from now on: within a batch, as before its step."""
+        if self._in_batch:
+            self.schedule.unmark(self._moment)
+        super().keep_state(trainer)
+
     def _stop(self, trainer: Trainer) -> None:
+        self.keep_state(trainer)
         self._publish_kept()
         self._hand_over(trainer)
         self.close()
@@ -325,6 +371,7 @@ class Monitor(Diagnostic):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Publish what is kept: a run that goes on from this checkpoint will not record it again."""
         self._publish_kept()
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to record what the undisturbed one would; primitives and tensors only."""
@@ -333,5 +380,5 @@ class Monitor(Diagnostic):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
-        self._loaded = state_dict
+        self._loaded = with_new_names(state_dict)
         self.schedule.load_state_dict(state_dict["schedule"])

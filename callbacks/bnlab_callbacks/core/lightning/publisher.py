@@ -14,7 +14,7 @@ import torch
 
 from bnlab_callbacks.core.lightning.names import Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.tensorboard import takes_summaries, write_summary
-from bnlab_callbacks.core.lightning.trainer import logged_step, ranks_of
+from bnlab_callbacks.core.lightning.trainer import last_step, logged_step, ranks_of
 from bnlab_callbacks.core.overhead import Overhead
 from bnlab_callbacks.core.records import Moment, Record, Taken
 from bnlab_callbacks.core.shared import SharedRecorders
@@ -202,7 +202,7 @@ def publish_epoch(trainer: Trainer, values: dict[str, float], epoch: int | None 
     """
     if not values:
         return
-    record = stamp(trainer, values)._replace(step=logged_step(trainer) - 1)
+    record = stamp(trainer, values)._replace(step=last_step(trainer))
     publisher_of(trainer).publish(trainer, record if epoch is None else record._replace(epoch=epoch))
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
 

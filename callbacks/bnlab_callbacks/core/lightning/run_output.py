@@ -10,7 +10,7 @@ from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import Publisher, publisher_of
-from bnlab_callbacks.core.lightning.trainer import is_trial, logged_step
+from bnlab_callbacks.core.lightning.trainer import is_trial, last_step
 from bnlab_callbacks.core.records import Record
 
 
@@ -50,7 +50,7 @@ class RunOutput(Diagnostic):
         """Begin, before anything is recorded."""
         if stage == "fit":
             self._listen_no_more()
-            self._ended = None
+            self._ended = self._state = None
             self._fitting = self.enabled and not is_trial(trainer)
             self.active = self._fitting and trainer.is_global_zero
             self._begin(trainer)
@@ -73,7 +73,7 @@ class RunOutput(Diagnostic):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the epoch ended."""
-        self._ended = (logged_step(trainer) - 1, trainer.current_epoch)
+        self._ended = (last_step(trainer), trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch before."""
@@ -90,6 +90,7 @@ class RunOutput(Diagnostic):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what led up to the exception: Lightning calls no other hook then."""
+        self.settle(trainer)
         self._close_alone(trainer)
         self._end(trainer)
 
@@ -104,6 +105,7 @@ class RunOutput(Diagnostic):
         self._end(trainer)
 
     def _end(self, trainer: Trainer) -> None:
+        self.keep_state(trainer)
         self._finish(trainer)
         self._listen_no_more()
         self.active = self._fitting = False

@@ -31,6 +31,20 @@ def moment_of(trainer: Trainer) -> Moment:
     return Moment(logged_step(trainer), trainer.current_epoch)
 
 
+def last_step(trainer: Trainer) -> int:
+    """The step of the last batch that ended in an optimizer step: where an epoch's values belong; 0 before the first.
+
+    A LightningModule may skip whole epochs (`on_train_batch_start` gives −1), also the first ones.
+    """
+    return max(logged_step(trainer) - 1, 0)
+
+
+def batch_is_over(trainer: Trainer) -> bool:
+    """Whether `on_train_batch_end` is under way: a run that is resumed from there goes on behind the batch."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.processed > progress.completed)
+
+
 def accumulates(trainer: Trainer) -> bool:
     """Whether the batch that has just ended makes no optimizer step yet."""
     return trainer.fit_loop._should_accumulate()

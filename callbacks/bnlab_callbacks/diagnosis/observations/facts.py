@@ -93,6 +93,7 @@ class Facts:
         without_optimizer: trainable layers that no optimizer holds.
         frozen: layers with `requires_grad=False`.
         constant: layers all of whose weights were equal when training began → that weight.
+        gates: activations that weigh something: gates, soft caps, attention scores; saturated on purpose.
         norm_eval: batch-norm layers in evaluation mode while the module trains, with trainable scales.
         norm_momentum: batch-norm layers → their momentum (None: cumulative average).
         norm_values: batch-norm layers → the smallest training batch so far.
@@ -120,6 +121,7 @@ class Facts:
     without_optimizer: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     constant: Mapping[str, float] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
     norm_eval: tuple[str, ...] = ()
     norm_momentum: Mapping[str, float | None] = field(default_factory=dict)
     norm_values: Mapping[str, NormBatch] = field(default_factory=dict)

@@ -158,10 +158,11 @@ def _look_at_step(
     order = ForwardOrder(holders.items())
     order.gate.open = True
     constant = constant_layers(twin)
-    watch, task = LayerWatch(twin, constant), _TaskLook(twin)
+    watch, task = LayerWatch(twin, constant), _TaskLook(hooks.mode, twin)
 
     def see(loss: Tensor) -> None:
         task.end(loss)
+        hooks.before_backward()
         watch.trace(loss)
         graph = LossGraph(loss)
         small = (p for p in twin.parameters() if p.numel() and float(p.detach().abs().max()) <= _SMALL_GAIN)
@@ -174,7 +175,8 @@ def _look_at_step(
         m.layers, m.failure = hooks.finish(), text
         return
     finally:
-        task.mode.forget()
+        task.forget()
+        hooks.before_backward()
     m.frozen = tuple(order.sort([(name, name) for name in m.frozen]))
     sorted_layers = order.sort([(weight.layer, weight.module) for weight in weights])
     layers = [layer for layer in sorted_layers if layer not in watch.scales]
@@ -228,31 +230,36 @@ class _TaskLook:
     """What a step's loss compares, seen while it is computed.
 
     Attributes:
-        mode: which sees it; to be forgotten when the step is over.
         output_std: over the batch, of what the loss consumes; None where that is unknown.
         chance_loss: of the best constant output, where there are classes.
+
+    Args:
+        mode: which sees it.
+        twin: the copy that makes the step.
     """
 
-    def __init__(self, twin: nn.Module) -> None:
+    def __init__(self, mode: FunctionMode, twin: nn.Module) -> None:
         self.output_std: float | None = None
         self.chance_loss: float | None = None
-        self.mode = FunctionMode()
-        self._watch = LossWatch(lambda loss: None)
-        self.mode.subscribers.append(self._watch)
-        self.mode.watch(twin)
+        self._mode, self._watch = mode, LossWatch(lambda loss: None)
+        mode.join(self._watch, twin)
 
     def begin(self, batch: Any) -> None:
         """The step begins, on this batch."""
         self._watch.begin(batch)
-        self.mode.enter()
+        self._mode.enter(self._watch)
 
     def end(self, loss: Tensor) -> None:
         """The loss is there."""
-        self.mode.leave()
+        self._mode.leave(self._watch)
         reader = TaskReader()
         self.output_std = reader.read(float(loss.detach()), candidates(self._watch.take(loss))).get("output_std")
         if reader.task.classes and not math.isnan(reader.task.chance):
             self.chance_loss = reader.task.chance
+
+    def forget(self) -> None:
+        """See nothing more, and keep no tensors."""
+        self._mode.quit(self._watch)
         self._watch.forget()
 
 

@@ -51,7 +51,9 @@ def saturated(history: History) -> Verdict | None:
 
     Large weights drive outputs to both sides, or training drives them to one. What was at one side alone from the first
     step on is there by its bias, on purpose: a gate that begins shut or open, an output that begins at the share of a
-    rare class. One side alone is less than a twentieth of the saturated outputs on the other.
+    rare class. One side alone is less than a twentieth of the saturated outputs on the other. Outputs that are
+    multiplied with something (gates, soft caps, attention scores, position biases) are meant to be at the ends, and are
+    left out.
     """
     shares, high = history.now.of("sat_frac"), history.now.of("sat_hi")
     first, first_high = history.first.of("sat_frac"), history.first.of("sat_hi")
@@ -62,7 +64,7 @@ def saturated(history: History) -> Verdict | None:
         return share > _SATURATED / 2 and other < _OTHER_SIDE * share
 
     layers = [layer for layer, share in shares.items() if layer in high and share > _SATURATED]
-    layers = [layer for layer in layers if not one_sided(layer)]
+    layers = [layer for layer in layers if layer not in history.facts.gates and not one_sided(layer)]
     if not layers or not history.stuck():
         return None
     return Verdict(f"{shares[layers[0]]:.0%} of its outputs are saturated (above {_SATURATED:.0%})", layers[0])

@@ -27,8 +27,6 @@ class _LayerHook(ModuleHook):
     into: BatchEnds
 
     def record(self, module: nn.Module, *given: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
         inputs, output = given[0], given[-1]
         if self.into.first is None:
             self.into.first = module
@@ -44,7 +42,7 @@ class _NormHook(ModuleHook):
 
     def record(self, module: nn.Module, *given: Any) -> None:
         output = given[-1]
-        if not torch.compiler.is_compiling() and isinstance(output, Tensor) and output.ndim > 1:
+        if isinstance(output, Tensor) and output.ndim > 1:
             ranks = ranks_of(module)
             batch = NormBatch(ranks * (output.numel() // max(output.shape[1], 1)), ranks * output.shape[0])
             self.into.norm_values[self.layer] = min(batch, self.into.norm_values.get(self.layer, batch))

@@ -33,7 +33,10 @@ def _attributes(owner: Any, depth: int) -> Iterator[Tensor]:
 
 
 def samples_of(batch: Any) -> int:
-    """The length of the first tensor of a batch that has one; 0 where none has."""
+    """The length of the first tensor of a batch that has one; 0 where none has. Of PyG's batches the graphs."""
+    graphs = getattr(batch, "num_graphs", None)
+    if isinstance(graphs, int) and graphs > 0:
+        return graphs
     return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim), 0)
 
 

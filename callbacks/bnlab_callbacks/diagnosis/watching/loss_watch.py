@@ -78,11 +78,15 @@ class LossWatch:
     actions), and not out of nothing (labels of a GAN, places in a contrastive batch). Behind the last layer with
     weights the first calls of both are the loss; a loss function of `torch.nn.functional` is one anywhere.
 
+    Attributes:
+        failure: the last error, noted by the function mode.
+
     Args:
         backward: is called with the tensor from which a backward pass is about to begin.
     """
 
     def __init__(self, backward: Callable[[Tensor], None]) -> None:
+        self.failure: str | None = None
         self._on_backward = backward
         self._made: dict[int, tuple[weakref.ref[Tensor], bool]] = {}  # without gradient → whether of the batch alone
         self._losses: list[_Call] = []
@@ -107,6 +111,12 @@ class LossWatch:
         """A backward pass is about to begin from these."""
         if losses:
             self._on_backward(losses[0])
+
+    def entered(self, module: nn.Module) -> None:
+        """A module's forward pass begins."""
+
+    def left(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        """It is over."""
 
     def called(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         """A torch function has been called."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from bnlab_callbacks.core.device import Change, DeviceValues
 from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.guard import keeps_training
+from bnlab_callbacks.core.naming import loggable
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.core.shared import SharedRecorders
@@ -51,6 +52,7 @@ class _Reader:
 
     exact_dead = False
     update_ratio = True
+    vectors = False
     changed_before = 0
 
     def __init__(self, tables: Any, schedule: LookSchedule) -> None:
@@ -61,6 +63,12 @@ class _Reader:
         self._schedule = schedule
         self._marked: dict[str, int] = {}
         self._start: int | None = None  # the first step of this run, or of its resumed part
+
+    @property
+    def numbered(self) -> dict[str, str]:
+        """Layers → `<NN>_<layer>`, as far as they are known."""
+        known: dict[str, str] = self.tables.numbered
+        return known
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
@@ -153,15 +161,15 @@ class RunWatch:
         self._norms = _Reader(BatchNormTables(), self._schedule)
         self._readers = (self._gradients, self._activations, self._norms)
         self._ends = BatchEnds()
-        self._mode = FunctionMode()
+        self._mode: FunctionMode | None = None  # the run's
         self._loss_watch = LossWatch(self._raw_backward)
-        self._mode.subscribers.append(self._loss_watch)
         self._collector = StepCollector()
         self._tasks = TaskReader()
         self._shared: SharedRecorders | None = None
         self._step = 0
         self._loss: Tensor | None = None  # of the batch's first backward pass
         self._compared: list[Candidate] | None = None  # by it, in a recorded step
+        self._unseen_activations: str | None = None
         self._unseen: str | None = None  # why losses are not compared with targets
         self._to_read = 0  # recorded steps
         self._since = math.inf
@@ -170,6 +178,12 @@ class RunWatch:
     def norm_values(self) -> dict[str, NormBatch]:
         """Batch-norm layers → what the smallest batch gave them to normalize a channel with."""
         return dict(self._ends.norm_values)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Activations that were seen to weigh something."""
+        recorder = self._activations.recorder
+        return tuple(map(loggable, recorder.gates)) if recorder is not None else ()
 
     def _judged(self, layer: str) -> bool:
         return layer not in self.scales
@@ -184,7 +198,18 @@ class RunWatch:
         """What quantities begin with (`act_`) → why they are not recorded; None where they are."""
         kinds = {("act_", "sat_", "dead_"): self._activations, ("grad_", "weight_", "update_"): self._gradients}
         off = {begin: reader.failure for begins, reader in kinds.items() for begin in begins}
-        return off | {"explained": self._unseen or self._mode.failure}
+        off |= {begin: off[begin] or self._not_seen() for begin in ("act_", "sat_", "dead_")}
+        return off | {"explained": self._unseen or self._loss_watch.failure}
+
+    def _not_seen(self) -> str | None:
+        """What is to be said of activations that were not recorded."""
+        if (recorder := self._activations.recorder) is not None:
+            self._unseen_activations = "; ".join(recorder.unseen.lines().values()) or (
+                None
+                if recorder.unseen.seen or not recorder.steps
+                else "no activation function was called in a module in training mode"
+            )
+        return self._unseen_activations
 
     # one run
 
@@ -205,8 +230,6 @@ class RunWatch:
         self._gradients.recorder = shared.join(GradientRecorder, self._gradients, model)
         self._activations.recorder = shared.join(ActivationRecorder, self._activations, model)
         self._norms.recorder = shared.join(BatchNormRecorder, self._norms, model)
-        if not self._activations.recorder.layers:
-            self._activations.recorder_failed("the model has no activation modules.")
         if not self._norms.recorder.layers:
             self._norms.leave()
         self._watch_ends(model)
@@ -214,7 +237,9 @@ class RunWatch:
     @keeps_training
     def _watch_ends(self, model: nn.Module) -> None:
         self._ends.watch(model)
-        self._mode.watch(model)
+        assert self._shared is not None
+        self._mode = self._shared.mode
+        self._mode.join(self._loss_watch, model)
 
     def _waiting(self) -> Iterable[DeviceValues]:
         kept = (values for reader in self._readers for _, values in reader.kept)
@@ -224,8 +249,11 @@ class RunWatch:
         """Take all hooks off, and forget what was not fetched; harmless when repeated."""
         self.recording = False
         self._ends.remove()
-        self._mode.forget()
+        if self._mode is not None:
+            self._mode.quit(self._loss_watch)
+        self._mode = None
         self._loss_watch.forget()
+        self._not_seen()
         for reader in self._readers:
             reader.leave()
             reader.kept.clear()
@@ -247,8 +275,11 @@ class RunWatch:
                 reader.recorder.begin_batch(moment, optimizer_steps)
         if self.recording:
             self._open(batch)
-        elif before:
-            self._ends.listen(False)
+        else:
+            if before:
+                self._ends.listen(False)
+            if self._mode is not None:
+                self._mode.rest()
 
     @keeps_training
     def _open(self, batch: Any) -> None:
@@ -258,7 +289,12 @@ class RunWatch:
         if samples := samples_of(batch):
             self._collector.add_globals(self._step, {"samples": torch.tensor(float(samples))})
         self._loss_watch.begin(batch)
-        self._mode.enter()
+        if self._mode is not None:
+            self._mode.enter(self._loss_watch)
+
+    def _look_away(self) -> None:
+        if self._mode is not None:
+            self._mode.leave(self._loss_watch)
 
     def before_backward(self, loss: Tensor, accumulated: int = 1, scaled: bool = False) -> None:
         """A backward pass begins.
@@ -269,7 +305,7 @@ class RunWatch:
             scaled: whether a loss scaler has multiplied it by what is not known.
         """
         if self.recording:
-            self._mode.leave()
+            self._look_away()
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.before_backward()
@@ -301,15 +337,26 @@ class RunWatch:
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.after_backward()
-        if self.recording and self.several:
-            self._mode.enter(again=True)
+        if self.recording and self.several and self._mode is not None:
+            self._mode.enter(self._loss_watch, again=True)
+
+    @property
+    def step_recorder(self) -> GradientRecorder | None:
+        """The recorder of gradients."""
+        recorder: GradientRecorder | None = self._gradients.recorder
+        return recorder
+
+    @property
+    def leads_gradients(self) -> bool:
+        """Whether it is from here that the recorder of gradients hears of the training loop."""
+        return self._gradients.leads
 
     def before_optimizer_step(
-        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float]
+        self, optimizer: Optimizer, stream: str, moment: Moment, loss_scale: Callable[[], float], raw: bool = False
     ) -> None:
         """An optimizer step is about to be made; see `GradientRecorder`."""
         if self._gradients.leads:
-            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale)
+            self._gradients.recorder.before_optimizer_step(optimizer, stream, moment, loss_scale, raw)
         if self._gradients.marked(stream) == moment.step:  # a look of this optimizer's own
             self.recording = True
             self._since = min(self._since, perf_counter())
@@ -330,7 +377,7 @@ class RunWatch:
             if reader.leads:
                 reader.recorder.end_batch(moment, optimizer_steps)
         if self.recording:
-            self._mode.leave()
+            self._look_away()
             if loss is not None and self._compared:
                 self._collector.add_compared(moment.step, loss, self._compared)
             self._ends.take()
@@ -339,11 +386,21 @@ class RunWatch:
 
     def end_unfinished(self, moment: Moment) -> None:
         """A batch did not come to its end, and other ranks may be anywhere: keep what needs none of them."""
-        self._mode.leave()
+        self._look_away()
         if self._loss is not None:
             self._collector.add_loss(moment.step, self._loss)
             if self._compared:
                 self._collector.add_compared(moment.step, self._loss, self._compared)
+
+    def skip_batch(self, accumulated: bool) -> None:
+        """A batch is left out with the rest of its epoch; `accumulated` if what it was to be added to is lost."""
+        self._look_away()
+        self._loss_watch.forget()
+        self._ends.take()
+        self.recording = False
+        for reader in (self._activations, self._norms):
+            if reader.recorder is not None and accumulated:
+                reader.recorder.drop_window()
 
     def is_time(self, step: int, last: bool) -> bool:
         """Whether to look, now that a step is made; with several ranks all must do, so not by their clocks.
