@@ -1,7 +1,5 @@
 """The commands `python -m bnlab_callbacks diagnose FOLDER…` and `show FOLDER`, which read what runs have written."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`ActivationMonitor`: per-layer statistics of activation functions' outputs in training steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`AttentionMonitor`: largest logits, entropy and attention sinks of a net's attention in training steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

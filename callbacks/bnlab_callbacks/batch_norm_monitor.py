@@ -1,7 +1,5 @@
 """`BatchNormMonitor`: running statistics, γ and β of batch-norm layers, and on request the smoothness of the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`EpochTimer`: wall time of every epoch, training and validation apart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any

@@ -1,7 +1,5 @@
 """`GradientMonitor`: per-layer statistics of the gradient that each optimizer step uses."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """`GradientNoise`: the gradient noise scale, one number an epoch that tells which batch size is worth its cost."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

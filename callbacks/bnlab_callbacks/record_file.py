@@ -1,7 +1,5 @@
 """`RecordFile`: every recorded value of a run in one tidy table, beside its events."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from itertools import chain, islice

@@ -1,7 +1,5 @@
 """`WeightMonitor`: norms, spectral norms and stable ranks of a net's weight matrices."""
 
-from __future__ import annotations
-
 from time import perf_counter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Batches of a training loop, of whatever kind."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

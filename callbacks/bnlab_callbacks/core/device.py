@@ -1,7 +1,5 @@
 """Values that wait on their device, and their way to the host: many in one copy, and each once."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

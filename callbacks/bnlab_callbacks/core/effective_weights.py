@@ -5,8 +5,6 @@ direction (Salimans & Kingma 2016, arXiv 1602.07868), by `torch.nn.utils.weight_
 run for it: what a parametrization does in a forward pass (a power iteration, say) it would do once more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The forward passes of a model's modules: who begins one, and what comes of it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The decorator that keeps training alive when a diagnostic fails."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast

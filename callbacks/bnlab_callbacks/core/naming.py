@@ -1,7 +1,5 @@
 """Names of layers and tags: `<quantity>/<NN>_<layer>`, NN the order of execution."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The time that a diagnostic takes, measured by itself, and the distance of its records that keeps to a budget."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

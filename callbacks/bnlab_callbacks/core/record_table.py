@@ -3,8 +3,6 @@
 Nothing but the standard library is needed, so that reading commands start at once.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """The steps to be recorded: one of n optimizer steps, the run's first step, and the first of every epoch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from bnlab_callbacks.core.records import Moment

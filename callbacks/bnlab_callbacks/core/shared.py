@@ -1,7 +1,5 @@
 """The parts that all diagnostics of one run share: ranks, recorders, a function mode, and one copy off the device."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Protocol, TypeVar

@@ -1,7 +1,5 @@
 """The weight tensors that gradient diagnostics watch: which, under what names, and what they hold."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What a diagnosed run came to: findings, verdict, and the content of its file, in whatever process it ran."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

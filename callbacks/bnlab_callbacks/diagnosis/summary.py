@@ -3,8 +3,6 @@
 Imports neither torch nor Lightning, so that reading commands start at once.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence, Set

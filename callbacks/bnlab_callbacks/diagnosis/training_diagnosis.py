@@ -1,7 +1,5 @@
 """`TrainingDiagnosis`: says what is wrong in a run, where, since when, and what to try."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

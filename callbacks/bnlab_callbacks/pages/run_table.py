@@ -3,8 +3,6 @@
 Imports neither torch nor Lightning, so that reading commands start at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

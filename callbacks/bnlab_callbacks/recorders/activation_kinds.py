@@ -1,7 +1,5 @@
 """What counts as an activation: torch's functions and methods, its modules, and composites that others write."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

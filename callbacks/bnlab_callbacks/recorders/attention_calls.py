@@ -1,7 +1,5 @@
 """Calls of torch functions that are attention, and the logits that they give to softmax."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence

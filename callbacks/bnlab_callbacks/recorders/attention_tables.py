@@ -1,7 +1,5 @@
 """Tables of attention's statistics, from what the recorder left of some steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Names of a batch's calls of layers: unique, the same in every batch, and one for what is called many times."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The common part of recorders that put hooks on modules, and their readers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import Any, Protocol

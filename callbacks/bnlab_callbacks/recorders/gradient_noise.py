@@ -1,7 +1,5 @@
 """The recorder of gradient noise: lengths of the gradients of a step's batches, before they are added up."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

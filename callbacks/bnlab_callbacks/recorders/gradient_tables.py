@@ -1,7 +1,5 @@
 """Tables of gradient statistics, from what the recorder left of some steps."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence

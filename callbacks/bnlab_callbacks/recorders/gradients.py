@@ -1,7 +1,5 @@
 """The recorder of gradients: their sums in recorded optimizer steps, and the updates that came of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from time import perf_counter
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """The common part of what turns recorded steps into tables of values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from bnlab_callbacks.core.naming import number, numbered_name

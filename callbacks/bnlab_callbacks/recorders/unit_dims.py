@@ -1,7 +1,5 @@
 """Where the units of a tensor lie: followed from the layer that produced it through whatever moves its dimensions."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

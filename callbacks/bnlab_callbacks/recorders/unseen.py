@@ -1,7 +1,5 @@
 """Layers that ran and were not recorded, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from bnlab_callbacks.recorders.tables import everything

@@ -1,7 +1,5 @@
 """The weights that a recorder of gradients watches: which there are, their numbers, and which optimizer has them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn

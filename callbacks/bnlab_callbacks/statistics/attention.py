@@ -7,8 +7,6 @@ come before it (Dehghani et al. 2023, arXiv 2302.05442). The first key often tak
 attention sink (Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453).
 """
 
-from __future__ import annotations
-
 import math
 from random import Random
 from typing import NamedTuple, Protocol

@@ -3,8 +3,6 @@
 Targets and outputs are (N, D): N samples, D columns, of which each may have a constant of its own.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ y = γ(x − μ_B)/√(σ²_B + ε) + β; evaluation mode puts the running μ_ru
 Schilling 2016, chapter 5).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Passes over large tensors in pieces that stay in the cache, through buffers that are allocated once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

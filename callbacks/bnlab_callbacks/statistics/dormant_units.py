@@ -3,8 +3,6 @@
 Sokar et al. 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning, arXiv 2302.12902, definition 3.1.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 # share of the layer's mean magnitude up to which a unit is dormant: τ of the paper's experiments

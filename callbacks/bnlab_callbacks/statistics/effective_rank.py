@@ -3,8 +3,6 @@
 Roy & Vetterli 2007, The Effective Rank: A Measure of Effective Dimensionality, EUSIPCO, definition 2.1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ two batch sizes, the parts of a batch and the whole, come unbiased estimates of 
 gradient, and of tr(Σ), the variance of a single sample's. Their means over many steps are divided, not each step's.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Definitions, for a gradient g with n elements: `grad_mean_abs` = ‖g‖₁/n (t
 Σg/n, `grad_rms` = ‖g‖₂/√n, `grad_zero_frac` = share of elements equal to 0, `grad_nonfinite` = number of NaN and ±inf.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Losses that are no number any more. Pure functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ What statistics of small layers cost is launches, not arithmetic. `gradients.gra
 reference, layer by layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 

@@ -1,7 +1,5 @@
 """Norms of weight matrices: Frobenius norm, spectral norm by power iteration, stable rank. Pure functions."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The common part of all callbacks: each can be off, and ends itself rather than the run when it fails."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The common part of the monitors whose recorder hooks modules."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from bnlab_callbacks.core.lightning.monitor import Monitor

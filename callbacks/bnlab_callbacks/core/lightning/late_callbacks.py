@@ -1,7 +1,5 @@
 """Callbacks that join a Trainer when it begins its work, where it has none of their kind yet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, rank_zero_info

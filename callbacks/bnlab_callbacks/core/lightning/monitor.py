@@ -1,7 +1,5 @@
 """The common part of the monitors: their schedules, their readings, their checkpoints, and what they cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any

@@ -1,7 +1,5 @@
 """The publisher of a run: what all monitors recorded in a step goes to the loggers together."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Optimizer steps that Lightning does not tell of, and where a step begins and ends that evaluates the loss itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol

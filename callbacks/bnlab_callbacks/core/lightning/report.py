@@ -1,7 +1,5 @@
 """What a callback says at the end of a run: on the screen line by line, as a text in TensorBoard, in a file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

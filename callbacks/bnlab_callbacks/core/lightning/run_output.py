@@ -1,7 +1,5 @@
 """The common part of callbacks that turn a run's records into files and events."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """TensorBoard by its public door: all values of a record in one event."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Everything that is private in Lightning is asked for here; docs/architecture.md says why.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ does not name (a rule of one's own, a fault of the task) is taken for a cause of
 that it explains nothing for one more of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 

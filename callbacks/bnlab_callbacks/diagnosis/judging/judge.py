@@ -1,7 +1,5 @@
 """The judge of a run: what its rules make of the observations, step by step."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The life of a finding: from verdicts on single observations to its beginning, its end, and their announcement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """A run's properties beside its records: what its loss compares, its optimizers, and what is known of its layers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The rules' view of a run: an observation of each recorded optimizer step, the losses of all steps, and facts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

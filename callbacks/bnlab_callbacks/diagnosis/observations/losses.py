@@ -1,7 +1,5 @@
 """The training losses of a run."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Sequence

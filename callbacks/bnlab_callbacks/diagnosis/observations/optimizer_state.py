@@ -1,7 +1,5 @@
 """An optimizer as the rules see it: the parameters that it holds, its learning rate and its schedule."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """The size of a run's steps: how far they moved the median layer, and how many of its weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from statistics import fmean

@@ -5,8 +5,6 @@ section 2 and appendix B: on a quadratic of largest curvature λ, gradient desce
 ball momentum μ from 2(1 + μ)/λ, with Nesterov's from 2(1 + μ)/((1 + 2μ)λ).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Signals and gradients of one batch, layer by layer, against what theory expects."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

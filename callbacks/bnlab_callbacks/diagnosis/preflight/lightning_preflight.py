@@ -1,7 +1,5 @@
 """The preflight of a LightningModule."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The preflight: signals, gradients and first loss of one batch against theory, and the learning rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace

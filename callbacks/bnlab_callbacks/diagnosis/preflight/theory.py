@@ -5,8 +5,6 @@ For independent weights of mean square s and n inputs of mean square q, a linear
 φ(z), z Gaussian, q is E[φ(z)²], computed here numerically for whatever φ is; backward, E[φ'(z)²] takes its place.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Rules about signals: inputs, outputs of activation functions, and outputs of the net."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from itertools import takewhile

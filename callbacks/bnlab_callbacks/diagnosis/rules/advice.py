@@ -1,7 +1,5 @@
 """All advice of the rules and of the preflight: plain texts under keys that stay the same from release to release."""
 
-from __future__ import annotations
-
 from bnlab_callbacks.diagnosis.findings import Advice
 
 _OWN_INIT = "the activation's own initialization"

@@ -1,7 +1,5 @@
 """Rules about batch-norm layers."""
 
-from __future__ import annotations
-
 import math
 
 from bnlab_callbacks.diagnosis.findings import Verdict

@@ -1,7 +1,5 @@
 """All rules of a diagnosis, in the order in which they are checked."""
 
-from __future__ import annotations
-
 from bnlab_callbacks.diagnosis.rules.activation_rules import ACTIVATION_RULES
 from bnlab_callbacks.diagnosis.rules.batch_norm_rules import BATCH_NORM_RULES
 from bnlab_callbacks.diagnosis.rules.gradient_rules import GRADIENT_RULES

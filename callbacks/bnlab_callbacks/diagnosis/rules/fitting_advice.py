@@ -1,7 +1,5 @@
 """Advice that fits a net: nothing that it has already is proposed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping
 from statistics import median

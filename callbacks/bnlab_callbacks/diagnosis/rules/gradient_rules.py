@@ -1,7 +1,5 @@
 """Rules about gradients and updates: those that do not reach a layer, or are too small to change it."""
 
-from __future__ import annotations
-
 import math
 
 from bnlab_callbacks.diagnosis.findings import Severity, Verdict

@@ -1,7 +1,5 @@
 """Rules about the weights that a run began with; `activation_rules` has the one about what they do to signals."""
 
-from __future__ import annotations
-
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rules.advice import advice

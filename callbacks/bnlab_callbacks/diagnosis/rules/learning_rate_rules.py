@@ -4,8 +4,6 @@ Ranges in the docstrings: the thesis's nets on MNIST and CIFAR-10, three seeds, 
 CNNs, LSTMs, ResNets and transformers of the fault matrix (docs/diagnosis.md) with SGD, Adam and AdamW, seeds 0 and 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Set
 from statistics import median_low

@@ -1,7 +1,5 @@
 """Rules about what an optimizer is given: parameters that are not the model's, and gradients that were not cleared."""
 
-from __future__ import annotations
-
 from bnlab_callbacks.diagnosis.findings import Verdict
 from bnlab_callbacks.diagnosis.observations import History
 from bnlab_callbacks.diagnosis.rules.advice import advice

@@ -4,8 +4,6 @@ Ranges in the docstrings: MLPs with and without batch norm and a CNN with it on 
 SGD (0.001 to 0.05, with and without momentum), bf16-true beside 32-true.
 """
 
-from __future__ import annotations
-
 import math
 from statistics import fmean
 

@@ -1,7 +1,5 @@
 """A rule of a diagnosis: a pure function of the history, how long it must hold, and what to try."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

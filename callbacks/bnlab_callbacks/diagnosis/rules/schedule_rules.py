@@ -4,8 +4,6 @@ All compare what a schedule says of itself with the number of steps that the run
 is not known. No healthy run of the fault matrix, or of the repaired programs of forums, comes near.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from bnlab_callbacks.diagnosis.findings import Verdict

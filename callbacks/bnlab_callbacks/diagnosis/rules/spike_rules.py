@@ -4,8 +4,6 @@ Not among the others: in large models that recover from spikes they are of inter
 are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import median

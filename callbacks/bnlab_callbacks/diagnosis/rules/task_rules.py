@@ -4,8 +4,6 @@ Ranges in the docstrings: programs from forums and papers' benchmarks with one o
 versions, three seeds each.
 """
 
-from __future__ import annotations
-
 from statistics import fmean
 
 from bnlab_callbacks.diagnosis.findings import Verdict

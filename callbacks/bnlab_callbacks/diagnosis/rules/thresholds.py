@@ -1,7 +1,5 @@
 """Thresholds that several rules or the preflight share; their reasons stand where they are used."""
 
-from __future__ import annotations
-
 INITIAL_LOSS = 50.0  # × the loss of guessing
 VANISHED = 1e-6  # ‖g‖/‖w‖
 SPREAD = 1e5  # of it over the layers

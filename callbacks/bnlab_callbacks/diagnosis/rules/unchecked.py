@@ -1,7 +1,5 @@
 """Rules of a diagnosis that could not be checked in a run, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence, Set
 
 from bnlab_callbacks.diagnosis.findings import NOTHING_OF_THE_KIND

@@ -1,7 +1,5 @@
 """Whether gradients are cleared between two steps of an optimizer, seen without looking at their values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """An inventory of a net: its trained and frozen layers, their optimizers, and the weights that they begin with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

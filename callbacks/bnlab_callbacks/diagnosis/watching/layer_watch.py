@@ -1,7 +1,5 @@
 """A watch on a net's parameters in a run: which are layers, which rest, and which have no gradient or no optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 

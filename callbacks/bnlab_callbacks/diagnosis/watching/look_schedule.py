@@ -1,7 +1,5 @@
 """The steps that a diagnosis looks at: all at the beginning of a run, where most failures show, then fewer."""
 
-from __future__ import annotations
-
 _FEWER = 5  # behind the first steps one of so many, until so many times as many
 
 

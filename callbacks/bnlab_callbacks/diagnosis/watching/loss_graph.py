@@ -1,7 +1,5 @@
 """The graph of a loss: how parameters enter it, and linear layers that follow one another with nothing between them."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """A training step's loss, what of the net it consumes, and the targets that this meets: seen call by call."""
 
-from __future__ import annotations
-
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Facts about a run's optimizers at a look: coverage, learning rates and schedules. Nothing is read off a device."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any

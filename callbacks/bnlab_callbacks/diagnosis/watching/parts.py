@@ -1,7 +1,5 @@
 """The parts of a net that advice asks for: norms, and kinds of activation functions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The watch that a diagnosis keeps on a run: recorders, hooks on the net's ends, and losses, step by step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain

@@ -1,7 +1,5 @@
 """The task: what a loss compares, by its value, and the loss of the best constant output on the targets so far."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
