@@ -3,23 +3,23 @@
 from typing import Any
 
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.recorders.gradient_steps import GradientStep
 
 
 class Everything:
-    """Keeps what the recorder of gradients leaves.
+    """Keeps what a recorder leaves.
 
     Args:
         changed_before: before which step the shares of changed weights are wanted.
     """
 
+    exact_dead = False
     update_ratio = True
     vectors = False
 
     def __init__(self, changed_before: int = 0) -> None:
         self.changed_before = changed_before
         self.numbered: dict[str, str] = {}
-        self.steps: list[GradientStep] = []
+        self.steps: list[Any] = []
 
     def due(self, moment: Moment, stream: str = "") -> bool:
         return True

@@ -14,33 +14,10 @@ from torchmetrics import Metric
 from bnlab_callbacks.core.ranks import Ranks
 from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.shared import SharedRecorders
-from bnlab_callbacks.recorders.activation_calls import ActivationStep, Call
+from bnlab_callbacks.recorders.activation_calls import Call
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
 from bnlab_callbacks.recorders.activations import ActivationRecorder
-
-
-class Everything:
-    """A reader of all layers in all steps."""
-
-    exact_dead = False
-
-    def __init__(self) -> None:
-        self.steps: list[ActivationStep] = []
-
-    def due(self, moment: Moment, stream: str = "") -> bool:
-        return True
-
-    def mark(self, moment: Moment, stream: str = "") -> None:
-        pass
-
-    def wants(self, layer: str) -> bool:
-        return True
-
-    def take(self, moment: Moment, left: ActivationStep, seconds: float) -> None:
-        self.steps.append(left)
-
-    def recorder_failed(self, reason: str) -> None:
-        raise AssertionError(reason)
+from tests.recorders.everything import Everything
 
 
 class Run:
