@@ -95,8 +95,13 @@ class History:
         return None if now is None or before is None else now < 0.9 * before
 
     def stuck(self) -> bool:
-        """Whether the loss of 30 steps does not fall, and is above nine tenths of chance; from step 300 on, half."""
-        return self.falls() is False and self.unlearned(0.5 if self.now.step >= _LATE else 0.9)
+        """Whether the loss of 30 steps does not fall, and is above nine tenths of chance.
+
+        From step 300 on half, and that over 50 steps: batches of a few samples have losses of all sizes.
+        """
+        late = self.now.step >= _LATE
+        level = self.level(50 if late else 10)
+        return self.falls() is False and (level is None or not level <= (0.5 if late else 0.9))
 
     def initial_gains(self) -> dict[str, float]:
         """Layers → root mean square of their first weights times √fan; about 1 in usual initializations."""
@@ -135,9 +140,8 @@ class History:
 
     def explains(self) -> bool:
         """Whether outputs explain some of the loss of guessing: 0.5 % over ten looks, and three standard errors."""
-        shares = [seen.globals["explained"] for seen in self.observations if "explained" in seen.globals][
-            -_ENOUGH * 2 :
-        ]
+        known = [seen.globals["explained"] for seen in self.observations if "explained" in seen.globals]
+        shares = known[-2 * _ENOUGH :]
         if len(shares) < _ENOUGH:
             return False
         return fmean(shares) > max(_SOMETHING, 3 * stdev(shares) / math.sqrt(len(shares)))
