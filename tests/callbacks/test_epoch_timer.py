@@ -186,3 +186,13 @@ Pair = namedtuple("Pair", "x y")
 )
 def test_a_batchs_length_is_that_of_its_first_tensor(batch: Any, samples: int) -> None:
     assert batch_length(batch) == samples
+
+
+def test_samples_of_a_batch_of_graphs_are_the_graphs() -> None:
+    class Graphs:
+        """As torch_geometric has them."""
+
+        num_graphs = 3
+
+    assert batch_length(Graphs()) == 3
+    assert batch_length((torch.ones(5, 2), torch.ones(4))) == 5

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
 from bnlab_callbacks.diagnosis.observations import Coverage, Schedule
-from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of, samples_of_vectors
+from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of_vectors
 from bnlab_callbacks.diagnosis.watching.cleared_gradients import ClearedGradients
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import (
     OptimizerWatch,
@@ -327,13 +327,3 @@ def test_shares_of_bf16_weights_that_change(tmp_path: Path) -> None:
 )
 def test_samples_of_a_batch(batch: Any, samples: int | None) -> None:
     assert samples_of_vectors(batch) == samples
-
-
-def test_samples_of_a_batch_of_graphs_are_the_graphs() -> None:
-    class Graphs:
-        """As torch_geometric has them."""
-
-        num_graphs = 3
-
-    assert samples_of(Graphs()) == 3
-    assert samples_of((torch.ones(5, 2), torch.ones(4))) == 5

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bnlab_callbacks.core.batches import batch_length
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.handover import Handover
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
@@ -37,7 +38,7 @@ from bnlab_callbacks.diagnosis.observations import Facts
 from bnlab_callbacks.diagnosis.outcome import Outcome
 from bnlab_callbacks.diagnosis.rules.rule import Rule
 from bnlab_callbacks.diagnosis.summary import FILE, brief, lines
-from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of, samples_of_vectors
+from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of_vectors
 from bnlab_callbacks.diagnosis.watching.inventory import facts_of, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch
 from bnlab_callbacks.diagnosis.watching.optimizer_facts import OptimizerWatch
@@ -63,8 +64,8 @@ class TrainingDiagnosis(Diagnostic):
 
     With several ranks every rank comes to the same findings, and where a strategy starts processes of its own, the main
     process has them too. Checkpoints hold them, so that a resumed run goes on with them. Works with any module,
-    optimizer and loss; what a rule needs and cannot be seen (activation functions that are no modules, targets that are
-    not of the batch) is listed as not checked.
+    optimizer and loss; what a rule needs and cannot be seen (functions in compiled code, targets that are not of the
+    batch) is listed as not checked.
 
     Findings (the rules in `bnlab_callbacks/diagnosis/rules` have their definitions, their thresholds and what healthy
     runs show): `non_finite`, `exploding`, `vanishing`, `vanishing_with_depth`, `collapsed_output`, `independent_loss`,
@@ -309,7 +310,7 @@ class TrainingDiagnosis(Diagnostic):
         self._in_batch = False
         self._watch.end_batch(self._moment, optimizer_steps(trainer), loss)
         last = trainer.is_last_batch
-        self._short = last and samples_of(batch) < SHORT * self._judge.usual_samples
+        self._short = last and batch_length(batch) < SHORT * self._judge.usual_samples
         if self._watch.recording:
             self._note_facts(trainer, pl_module)
         if self._watch.is_time(self._moment.step, last) and not accumulates(trainer):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bnlab_callbacks.core.batches import batch_length
 from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.hooks import ForwardOrder
 from bnlab_callbacks.core.naming import clean_name
@@ -20,7 +21,6 @@ from bnlab_callbacks.diagnosis.preflight.curvature import largest_curvature, sta
 from bnlab_callbacks.diagnosis.preflight.layer_flow import FlowHooks, LayerFlow
 from bnlab_callbacks.diagnosis.rules.fitting_advice import fitting, is_kaiming
 from bnlab_callbacks.diagnosis.watching.batch_ends import input_statistics, inputs_of
-from bnlab_callbacks.diagnosis.watching.batch_tensors import tensors_of
 from bnlab_callbacks.diagnosis.watching.candidates import candidates
 from bnlab_callbacks.diagnosis.watching.inventory import constant_layers, frozen_layers, norms_in_eval_mode
 from bnlab_callbacks.diagnosis.watching.layer_watch import LayerWatch, resting
@@ -103,7 +103,7 @@ def look(
         curvature_steps: Hessian-vector products.
         advise: gives the text of an advice.
     """
-    measured = Measured(samples=next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), 0))
+    measured = Measured(samples=batch_length(batch))
     random = RandomState(devices_of(module))
     try:
         with untouched(module):

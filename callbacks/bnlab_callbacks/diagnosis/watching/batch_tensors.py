@@ -32,14 +32,6 @@ def _attributes(owner: Any, depth: int) -> Iterator[Tensor]:
             yield from _attributes(value, depth - 1)
 
 
-def samples_of(batch: Any) -> int:
-    """The length of the first tensor of a batch that has one; 0 where none has. Of PyG's batches the graphs."""
-    graphs = getattr(batch, "num_graphs", None)
-    if isinstance(graphs, int) and graphs > 0:
-        return graphs
-    return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim), 0)
-
-
 def samples_of_vectors(batch: Any) -> int | None:
     """Samples of a batch of vectors: the largest first dimension of its tensors, or number of integers.
 

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnlab_callbacks.core.device import Change, DeviceValues
+from bnlab_callbacks.core.batches import batch_length
+from bnlab_callbacks.core.device import DeviceValues
 from bnlab_callbacks.core.function_mode import FunctionMode
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.naming import loggable
 from bnlab_callbacks.core.ranks import Ranks
-from bnlab_callbacks.core.records import Moment, Table
+from bnlab_callbacks.core.records import Moment
 from bnlab_callbacks.core.shared import SharedRecorders
 from bnlab_callbacks.diagnosis.observations import NormBatch, Task
 from bnlab_callbacks.diagnosis.watching.batch_ends import BatchEnds, input_statistics, largest
-from bnlab_callbacks.diagnosis.watching.batch_tensors import samples_of
 from bnlab_callbacks.diagnosis.watching.candidates import Candidate, candidates
 from bnlab_callbacks.diagnosis.watching.inventory import has_gradient
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
 from bnlab_callbacks.diagnosis.watching.loss_watch import LossWatch
+from bnlab_callbacks.diagnosis.watching.recorder_reader import RecorderReader
 from bnlab_callbacks.diagnosis.watching.step_collector import Collected, StepCollector
 from bnlab_callbacks.diagnosis.watching.task_reader import TaskReader
 from bnlab_callbacks.recorders.activation_tables import ActivationTables
@@ -31,98 +32,9 @@ from bnlab_callbacks.recorders.activations import ActivationRecorder
 from bnlab_callbacks.recorders.batch_norm import BatchNormRecorder, BatchNormTables
 from bnlab_callbacks.recorders.gradient_tables import GradientTables
 from bnlab_callbacks.recorders.gradients import GradientRecorder
-from bnlab_callbacks.recorders.tables import ELSEWHERE
 
 _LOSSES = 1000  # that wait to be fetched at most
 _TOGETHER, _SECONDS = 32, 3.0  # recorded steps that are read together, and how long the first of them waits
-
-
-def _change(value: Any, change: Change) -> Any:
-    return value.change_tensors(change)
-
-
-class _Reader:
-    """A reader of one recorder, for all layers.
-
-    Attributes:
-        failure: why nothing more is recorded.
-    """
-
-    exact_dead = False
-    update_ratio = True
-    vectors = False
-    changed_before = 0
-
-    def __init__(self, tables: Any, schedule: LookSchedule) -> None:
-        self.tables = tables
-        self.failure: str | None = None
-        self.recorder: Any = None
-        self.kept: list[tuple[int, DeviceValues]] = []  # step and what it left
-        self._schedule = schedule
-        self._marked: dict[str, int] = {}
-        self._start: int | None = None  # the first step of this run, or of its resumed part
-
-    @property
-    def numbered(self) -> dict[str, str]:
-        """Layers → `<NN>_<layer>`, as far as they are known."""
-        known: dict[str, str] = self.tables.numbered
-        return known
-
-    def due(self, moment: Moment, stream: str = "") -> bool:
-        """Whether this is an optimizer's first step at or after one to look at; its steps within a batch are one."""
-        if self._start is None:  # what was due before a run went on is not made up for
-            self._start = moment.step
-        before = self._marked.get(stream, self._start - 1)
-        return before < self._schedule.latest(moment.step)
-
-    def mark(self, moment: Moment, stream: str = "") -> None:
-        """Note that the step is recorded."""
-        self._marked[stream] = moment.step
-
-    def marked(self, stream: str) -> int | None:
-        """The step of an optimizer that was recorded last."""
-        return self._marked.get(stream)
-
-    def wants(self, layer: str) -> bool:
-        """Any layer."""
-        return True
-
-    def take(self, moment: Moment, left: Any, seconds: float) -> None:
-        """Keep what a step left."""
-        self.kept.append((moment.step, DeviceValues(left, _change)))
-
-    def recorder_failed(self, reason: str) -> None:
-        """Remember why; the diagnosis says what was not checked."""
-        self.failure = self.failure or reason
-        self.leave()
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is this reader that tells the recorder what the training loop does."""
-        return self.recorder is not None and self.recorder.leader is self
-
-    def leave(self) -> None:
-        """Read no more."""
-        if self.recorder is not None:
-            self.recorder.leave(self)
-        self.recorder = None
-
-    def read(self) -> list[tuple[int, Table]]:
-        """The tables of what was kept, of one step each, from values on the host."""
-        kept, self.kept = self.kept, []
-        if not kept:
-            return []
-        if isinstance(self.recorder, ActivationRecorder):
-            self.recorder.kept = 0
-        steps = iter([step for step, _ in kept])
-        read = [
-            (next(steps), Table(table.tags, row[None]))
-            for table in self.tables.read([values.value for _, values in kept])
-            for row in table.values
-        ]
-        if self.tables.failed:
-            self.recorder_failed(getattr(self.recorder, "failure", None) or ELSEWHERE)
-        return read
 
 
 class RunWatch:
@@ -153,10 +65,12 @@ class RunWatch:
         self.stepped = False
         self.steps = 0
         self._schedule = LookSchedule(first_steps, every_n_steps)
-        self._gradients = _Reader(GradientTables(self._judged, weight_rms=True, changed_frac=True), self._schedule)
+        self._gradients = RecorderReader(
+            GradientTables(self._judged, weight_rms=True, changed_frac=True), self._schedule
+        )
         self._gradients.changed_before = self._schedule.early
-        self._activations = _Reader(ActivationTables(), self._schedule)
-        self._norms = _Reader(BatchNormTables(), self._schedule)
+        self._activations = RecorderReader(ActivationTables(), self._schedule)
+        self._norms = RecorderReader(BatchNormTables(), self._schedule)
         self._readers = (self._gradients, self._activations, self._norms)
         self._ends = BatchEnds()
         self._mode: FunctionMode | None = None  # the run's
@@ -284,7 +198,7 @@ class RunWatch:
         self._since = min(self._since, perf_counter())
         self._ends.listen(True)
         self._ends.norm_values.clear()
-        if samples := samples_of(batch):
+        if samples := batch_length(batch):
             self._collector.add_globals(self._step, {"samples": torch.tensor(float(samples))})
         self._loss_watch.begin(batch)
         if self._mode is not None:
