@@ -168,6 +168,31 @@ def test_it_comes_and_goes_beneath_the_modes_of_others(mode: Mode) -> None:
     assert stack() == []
 
 
+def test_who_waits_is_shown_nothing_before_the_next_forward_pass(mode: Mode) -> None:
+    net, values = small(), torch.ones(2)
+    mode.watch(net)
+    mode.enter(mode.log, waits=True)
+    values.exp()
+    assert (mode.log.names, stack()) == ([], [])
+    net(torch.ones(1, 2)).sum()
+    assert mode.log.names == ["linear", "relu", "sum"]
+    mode.leave(mode.log)
+    mode.enter(mode.log, again=True, waits=True)
+    assert stack() == []
+    other = Log()
+    mode.join(other, net)
+    mode.enter(other)  # who does not wait
+    values.exp()
+    assert other.names == ["exp"]
+    mode.leave(other)
+    mode.leave(mode.log)
+    mode.enter(mode.log, waits=True)
+    mode.leave(mode.log)
+    net(torch.ones(1, 2))
+    assert (mode.log.names[3:], stack()) == (["exp"], [])
+    mode.quit(other)
+
+
 def test_a_checkpointed_block_s_repetition_is_not_seen(mode: Mode) -> None:
     net = small()
     mode.enter(mode.log)

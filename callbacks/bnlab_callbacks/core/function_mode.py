@@ -67,6 +67,7 @@ class FunctionMode(TorchFunctionMode):
         self._hooks = ModuleHooks(self._owner.gate)
         self._forwards = ForwardCalls(self._entered, self._left)
         self._resting: nn.Module | None = None  # attention whose kernel it is not to change
+        self._waits = False  # for a forward pass, before it goes on
         self._compiled = False
         self._compiled_parts: list[str] = []
         self._place = 0  # in the stack of modes
@@ -125,12 +126,14 @@ class FunctionMode(TorchFunctionMode):
         """
         return [""] if self._compiled else self._compiled_parts
 
-    def enter(self, subscriber: Subscriber, again: bool = False) -> None:
+    def enter(self, subscriber: Subscriber, again: bool = False, waits: bool = False) -> None:
         """Show the calls that follow to a subscriber, unless that would change something; harmless when repeated.
 
         Args:
             subscriber: one that has joined.
             again: whether it is where it was that it goes into the stack of modes, beneath what has come since.
+            waits: whether only those from the next forward pass of one of the model's modules on; the optimizer's
+                step then goes on without the mode.
         """
         if self._compiled or subscriber not in self._members or subscriber in self._listening:
             return
@@ -143,6 +146,9 @@ class FunctionMode(TorchFunctionMode):
                 self._place = len(_stack())
             self._hooks.put_on()
             self._forwards.open()
+            self._waits = waits
+        self._waits &= waits
+        if not self._waits:
             self.put(True)
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -154,7 +160,7 @@ class FunctionMode(TorchFunctionMode):
             self._hooks.take_off()
             self._forwards.close()
             self.put(False)
-            self._resting = None
+            self._resting, self._waits = None, False
 
     def rest(self) -> None:
         """Take the hooks off the modules, since the step that begins is not recorded; harmless when repeated."""
@@ -174,6 +180,9 @@ class FunctionMode(TorchFunctionMode):
             TorchFunctionMode.__enter__(mode)  # type: ignore[no-untyped-call]
 
     def _entered(self, module: nn.Module) -> None:
+        if self._waits:
+            self._waits = False
+            self.put(True)
         self._tell("entered", module)
         if self._resting is None and isinstance(module, _HEED_MODES) and not module.training:
             self._resting = module

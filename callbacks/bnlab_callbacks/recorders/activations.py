@@ -173,7 +173,7 @@ class ActivationRecorder(ForwardRecorder):
         if self._mode is not None and self._functions is not None:
             if not again:
                 self._functions.forget()
-            self._mode.enter(self._functions, again)
+            self._mode.enter(self._functions, again, waits=True)
 
     # calls
 

@@ -116,7 +116,7 @@ class AttentionRecorder(ForwardRecorder):
 
     def _listen(self, again: bool = False) -> None:
         if self._mode is not None:
-            self._mode.enter(self, again)
+            self._mode.enter(self, again, waits=True)
 
     def _rest(self) -> None:
         if self._mode is not None:
