@@ -17,12 +17,12 @@ class ForwardMonitor(Monitor):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stop the hooks: forward passes within the backward pass are checkpointing's repetitions."""
-        if self.leads:
+        if self.leads and self._recorder.listens:
             self._recorder.before_backward()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let them record again: with manual optimization, more forward passes may follow in this step."""
-        if self.leads:
+        if self.leads and self._recorder.listens:
             self._recorder.after_backward()
 
     def end_batch(self, trainer: Trainer) -> None:

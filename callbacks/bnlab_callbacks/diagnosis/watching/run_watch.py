@@ -84,6 +84,7 @@ class RunWatch:
         self._unseen_activations: str | None = None
         self._unseen: str | None = None  # why losses are not compared with targets
         self._to_read = 0  # recorded steps
+        self._rests = False  # whether nobody records the forward passes of the present batch
         self._since = math.inf
 
     @property
@@ -185,6 +186,8 @@ class RunWatch:
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.begin_batch(moment, optimizer_steps)
+        recorders = (self._activations.recorder, self._norms.recorder)
+        self._rests = not (self.recording or self.several or any(one and one.listens for one in recorders))
         if self.recording:
             self._open(batch)
         else:
@@ -216,6 +219,8 @@ class RunWatch:
             accumulated: the number of accumulated batches that it is divided by.
             scaled: whether a loss scaler has multiplied it by what is not known.
         """
+        if self._rests:
+            return
         if self.recording:
             self._look_away()
         for reader in (self._activations, self._norms):
@@ -246,6 +251,8 @@ class RunWatch:
 
     def after_backward(self) -> None:
         """It is over."""
+        if self._rests:
+            return
         for reader in (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.after_backward()
@@ -285,7 +292,7 @@ class RunWatch:
             self._collector.add_loss(moment.step, loss)
         if self._gradients.leads:
             self._gradients.recorder.end_batch(moment)
-        for reader in (self._activations, self._norms):
+        for reader in () if self._rests else (self._activations, self._norms):
             if reader.leads:
                 reader.recorder.end_batch(moment, optimizer_steps)
         if self.recording:
