@@ -1,10 +1,11 @@
-"""Checks around every test: it must leave environment variables, threads and torch's random state as they were."""
+"""Checks around every test: it must leave environment variables, threads, folders and random state as they were."""
 
 import gc
 import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -63,7 +64,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Fail a test that leaves environment variables or threads behind; give torch's random state back."""
+    """Fail a test that leaves environment variables, threads or files of a run behind; give the random state back."""
     import torch
 
     variables, threads, random_state = dict(os.environ), set(threading.enumerate()), torch.get_rng_state()
@@ -81,6 +82,7 @@ def nothing_left_behind() -> Iterator[None]:
     while (left := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not changed - SET_BY_LIBRARIES, f"environment variables were left changed: {changed}"
+    assert not list(Path("bnlab").glob("20*")), "a run without a logger has written into the working directory"
     assert not left, f"threads were left running: {[thread.name for thread in left]}"
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from bnlab_callbacks.activation_monitor import ActivationMonitor
 from bnlab_callbacks.batch_norm_monitor import BatchNormMonitor
 from bnlab_callbacks.chart_layout import ChartLayout
-from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer, rank_zero_info
-from bnlab_callbacks.core.lightning.run_output import run_folder
+from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
 from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
-from bnlab_callbacks.core.lightning.trainer import callbacks_of, is_trial
+from bnlab_callbacks.core.lightning.trainer import callbacks_of
 from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
 from bnlab_callbacks.epoch_timer import EpochTimer
 from bnlab_callbacks.gradient_monitor import GradientMonitor
@@ -39,8 +38,7 @@ class Diagnostics(Callback):
 
     Its parts are those of `PARTS`, with their defaults. A part whose kind the Trainer has among its own callbacks stays
     away, so that `Trainer(callbacks=[Diagnostics(), GradientMonitor(every_n_steps=1)])` changes one of them. Pictures
-    need matplotlib, charts in TensorBoard a logger that writes for it, a table and pictures a folder: what is not there
-    is left out.
+    need matplotlib, charts in TensorBoard a logger that writes for it: what is not there is left out.
 
     Weights, random numbers and results of a run are the same with and without it. Checkpoints hold the states of all
     parts.
@@ -51,8 +49,8 @@ class Diagnostics(Callback):
     Args:
         every_n_steps: optimizer steps between two records of the monitors; None for the Trainer's `log_every_n_steps`.
         without: names of parts to leave out.
-        folder: where `diagnosis.json`, `records.csv` and `heatmaps/` go; None for the folder of the run's logger.
-            Without either, what needs one is left out.
+        folder: where `diagnosis.json`, `records.csv` and `heatmaps/` go; None for the run's folder
+            (`callbacks/README.md`): its logger's, or one of its own.
         stop: whether to end training once something failing has been found.
         enabled: False switches all of it off.
 
@@ -120,16 +118,7 @@ class Diagnostics(Callback):
         """Begin with the parts that this Trainer has use for."""
         self._are_at_work(self._own)
         if stage == "fit":
-            self._are_at_work(
-                [part for part in self._own if not _is_there(trainer, part) and _can_write(trainer, part)]
-            )
-            if not _has_folder(trainer, self.folder) and not is_trial(trainer):
-                left = [type(part).__name__ for part in self._own if isinstance(part, RecordFile | LayerHeatmap)]
-                if left:
-                    rank_zero_info(
-                        f"Diagnostics leaves out {' and '.join(left)}: no logger of this run keeps files in a local "
-                        "folder. Say where with Diagnostics(folder=…)."
-                    )
+            self._are_at_work([part for part in self._own if not _is_there(trainer, part) and _can_draw(trainer, part)])
         for part in self.parts:
             part.setup(trainer, pl_module, stage)
 
@@ -188,18 +177,8 @@ def _is_there(trainer: Trainer, part: Callback) -> bool:
     return any(isinstance(other, type(part)) for other in callbacks_of(trainer))
 
 
-def _can_write(trainer: Trainer, part: Callback) -> bool:
+def _can_draw(trainer: Trainer, part: Callback) -> bool:
     """Whether there is what a part writes to or with."""
     if isinstance(part, ChartLayout):
         return bool(list(tensorboard_writers(trainer)))
-    if isinstance(part, LayerHeatmap) and find_spec("matplotlib") is None:
-        return False
-    return not isinstance(part, RecordFile | LayerHeatmap) or _has_folder(trainer, part.folder)
-
-
-def _has_folder(trainer: Trainer, folder: str | None) -> bool:
-    try:
-        run_folder(trainer, folder)
-    except ValueError:
-        return False
-    return True
+    return not isinstance(part, LayerHeatmap) or find_spec("matplotlib") is not None

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +10,7 @@ from bnlab_callbacks.core.files import replace_file
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import publish_kept
-from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
+from bnlab_callbacks.core.lightning.run_output import RunOutput
 from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.core.lightning.trainer import logged_step
 from bnlab_callbacks.core.naming import split_tag, with_new_names
@@ -48,8 +47,8 @@ class LayerHeatmap(RunOutput):
 
     Args:
         quantities: which to draw: what stands before the slash of a tag `<quantity>/<NN>_<layer>`.
-        folder: where `heatmaps/` goes; None for the folder of the run's logger. Without either the callback says so and
-            is off; so it is without matplotlib.
+        folder: where `heatmaps/` goes; None for the run's folder (`callbacks/README.md`): its logger's, or one of its
+            own. Without matplotlib the callback says so and is off.
         max_columns: columns of a picture at most.
         enabled: False switches the callback off.
 
@@ -71,7 +70,6 @@ class LayerHeatmap(RunOutput):
         self.folder = folder
         self.max_columns = max_columns
         self._grids: dict[str, Grid] = {}
-        self._folder = Path()
         self._trainer: Trainer | None = None
         self._step = 0  # of the last record
         self._undrawn: set[str] = set()
@@ -88,7 +86,8 @@ class LayerHeatmap(RunOutput):
         """Find out where to draw, and whether it is possible."""
         import matplotlib.figure  # noqa: F401 - said at the start, not after the first epoch
 
-        self._folder = run_folder(trainer, self.folder) / "heatmaps"
+        if self.place is not None:
+            self.place.find(self.folder)  # an error is said now, too
         self._trainer = trainer
         self._undrawn = set()
         self._drawn_at, self._drawing_s = perf_counter(), _FIRST_S
@@ -115,12 +114,16 @@ class LayerHeatmap(RunOutput):
     def _draw(self, trainer: Trainer) -> None:
         """Draw every quantity that has new values."""
         start = perf_counter()
+        due = [quantity for quantity in self.quantities if quantity in self._undrawn]
+        if not due or self.place is None:
+            return
         from matplotlib.image import imsave
 
-        for quantity in (quantity for quantity in self.quantities if quantity in self._undrawn):
+        folder = self.place.make(self.folder) / "heatmaps"
+        for quantity in due:
             limits = (0.0, 1.0) if quantity.endswith("_frac") else None
             image = pixels(draw(*self._grids[quantity].table(), quantity, value_label(quantity), limits))
-            replace_file(self._folder / f"{quantity}.png", lambda path: imsave(path, image, format="png"))  # noqa: B023
+            replace_file(folder / f"{quantity}.png", lambda path: imsave(path, image, format="png"))  # noqa: B023
             for writer, prefix in tensorboard_writers(trainer):
                 writer.add_image(f"{prefix}Heatmap/{quantity}", image, self._step, dataformats="HWC")
         self._undrawn = set()
@@ -136,7 +139,8 @@ class LayerHeatmap(RunOutput):
         """What the pictures are made of; tensors, numbers and lists only."""
         if self._trainer is not None:
             publish_kept(self._trainer)
-        return {"grids": {quantity: grid.state_dict() for quantity, grid in self._grids.items()}, "step": self._step}
+        grids = {quantity: grid.state_dict() for quantity, grid in self._grids.items()}
+        return {"grids": grids, "step": self._step, "folder": self.folder_to_keep()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
@@ -146,6 +150,7 @@ class LayerHeatmap(RunOutput):
             grid.load_state_dict(state_dict["grids"][quantity])
         self._undrawn = set(self._grids)  # the pictures may be older than the checkpoint, or newer
         self._step = state_dict.get("step", 0)
+        self.go_on_in(state_dict.get("folder"))
 
 
 def shown_value(quantity: str, value: float) -> float:

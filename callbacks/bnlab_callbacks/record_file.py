@@ -12,7 +12,7 @@ from bnlab_callbacks.core.files import free_name, replace_file
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_zero_warn
 from bnlab_callbacks.core.lightning.publisher import publisher_of
-from bnlab_callbacks.core.lightning.run_output import RunOutput, run_folder
+from bnlab_callbacks.core.lightning.run_output import RunOutput
 from bnlab_callbacks.core.lightning.trainer import logged_step
 from bnlab_callbacks.core.naming import split_tag, with_new_names
 from bnlab_callbacks.core.record_table import Row, csv_text, mend, read_records
@@ -50,7 +50,7 @@ class RecordFile(RunOutput):
     `wall_time` than some other row were abandoned.
 
     Args:
-        folder: where to write; None for the folder of the run's logger. Without either the callback says so and is off.
+        folder: where to write; None for the run's folder (`callbacks/README.md`): its logger's, or one of its own.
         format: `csv`, or `parquet`, which needs pyarrow; the table is a CSV file until the run ends.
         enabled: False switches the callback off.
 
@@ -66,7 +66,8 @@ class RecordFile(RunOutput):
             raise ValueError(f"format={format!r} is neither 'csv' nor 'parquet'.")
         self.folder = folder
         self.format = format
-        self._path = Path(_TABLE)
+        self._name = _TABLE
+        self._folder: Path | None = None  # that of the run; None until one is made
         self._own = False  # whether the table at this path, if there is one, is this run's
         self._forget()
 
@@ -82,17 +83,26 @@ class RecordFile(RunOutput):
         """Find the folder; which table, is known when a checkpoint was loaded."""
         self._forget()
         self._own = logged_step(trainer) > 0  # the same Trainer trains on
-        self._path = run_folder(trainer, self.folder) / (self._path.name if self._own else _TABLE)
+        self._name = self._name if self._own else _TABLE
+        self._find()
         if self.format == "parquet":
             self._to_parquet = _can_write_parquet()
+
+    def _find(self) -> None:
+        """Know the folder, if it is not one that is still to be made."""
+        if self.place is not None:
+            self._folder = self.place.find(self.folder)
 
     @keeps_training
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's own table, and mend what a kill left of it; a fresh run begins one of its own."""
+        self._find()
+        if self._folder is None:
+            return
         if not self._own and trainer.ckpt_path is None:
-            self._path = self._path.with_name(free_name(self._path.parent, _TABLE, ".parquet"))
-        elif self._path.exists():
-            mend(self._path)
+            self._name = free_name(self._folder, _TABLE, ".parquet")
+        elif self.path.exists():
+            mend(self.path)
 
     def take(self, trainer: Trainer, record: Record) -> None:
         """Add a record's values to the table."""
@@ -110,7 +120,7 @@ class RecordFile(RunOutput):
     @property
     def path(self) -> Path:
         """The table, while a run is on."""
-        return self._path
+        return (self._folder or Path()) / self._name
 
     @staticmethod
     def table_of(folder: Path, name: str = _TABLE) -> Path:
@@ -135,8 +145,9 @@ class RecordFile(RunOutput):
             self._write()
 
     def _write(self) -> None:
-        if self._lines:
-            _append(self._path, "".join(self._lines))
+        if self._lines and self.place is not None:
+            self._folder = self.place.make(self.folder)
+            _append(self.path, "".join(self._lines))
             self._lines = []
         self._written = time.monotonic()
 
@@ -178,28 +189,30 @@ class RecordFile(RunOutput):
     def _write_epoch(self, trainer: Trainer) -> None:
         self._write()
         ledgers = [monitor.ledger for monitor in publisher_of(trainer).monitors if hasattr(monitor, "ledger")]
-        if ledgers:
+        if ledgers and self.place is not None:
+            self._folder = self.place.make(self.folder)
             data = csv_text([DeadUnit._fields, *chain.from_iterable(ledgers)]).encode()
-            units = self._path.name.replace("records", "dead_units")
-            replace_file(self._path.with_name(units), lambda path: path.write_bytes(data))
+            units = self._name.replace("records", "dead_units")
+            replace_file(self.path.with_name(units), lambda path: path.write_bytes(data))
 
     def finish(self, trainer: Trainer) -> None:
         """Write what is left; turn the table into Parquet."""
         self._write()
-        if self._to_parquet and self._path.exists():
-            _turn_into_parquet(self._path)
+        if self._to_parquet and self._folder is not None and self.path.exists():
+            _turn_into_parquet(self.path)
         self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which metrics are recorded in another way, or come from validations: lists of names; and the table's name."""
+        """Which metrics are recorded in another way, or come from validations: lists of names; table and folder."""
         tags, of_validation = sorted(self._columns), sorted(self._of_validation)
-        return {"tags": tags, "of_validation": of_validation, "table": self._path.name}
+        return {"tags": tags, "of_validation": of_validation, "table": self._name, "folder": self.folder_to_keep()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
         self._know(with_new_names(state_dict["tags"]))
         self._of_validation = set(state_dict["of_validation"])
-        self._path, self._own = self._path.with_name(state_dict.get("table", _TABLE)), True
+        self._name, self._own = state_dict.get("table", _TABLE), True
+        self.go_on_in(state_dict.get("folder"))
 
 
 def _append(path: Path, lines: str) -> None:

@@ -1,5 +1,8 @@
 """Small nets, data and Trainers that the tests of the callbacks share."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +20,9 @@ from bnlab_callbacks.core.records import Record
 from bnlab_callbacks.recorders import activations as hooks_module
 from bnlab_callbacks.recorders import gradients as gradient_module
 from bnlab_callbacks.statistics import gradients as gradient_statistics
+
+ROOT = tempfile.mkdtemp(prefix="bnlab-tests-")  # for what callbacks write where a test names no folder
+atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
 
 
 class Module(pl.LightningModule):
@@ -134,6 +140,7 @@ def trainer(*callbacks: Any, **options: Any) -> pl.Trainer:
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
+        "default_root_dir": ROOT,
         "logger": MemoryLogger(),
         "max_epochs": 1,
         "log_every_n_steps": 1,

@@ -114,19 +114,6 @@ def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert later.diagnosis.facts == whole.diagnosis.facts
 
 
-def test_without_a_folder_one_line_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr("bnlab_callbacks.diagnostics.rank_zero_info", lines.append)
-    logger, all_in_one = MemoryLogger(), Diagnostics()
-    trainer(all_in_one, logger=logger, default_root_dir=tmp_path).fit(Module(net()), loader(80))
-    assert len(lines) == 1
-    assert "leaves out RecordFile and LayerHeatmap" in lines[0]
-    assert logger.series("grad_rms/00_net.0")
-    assert all_in_one.diagnosis is not None
-    assert all_in_one.diagnosis.verdict == "healthy"
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_folder_and_parts_may_be_chosen(tmp_path: Path) -> None:
     all_in_one = Diagnostics(folder=str(tmp_path / "here"), without=("LayerHeatmap", "ActivationMonitor"), stop=True)
     trainer(all_in_one, logger=CSVLogger(tmp_path), default_root_dir=tmp_path).fit(Module(net()), loader(80))

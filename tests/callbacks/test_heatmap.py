@@ -346,7 +346,7 @@ def test_what_makes_it_impossible_is_said_once(tmp_path: Path, monkeypatch: pyte
         (message,) = [str(each.message) for each in record if "LayerHeatmap" in str(each.message)]
         return message
 
-    assert "folder=" in said(LayerHeatmap(), logger=False)
+    assert "folder=" in said(LayerHeatmap(folder="s3://bucket/run"), logger=False)
     (tmp_path / "file").touch()
     assert "NotADirectoryError" in said(LayerHeatmap(folder=str(tmp_path / "file")))
     monkeypatch.setitem(sys.modules, "matplotlib", None)

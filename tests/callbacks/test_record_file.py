@@ -291,16 +291,6 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     assert torch.equal(*weights)
 
 
-@pytest.mark.parametrize("options", [{"logger": False}, {"logger": MemoryLogger()}])
-def test_without_a_folder_it_says_so_once(options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="RecordFile is off .*say where with folder=") as said:
-        trainer(RecordFile(), *monitors(), default_root_dir=tmp_path, **options).fit(Module(mlp()), loader())
-    assert len([each for each in said if "RecordFile" in str(each.message)]) == 1
-    assert not list(tmp_path.rglob("*.csv"))
-    trainer(RecordFile(str(tmp_path)), *monitors(), **options).fit(Module(mlp()), loader())
-    assert len(list(read_records(tmp_path / "records.csv"))) > 100
-
-
 def test_fast_dev_run_and_switched_off_leave_no_files(tmp_path: Path) -> None:
     log = TensorBoardLogger(tmp_path, name="", version="")
     file = RecordFile(str(tmp_path))

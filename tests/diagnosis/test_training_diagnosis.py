@@ -423,11 +423,11 @@ def test_findings_survive_a_resume(tmp_path: Path, shared: bool) -> None:
         return module
 
     whole = fit(tmp_path / "whole", small(), callbacks=monitors(), max_epochs=4)
-    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    save = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     options: dict[str, Any] = {"max_epochs": 2, "enable_checkpointing": True}
     half = trainer_in(tmp_path / "half", callbacks=[*monitors(), TrainingDiagnosis(), save], **options)
     half.fit(small(), batches())
-    checkpoint = tmp_path / "epoch=1.ckpt"
+    checkpoint = tmp_path / "kept" / "epoch=1.ckpt"
     assert torch.load(checkpoint, weights_only=True)["callbacks"]["TrainingDiagnosis"]
     resumed = TrainingDiagnosis()
     trainer = trainer_in(tmp_path / "on", callbacks=[*monitors(), resumed], max_epochs=4)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from bnlab_callbacks.core.lightning.names import LightningModule, Trainer, rank_
 from bnlab_callbacks.core.lightning.publisher import publisher_of
 from bnlab_callbacks.core.lightning.raw_steps import optimizer_steps
 from bnlab_callbacks.core.lightning.report import add_text, show, write_json
-from bnlab_callbacks.core.lightning.run_output import run_folder
+from bnlab_callbacks.core.lightning.run_folder import RunFolder, run_folder_of
 from bnlab_callbacks.core.lightning.trainer import (
     accumulates,
     clipping_of,
@@ -97,7 +96,8 @@ class TrainingDiagnosis(Diagnostic):
         preflight: whether to look at the net with the first batch before it is trained on it, against theory
             (`bnlab_callbacks.preflight`), and print what that says; some thirty passes over the batch.
         summary: whether to print what the run was like at the end.
-        folder: where `diagnosis.json` goes; None for the folder of the run's logger; without either none is written.
+        folder: where `diagnosis.json` goes; None for the run's folder (`callbacks/README.md`): its logger's, or one of
+            its own.
         enabled: False switches the callback off.
 
     Raises:
@@ -176,6 +176,7 @@ class TrainingDiagnosis(Diagnostic):
         self._modules: list[str] = []
         self._in_batch = self._short = False
         self._state: dict[str, Any] | None = None
+        self._place: RunFolder | None = None  # where a file is to be written
 
     def _say(self, line: str) -> None:
         show(self._print, [line])
@@ -187,6 +188,9 @@ class TrainingDiagnosis(Diagnostic):
         if stage == "fit":
             self.close()
             self._restart()
+            if self.enabled and trainer.is_global_zero and not is_trial(trainer):
+                self._place = run_folder_of(trainer)
+                self._place.join(self)
 
     def fail(self, reason: str) -> None:
         """Give up; with several ranks at the next look, all of them together, or the others would wait for this one."""
@@ -209,6 +213,12 @@ class TrainingDiagnosis(Diagnostic):
         self._layers = None
         self._print = print  # not the Trainer's, which it would keep alive
 
+    def _leave(self) -> None:
+        self.close()
+        if self._place is not None:
+            self._place.leave(self)
+            self._place = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put hooks on, before anything is compiled."""
         if not self.enabled:
@@ -222,7 +232,7 @@ class TrainingDiagnosis(Diagnostic):
 
     @keeps_training
     def _name_file(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and (folder := self._place(trainer)) is not None:
+        if self._place is not None and (folder := self._place.find(self.folder)) is not None:
             self._outcome.name_file(folder, trainer.ckpt_path is not None)
 
     @keeps_training
@@ -233,6 +243,8 @@ class TrainingDiagnosis(Diagnostic):
     @keeps_training
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the net as it is."""
+        if self._place is not None:
+            self._place.begin_training()
         first = logged_step(trainer) == 0
         facts = facts_of(pl_module, trainer.optimizers, first)
         facts.gradient_clip, facts.clip_value = clipping_of(trainer)
@@ -374,7 +386,7 @@ class TrainingDiagnosis(Diagnostic):
         self.end_unfinished(trainer)
         self._look(trainer, alone=True)  # other ranks may be anywhere
         self._end(trainer)
-        self.close()
+        self._leave()
 
     def keep_state(self, trainer: Trainer) -> None:
         """Keep the findings of what was looked at until now for checkpoints that are written from now on."""
@@ -394,7 +406,7 @@ class TrainingDiagnosis(Diagnostic):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
-        self.close()
+        self._leave()
 
     def _end(self, trainer: Trainer) -> None:
         if self._ended:
@@ -411,22 +423,15 @@ class TrainingDiagnosis(Diagnostic):
     def _publish(self, trainer: Trainer) -> None:
         """Write `diagnosis.json`, then show it, and give it to TensorBoard as the text `diagnosis`.
 
-        Nothing is written under `fast_dev_run`, and no file where neither `folder` nor a logger says where to.
+        Nothing is written under `fast_dev_run`.
         """
         content = self._outcome.content(self._modules)
-        if (folder := self._place(trainer)) is not None:
-            write_json(folder / self._outcome.file, content)
+        if self._place is not None:
+            write_json(self._place.make(self.folder) / self._outcome.file, content)
         if self.summary:
             show(trainer.print, ["", *brief(content)])
         if not is_trial(trainer):
             add_text(trainer, "diagnosis", lines(content))
-
-    def _place(self, trainer: Trainer) -> Path | None:
-        """The folder for `diagnosis.json`; None where none is to be written."""
-        try:
-            return None if is_trial(trainer) else run_folder(trainer, self.folder)
-        except ValueError:  # no logger keeps files here
-            return None
 
     # checkpoints
 
@@ -443,7 +448,9 @@ class TrainingDiagnosis(Diagnostic):
         """
         if self._state is not None:
             return self._state
-        return self._judge.state_dict() | {"recorder": self._watch.state_dict(), "file": self._outcome.file}
+        folder = None if self._place is None else self._place.name_to_keep()
+        own = {"recorder": self._watch.state_dict(), "file": self._outcome.file, "folder": folder}
+        return self._judge.state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""
@@ -451,3 +458,5 @@ class TrainingDiagnosis(Diagnostic):
         self._judge.load_state_dict(state_dict)
         self._watch.load_state_dict({"stepped": self._judge.losses.count > 0} | state_dict["recorder"])
         self._outcome.file, self._outcome.resumed = state_dict.get("file", FILE), True
+        if self._place is not None:
+            self._place.go_on(state_dict.get("folder"))

@@ -1,13 +1,10 @@
 """The common part of callbacks that turn a run's records into files and events."""
 
-import os
-from pathlib import Path
-from typing import Any
-
 from bnlab_callbacks.core.guard import keeps_training
 from bnlab_callbacks.core.lightning.diagnostic import Diagnostic
 from bnlab_callbacks.core.lightning.names import LightningModule, Trainer
 from bnlab_callbacks.core.lightning.publisher import Publisher, publisher_of
+from bnlab_callbacks.core.lightning.run_folder import RunFolder, run_folder_of
 from bnlab_callbacks.core.lightning.trainer import is_trial, last_step
 from bnlab_callbacks.core.records import Record
 
@@ -27,6 +24,7 @@ class RunOutput(Diagnostic):
         self._fitting = False
         self._ended: tuple[int, int] | None = None  # step and epoch of an epoch that is yet to be written
         self._publisher: Publisher | None = None
+        self.place: RunFolder | None = None  # while active
 
     # what a callback of one kind adds
 
@@ -41,6 +39,17 @@ class RunOutput(Diagnostic):
 
     def finish(self, trainer: Trainer) -> None:
         """Write what is left, at the end of a `fit` or after an exception in it."""
+
+    # for those with files
+
+    def folder_to_keep(self) -> str | None:
+        """What a checkpoint holds of the run's folder."""
+        return None if self.place is None else self.place.name_to_keep()
+
+    def go_on_in(self, folder: str | None) -> None:
+        """Go on in the folder of a checkpoint's run."""
+        if self.place is not None:
+            self.place.go_on(folder)
 
     # one fit
 
@@ -57,12 +66,19 @@ class RunOutput(Diagnostic):
     def _begin(self, trainer: Trainer) -> None:
         self._publisher = publisher_of(trainer)
         self._publisher.listeners.append(self)
+        self.place = run_folder_of(trainer)
+        self.place.join(self)
         self.begin(trainer)
 
     def _listen_no_more(self) -> None:
         if self._publisher is not None and self in self._publisher.listeners:
             self._publisher.listeners.remove(self)
         self._publisher = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know that this is no search for a learning rate or a batch size."""
+        if self.place is not None:
+            self.place.begin_training()
 
     @keeps_training
     def on_record(self, trainer: Trainer, record: Record) -> None:
@@ -106,30 +122,11 @@ class RunOutput(Diagnostic):
         self.keep_state(trainer)
         self._finish(trainer)
         self._listen_no_more()
+        if self.place is not None:
+            self.place.leave(self)
+            self.place = None
         self.active = self._fitting = False
 
     @keeps_training
     def _finish(self, trainer: Trainer) -> None:
         self.finish(trainer)
-
-
-def run_folder(trainer: Trainer, folder: str | Path | None = None) -> Path:
-    """Where a run's own files go: `folder`, or where its logger keeps its files.
-
-    Raises:
-        ValueError: no logger keeps files in a local folder.
-    """
-    places = [folder] if folder is not None else [place for logger in trainer.loggers if (place := _log_dir(logger))]
-    local = [Path(place) for place in places if "://" not in str(place)]
-    if not local:
-        raise ValueError("no logger of this run keeps files in a local folder; say where with folder=….")
-    return local[0]
-
-
-def _log_dir(logger: Any) -> str | None:
-    """The logger's folder of this run: its own `log_dir`, or what ModelCheckpoint takes where there is none."""
-    own = getattr(logger, "log_dir", None)
-    if own or logger.save_dir is None:
-        return own or None
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return os.path.join(logger.save_dir, str(logger.name), version)
