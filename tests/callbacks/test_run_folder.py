@@ -218,3 +218,21 @@ def test_a_run_that_raises_says_where_its_files_are(tmp_path: Path, said: list[s
 def test_a_remote_folder_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"RecordFile is off .*say where with folder=… or the variable BNLAB_DIR"):
         fit(tmp_path, RecordFile("s3://bucket/run"))
+
+
+def test_a_folder_that_cannot_be_made_costs_neither_run_nor_checkpoint(tmp_path: Path) -> None:
+    root = tmp_path / "file"
+    root.write_text("no folder can be made in this")
+    kept = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    with pytest.warns(UserWarning, match="NotADirectoryError|FileExistsError"):
+        run = fit(
+            root,
+            TrainingDiagnosis(summary=False),
+            RecordFile(),
+            GradientMonitor(),
+            kept,
+            logger=False,
+            enable_checkpointing=True,
+        )
+    assert run.state.finished
+    assert (tmp_path / "kept" / "last.ckpt").exists()

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,13 @@ class RunFolder:
         self._name = name or self._name
 
     def name_to_keep(self) -> str | None:
-        """What a checkpoint holds of it: the name of a new folder, which is made if training has begun."""
+        """What a checkpoint holds of it: the name of a new folder, which is made if training has begun.
+
+        None where it cannot be made: whoever writes says so, and the checkpoint is not to fail for it.
+        """
         if self._training and self._name is None and not _given(self._trainer):
-            self._make()
+            with suppress(OSError, ValueError):
+                self._make()
         return self._name
 
     def find(self, folder: str | Path | None) -> Path | None:
