@@ -140,7 +140,7 @@ class LayerHeatmap(RunOutput):
         if self._trainer is not None:
             publish_kept(self._trainer)
         grids = {quantity: grid.state_dict() for quantity, grid in self._grids.items()}
-        return {"grids": grids, "step": self._step, "folder": self.folder_to_keep()}
+        return {"grids": grids, "step": self._step, "folder": self.folder_to_keep(self.folder)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""

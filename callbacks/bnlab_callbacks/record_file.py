@@ -205,7 +205,8 @@ class RecordFile(RunOutput):
     def state_dict(self) -> dict[str, Any]:
         """Which metrics are recorded in another way, or come from validations: lists of names; table and folder."""
         tags, of_validation = sorted(self._columns), sorted(self._of_validation)
-        return {"tags": tags, "of_validation": of_validation, "table": self._name, "folder": self.folder_to_keep()}
+        folder = self.folder_to_keep(self.folder)
+        return {"tags": tags, "of_validation": of_validation, "table": self._name, "folder": folder}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped."""

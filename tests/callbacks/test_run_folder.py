@@ -236,3 +236,11 @@ def test_a_folder_that_cannot_be_made_costs_neither_run_nor_checkpoint(tmp_path:
         )
     assert run.state.finished
     assert (tmp_path / "kept" / "last.ckpt").exists()
+
+
+def test_with_a_folder_given_no_other_is_made(tmp_path: Path) -> None:
+    given = str(tmp_path / "given")
+    each = [TrainingDiagnosis(summary=False, folder=given), RecordFile(given), LayerHeatmap(["grad_rms"], folder=given)]
+    fit(tmp_path, *each, GradientMonitor(), ModelCheckpoint(tmp_path / "kept"), logger=False, enable_checkpointing=True)
+    assert names(Path(given)) == FILES
+    assert runs_in(tmp_path) == []

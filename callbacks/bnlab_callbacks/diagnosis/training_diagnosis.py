@@ -448,7 +448,7 @@ class TrainingDiagnosis(Diagnostic):
         """
         if self._state is not None:
             return self._state
-        folder = None if self._place is None else self._place.name_to_keep()
+        folder = None if self._place is None else self._place.name_to_keep(self.folder)
         own = {"recorder": self._watch.state_dict(), "file": self._outcome.file, "folder": folder}
         return self._judge.state_dict() | own
 

@@ -65,12 +65,15 @@ class RunFolder:
         """Take the name that a checkpoint holds."""
         self._name = name or self._name
 
-    def name_to_keep(self) -> str | None:
+    def name_to_keep(self, folder: str | Path | None) -> str | None:
         """What a checkpoint holds of it: the name of a new folder, which is made if training has begun.
 
         None where it cannot be made: whoever writes says so, and the checkpoint is not to fail for it.
+
+        Args:
+            folder: what the callback was given: with that it needs no new one.
         """
-        if self._training and self._name is None and not _given(self._trainer):
+        if folder is None and self._training and self._name is None and not _given(self._trainer):
             with suppress(OSError, ValueError):
                 self._make()
         return self._name

@@ -42,9 +42,9 @@ class RunOutput(Diagnostic):
 
     # for those with files
 
-    def folder_to_keep(self) -> str | None:
-        """What a checkpoint holds of the run's folder."""
-        return None if self.place is None else self.place.name_to_keep()
+    def folder_to_keep(self, folder: str | None) -> str | None:
+        """What a checkpoint holds of the run's folder, for a callback that was given this one."""
+        return None if self.place is None else self.place.name_to_keep(folder)
 
     def go_on_in(self, folder: str | None) -> None:
         """Go on in the folder of a checkpoint's run."""
