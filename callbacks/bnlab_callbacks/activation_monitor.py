@@ -136,7 +136,6 @@ class ActivationMonitor(ForwardMonitor):
         self.keep(left, self._read, seconds)
 
     def _read(self, steps: Sequence[ActivationStep]) -> list[Table]:
-        self._recorder.kept = 0
         tables = self._tables.read(steps)
         if self._tables.different:
             self._tables.different = False

@@ -433,7 +433,7 @@ def test_small_layers_taken_together_equal_layer_by_layer(monkeypatch: pytest.Mo
     found = []
     for slow in (False, True):
         if slow:
-            monkeypatch.setattr("bnlab_callbacks.recorders.activation_tables.same_layers", lambda steps: None)
+            monkeypatch.setattr("bnlab_callbacks.recorders.activation_tables.same_blocks", lambda steps: None)
         each = Each(ActivationMonitor(1, dead_window=2))
         run = trainer(each.monitor, each, max_epochs=2)
         torch.manual_seed(0)

@@ -100,3 +100,23 @@ def test_records_taken_together_or_one_by_one_or_over_a_checkpoint_equal_the_slo
         window = slice(max(i - 3, 0), i + 1)
         assert fraction == float((~history[window].any(0)).double().mean())
         assert seen == sum(samples[window])
+
+
+def test_records_that_are_taken_in_together_count_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for units, rate in ((1, 0.3), (7, 0.2), (20, 0.6)):
+        together, single = UnitLedger(3), UnitLedger(3)
+        step = 0
+        for records in (1, 4, 9, 2, 30):
+            active = torch.rand(records, units, generator=generator) < rate
+            samples = torch.randint(1, 50, (records,), generator=generator).tolist()
+            steps = list(range(step, step + 5 * records, 5))
+            step = steps[-1] + 5
+            shares = [single.add(active[i : i + 1], samples[i : i + 1], steps[i : i + 1])[0] for i in range(records)]
+            assert together.add(active, samples, steps) == shares
+            assert together.units("act") == single.units("act")
+            assert (together.pop_epoch(), together.pop_revived()) == (single.pop_epoch(), single.pop_revived())
+        states = together.state_dict(), single.state_dict()
+        assert {key: torch.as_tensor(value).tolist() for key, value in states[0].items()} == {
+            key: torch.as_tensor(value).tolist() for key, value in states[1].items()
+        }

@@ -11,14 +11,22 @@ from torch import Tensor
 
 from bnlab_callbacks.core.device import Change, pack, widest
 from bnlab_callbacks.statistics.activations import ActivationSums, Moments, Saturation, split_rows, sums_of_rows
+from bnlab_callbacks.statistics.chunks import Scratch
 
 
 class Outputs(NamedTuple):
-    """A copy of a small output, whose sums are computed together with those of the next steps'."""
+    """A copy of a small output, whose sums are computed together with those of others of its shape."""
 
     values: Tensor  # (N, …)
     bounds: Saturation
     unit_dim: int | None
+
+
+class Row(NamedTuple):
+    """The sums of one small output, computed together with those of others of its shape; on the host."""
+
+    block: ActivationSums  # (L,) or (L, units), of L calls
+    row: int  # among them
 
 
 class Mark:
@@ -47,7 +55,7 @@ class Call(NamedTuple):
     samples: int
     numel: int
     # None for a layer that no reader wants, and in steps that are not recorded
-    sums: ActivationSums | Outputs | None
+    sums: ActivationSums | Row | Outputs | None
     unit_max: Tensor | None  # (units,): largest output of each unit, for rectifiers
     is_module: bool = True  # whether the layer is a module's own name
     behind: int | None = None  # tells apart the layers that produced what it was called with
@@ -55,7 +63,7 @@ class Call(NamedTuple):
     rank: Tensor | None = None  # 0-dimensional: effective rank, where a reader wants it
 
     def change_tensors(self, change: Change) -> Call:
-        """The same with other tensors in its sums; a copied output is on the host."""
+        """The same with other tensors in its sums; what was computed together with others is on the host."""
         if not isinstance(self.sums, ActivationSums):
             return self
         fields: list[Any] = [None if one is None else change(one) for one in self.sums]
@@ -140,43 +148,52 @@ def merge_steps(steps: list[list[tuple[str, Call]]]) -> list[dict[str, Merged]]:
     return merged
 
 
-def same_layers(steps: list[list[tuple[str, Call]]]) -> list[list[tuple[str, Call]]] | None:
-    """The calls of each layer, where every step has one of each and all left copies of outputs of one shape."""
-    layers = [list(calls) for calls in zip(*steps, strict=False)]
-    if any(len(step) != len(layers) for step in steps) or len({key for key, _ in steps[0]}) < len(layers):
-        return None
-    for calls in layers:
-        key, first = calls[0]
-        if not isinstance(first.sums, Outputs):
+def reduce_outputs(calls: list[Call], scratch: Scratch) -> list[Call]:
+    """The calls with their sums, where a copy of the output was kept: computed for all outputs of a shape in one pass.
+
+    Args:
+        calls: of any layers.
+        scratch: buffers for it.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index, call in enumerate(calls):
+        if isinstance(call.sums, Outputs):
+            values, bounds, unit_dim = call.sums
+            groups[values.shape, values.dtype, bounds, unit_dim].append(index)
+    done = list(calls)
+    for (_, _, bounds, unit_dim), indices in groups.items():
+        outputs = [calls[index].sums.values for index in indices]  # type: ignore[union-attr]
+        block = sums_of_rows(outputs, bounds, unit_dim, scratch)
+        for row, index in enumerate(indices):
+            unit_max = None if block.unit_max is None else block.unit_max[row]
+            done[index] = calls[index]._replace(sums=Row(block, row), unit_max=unit_max)
+    return done
+
+
+def blocks_of(calls: list[tuple[str, Call]]) -> list[tuple[ActivationSums, list[int], list[int]]] | None:
+    """Calls of one step by the block that holds their sums; None where some have sums of their own, or share a name.
+
+    Returns:
+        for each block its sums, the rows that are the calls', and the places of the calls.
+    """
+    blocks: dict[int, tuple[ActivationSums, list[int], list[int]]] = {}
+    for place, (_, call) in enumerate(calls):
+        if not isinstance(call.sums, Row):
             return None
-        kind = (key, first.sums.values.shape, first.sums.values.dtype, first.rank is None)
-        for key, call in calls:
-            if not isinstance(call.sums, Outputs):
-                return None
-            if (key, call.sums.values.shape, call.sums.values.dtype, call.rank is None) != kind:
-                return None
-    return layers
-
-
-def sums_of_layer(calls: list[tuple[str, Call]]) -> ActivationSums:
-    """The sums of one layer's calls, as `same_layers` gives them, in one pass."""
-    outputs = [call.sums for _, call in calls if isinstance(call.sums, Outputs)]
-    first = outputs[0]
-    return sums_of_rows(torch.stack([one.values for one in outputs]), first.bounds, first.unit_dim)
+        _, rows, places = blocks.setdefault(id(call.sums.block), (call.sums.block, [], []))
+        rows.append(call.sums.row)
+        places.append(place)
+    return list(blocks.values()) if len({name for name, _ in calls}) == len(calls) else None
 
 
 def with_sums(calls: list[tuple[str, Call]]) -> list[tuple[str, Call]]:
-    """The calls with their sums, where a copy of the output was kept: computed for all of a layer in one pass."""
-    groups: dict[tuple[str, torch.Size, torch.dtype], list[int]] = defaultdict(list)
-    for index, (key, call) in enumerate(calls):
-        if isinstance(call.sums, Outputs):
-            groups[key, call.sums.values.shape, call.sums.values.dtype].append(index)
-    done = list(calls)
-    for (key, _, _), indices in groups.items():
-        kept = [calls[index] for index in indices]
-        for index, (_, call), sums in zip(indices, kept, split_rows(sums_of_layer(kept)), strict=True):
-            done[index] = (key, call._replace(sums=sums))
-    return done
+    """The calls with sums of their own, where these lie among those of others."""
+    blocks = {id(call.sums.block): call.sums.block for _, call in calls if isinstance(call.sums, Row)}
+    rows = {key: split_rows(block) for key, block in blocks.items()}
+    return [
+        (name, call._replace(sums=rows[id(call.sums.block)][call.sums.row]) if isinstance(call.sums, Row) else call)
+        for name, call in calls
+    ]
 
 
 def merge(

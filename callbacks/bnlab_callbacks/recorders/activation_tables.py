@@ -14,18 +14,20 @@ from bnlab_callbacks.recorders.activation_calls import (
     ActivationStep,
     Call,
     Merged,
+    blocks_of,
     larger,
     merge,
     merge_steps,
-    same_layers,
     split_ranks,
-    sums_of_layer,
 )
 from bnlab_callbacks.recorders.tables import Tables, everything
+from bnlab_callbacks.statistics.activations import ActivationSums
 from bnlab_callbacks.statistics.dead_units import DeadUnit, UnitLedger
 from bnlab_callbacks.statistics.dormant_units import dormant_units
 
 Calls = list[tuple[str, Call]]
+# the sums of some layers in K steps, (K, L) or (K, L, units), and the places of their calls in each step
+Block = tuple[ActivationSums, list[int]]
 
 
 class ActivationTables(Tables):
@@ -56,9 +58,9 @@ class ActivationTables(Tables):
             merged = [{name: sums for name, sums in one.items() if name in wanted} for one in self._merge_ranks(steps)]
         else:
             calls = [[(name, call) for name, call in step.calls if self.wants(call.layer)] for step in steps]
-            layers = same_layers(calls)
-            if layers:
-                return [self._table_of_same_layers(layers, [step.step for step in steps])]
+            blocks = same_blocks(calls)
+            if blocks:
+                return [self._table_of_blocks(calls, blocks, [step.step for step in steps])]
             merged = merge_steps(calls)
         return self._tables(merged, [step.step for step in steps])
 
@@ -75,54 +77,91 @@ class ActivationTables(Tables):
             magnitudes = torch.stack([sums.magnitudes for sums in layer])  # type: ignore[misc]
             active = None if layer[0].active is None else torch.stack([sums.active for sums in layer])  # type: ignore[misc]
             seen = [int(sums.samples) for sums in layer], [steps[index] for index in indices]
-            for tag, column in self._units(name, magnitudes, active, *seen).items():
+            own = dormant_units(magnitudes), magnitudes.isfinite().all(1), active
+            for tag, column in self._units(name, *own, *seen).items():
                 for index, value in zip(indices, column, strict=True):
                     records[index][tag] = value
         return [Table.of(record) for record in records]
 
-    def _table_of_same_layers(self, layers: list[Calls], steps: list[int]) -> Table:
-        """The table of K steps that ran the same small layers: the same values as of `_tables`, in few launches."""
-        columns: dict[str, Tensor] = {}
-        for calls in layers:
-            key, call = calls[0]
-            name = self.numbered[key]
-            sums = sums_of_layer(calls)
-            absmax = sums.absmax if sums.unit_max is None else sums.unit_max.amax(1).double()
-            assert absmax is not None
-            columns |= {f"act_mean/{name}": sums.mean, f"act_std/{name}": sums.std, f"act_absmax/{name}": absmax}
-            columns[f"act_outlier/{name}"] = absmax / torch.hypot(sums.mean, sums.std)
-            columns[f"act_kurtosis/{name}"] = sums.kurtosis.where(sums.kurtosis != 0, math.nan)
-            ranks = [one.rank for _, one in calls if one.rank is not None]
-            if ranks:
-                columns[f"act_effective_rank/{name}"] = torch.stack(ranks).double()
-            self._note_absmax(name, float(absmax.amax()))
-            sides = {"sat_lo": sums.low, "sat_hi": sums.high}
-            shares = {side: number.double() / call.numel for side, number in sides.items() if number is not None}
-            if shares:
-                columns[f"sat_frac/{name}"] = torch.stack(list(shares.values())).sum(0)
-            if len(shares) == 2:
-                columns |= {f"{side}/{name}": share for side, share in shares.items()}
-            if sums.unit_max is not None and sums.nonzero is not None:
-                columns[f"zero_frac/{name}"] = (call.numel - sums.nonzero).double() / call.numel
+    def _table_of_blocks(self, steps: list[Calls], blocks: list[Block], numbers: list[int]) -> Table:
+        """The table of K steps that ran the same small layers: the same values as of `_tables`, in few launches.
+
+        Args:
+            steps: their calls, of the same names in the same order.
+            blocks: as `same_blocks` gives them.
+            numbers: of the steps.
+        """
+        tags: dict[int, list[str]] = {}  # by place among the calls
+        columns: dict[int, list[Tensor]] = {}  # (K, tags of the layer)
+        for sums, places in blocks:
+            names = [self.numbered[steps[0][place][0]] for place in places]
+            counts = sums.mean.new_tensor([[step[place][1].numel for place in places] for step in steps])
+            found = _quantities(sums, counts)
+            ranks = [[step[place][1].rank for step in steps] for place in places]
+            if ranks[0][0] is not None:
+                found["act_effective_rank"] = torch.stack([torch.stack(each).double() for each in ranks], 1)  # type: ignore[arg-type]
+            for name, largest in zip(names, found["act_absmax"].amax(0).tolist(), strict=True):
+                self._note_absmax(name, largest)
+            values = torch.stack(list(found.values()), 2).unbind(1)
+            for place, name, columns_of_layer in zip(places, names, values, strict=True):
+                tags[place] = [f"{quantity}/{name}" for quantity in found]
+                columns[place] = [columns_of_layer]
             if sums.unit_abs is not None:
-                active = None if sums.unit_max is None else sums.unit_max > 0
-                units = self._units(key, sums.unit_abs, active, [one.samples for _, one in calls], steps)
-                columns |= {tag: sums.mean.new_tensor(column) for tag, column in units.items()}
-        return Table(tuple(columns), torch.stack(list(columns.values()), 1))
+                self._add_units(steps, sums, places, numbers, tags, columns)
+        order = sorted(tags)
+        return Table(
+            tuple(tag for place in order for tag in tags[place]),
+            torch.cat([column for place in order for column in columns[place]], 1),
+        )
+
+    def _add_units(
+        self,
+        steps: list[Calls],
+        sums: ActivationSums,
+        places: list[int],
+        numbers: list[int],
+        tags: dict[int, list[str]],
+        columns: dict[int, list[Tensor]],
+    ) -> None:
+        """Add the quantities of a block's units."""
+        assert sums.unit_abs is not None
+        dormant = dormant_units(sums.unit_abs).unbind(1)
+        finite = sums.unit_abs.isfinite().all(2).unbind(1)
+        active = [None] * len(places) if sums.unit_max is None else list((sums.unit_max > 0).unbind(1))
+        for row, place in enumerate(places):
+            samples = [step[place][1].samples for step in steps]
+            own = dormant[row], finite[row], active[row]
+            found = self._units(steps[0][place][0], *own, samples, numbers)
+            tags[place] += found
+            columns[place].append(torch.tensor(list(found.values()), dtype=torch.float64).T)
 
     def _note_absmax(self, name: str, value: float) -> None:
         tag = f"act_absmax/{name}"
         self._absmax[tag] = larger(self._absmax[tag], value)
 
     def _units(
-        self, key: str, magnitudes: Tensor, active: Tensor | None, samples: list[int], steps: list[int]
+        self,
+        key: str,
+        dormant: Tensor,
+        finite: Tensor,
+        active: Tensor | None,
+        samples: list[int],
+        steps: list[int],
     ) -> dict[str, list[float]]:
-        """Tags and their values in K records of one layer; `magnitudes` and, of a rectifier, `active` (K, units)."""
+        """Tags and their values in K records of one layer.
+
+        Args:
+            key: the layer.
+            dormant: (K, units).
+            finite: (K,), whether all units' magnitudes are.
+            active: (K, units), of a rectifier.
+            samples: of each record.
+            steps: of each record.
+        """
         name = self.numbered[key]
-        dormant = dormant_units(magnitudes)
         if self.list_dormant:
             self._dormant.setdefault(name, UnitLedger(self.dead_window)).add(~dormant, samples, steps)
-        shares = dormant.double().mean(1).where(magnitudes.isfinite().all(1), math.nan)
+        shares = dormant.double().mean(1).where(finite, math.nan)
         found = {f"dormant_frac/{name}": shares.tolist()}
         if active is not None:
             dead = self._ledgers.setdefault(name, UnitLedger(self.dead_window)).add(active, samples, steps)
@@ -204,3 +243,46 @@ class ActivationTables(Tables):
                 kept[name] = UnitLedger(self.dead_window)
                 kept[name].load_state_dict(ledger)
         self._absmax.update(state.get("absmax", {}))
+
+
+def same_blocks(steps: list[Calls]) -> list[Block] | None:
+    """The blocks of K steps, where each ran the same small layers, each once; else None."""
+    names = [[name for name, _ in calls] for calls in steps]
+    found = [blocks_of(calls) for calls in steps]
+    if any(each != names[0] for each in names) or any(
+        blocks is None or len(blocks) != len(found[0] or ()) for blocks in found
+    ):
+        return None
+    same = []
+    for blocks in zip(*found, strict=True):
+        sums, _, places = blocks[0]
+        if any(_layout(*other) != _layout(*blocks[0]) for other in blocks):
+            return None
+        fields: list[Any] = [
+            None if field is None else torch.stack([other[index][other_rows] for other, other_rows, _ in blocks])
+            for index, field in enumerate(sums)
+        ]
+        same.append((ActivationSums(*fields), places))
+    return same
+
+
+def _layout(sums: ActivationSums, rows: list[int], places: list[int]) -> tuple[Any, ...]:
+    return [None if field is None else field.shape[1:] for field in sums], places
+
+
+def _quantities(sums: ActivationSums, counts: Tensor) -> dict[str, Tensor]:
+    """All of one block but those of units, (K, L) each."""
+    absmax = sums.absmax if sums.unit_max is None else sums.unit_max.amax(2).double()
+    assert absmax is not None
+    found = {"act_mean": sums.mean, "act_std": sums.std, "act_absmax": absmax}
+    found["act_outlier"] = absmax / torch.hypot(sums.mean, sums.std)
+    found["act_kurtosis"] = sums.kurtosis.where(sums.kurtosis != 0, math.nan)
+    sides = {"sat_lo": sums.low, "sat_hi": sums.high}
+    shares = {side: number / counts for side, number in sides.items() if number is not None}
+    if shares:
+        found["sat_frac"] = torch.stack(list(shares.values())).sum(0)
+    if len(shares) == 2:
+        found |= shares
+    if sums.unit_max is not None and sums.nonzero is not None:
+        found["zero_frac"] = (counts - sums.nonzero) / counts
+    return found

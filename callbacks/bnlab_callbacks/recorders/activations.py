@@ -14,7 +14,16 @@ from bnlab_callbacks.core.hooks import ModuleHook
 from bnlab_callbacks.core.naming import clean_name
 from bnlab_callbacks.core.ranks import Messages, Ranks
 from bnlab_callbacks.core.records import Moment
-from bnlab_callbacks.recorders.activation_calls import ActivationStep, Call, Mark, Outputs, describe, pack_calls
+from bnlab_callbacks.recorders.activation_calls import (
+    ActivationStep,
+    Call,
+    Mark,
+    Outputs,
+    describe,
+    pack_calls,
+    reduce_outputs,
+    with_sums,
+)
 from bnlab_callbacks.recorders.activation_kinds import Kind, is_composite, kind_of_module, tensor_of
 from bnlab_callbacks.recorders.call_names import CallKey, CallNames
 from bnlab_callbacks.recorders.forward_recorder import ForwardRecorder, Reader
@@ -30,8 +39,8 @@ from bnlab_callbacks.statistics.activations import (
 from bnlab_callbacks.statistics.chunks import Scratch
 from bnlab_callbacks.statistics.effective_rank import effective_rank
 
-# elements of small outputs that are kept at most: 8 MiB of float32
-_KEPT = 1 << 21
+# elements of small outputs that wait at most for others of their shape: 8 MiB of float32
+_MOST_WAITING = 1 << 21
 
 
 class _Hook(ModuleHook):
@@ -90,7 +99,7 @@ class ActivationRecorder(ForwardRecorder):
         self.gates: set[str] = set()
         self.unseen = Unseen()
         self.steps = 0
-        self.kept = 0  # elements of small outputs, which are kept as they are until they are read
+        self._waiting = 0  # elements of small outputs, which are kept as they are until the batch is over
         self._every_step = False
         self._effective_rank = False
         self._wanted: dict[str, bool] = {}
@@ -219,7 +228,8 @@ class ActivationRecorder(ForwardRecorder):
         """The sums of an output, and its units' maxima."""
         output = output.detach().reshape(1) if output.ndim == 0 else output.detach()
         if self.recording:
-            if self.may_keep(output):
+            if is_small(output):
+                self._make_room(output.numel())
                 return Outputs(output.clone(), kind.bounds, unit_dim), None
             sums = activation_sums(output, kind.bounds, unit_dim, self.scratch)
             return sums, sums.unit_max
@@ -270,20 +280,23 @@ class ActivationRecorder(ForwardRecorder):
         """Forget the batch's calls from this one on."""
         del self.calls[start:]
 
-    def may_keep(self, output: Tensor) -> bool:
-        """Whether to keep a copy of `output` rather than to compute its sums now.
+    def _make_room(self, numel: int) -> None:
+        """Compute the sums of what waits, if it gets too much."""
+        self._waiting += numel
+        if self._waiting > _MOST_WAITING:
+            self._reduce()
+            self._waiting = numel
 
-        Other ranks need each step's sums at once, and exact dead units its units.
-        """
-        if self.ranks.size > 1 or self._every_step:
-            return False
-        if not is_small(output) or self.kept > _KEPT:
-            return False
-        self.kept += output.numel()
-        return True
+    def _reduce(self) -> None:
+        try:
+            self.calls, self._waiting = reduce_outputs(self.calls, self.scratch), 0
+        except Exception as error:  # noqa: BLE001 - other ranks wait: they hear of it with the step's values
+            self.failure = self.failure or f"{type(error).__name__}: {error}"
+            self.calls, self._waiting = [], 0
 
     def pop_calls(self) -> list[tuple[str, Call]]:
         """The batch's calls by name, also for the readers that count every batch."""
+        self._reduce()
         names = self._names.name([CallKey(call.layer, call.is_module, call.behind) for call in self.calls])
         calls = [(name, call._replace(mark=None)) for name, call in zip(names, self.calls, strict=True)]
         self.gates.update(
@@ -306,6 +319,7 @@ class ActivationRecorder(ForwardRecorder):
         measured = [(name, call) for name, call in calls if call.sums is not None]
         if self.ranks.size == 1:
             return ActivationStep(moment.step, names, measured, None) if measured else None
+        measured = with_sums(measured)
         vector, where = pack_calls(measured, self.ranks.device)
         ranks = self._messages.exchange(vector, describe(measured, where), self.failure is not None)
         return ActivationStep(moment.step, names, measured, (ranks, where))

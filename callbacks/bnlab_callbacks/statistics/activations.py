@@ -16,8 +16,8 @@ hard sigmoid, hard tanh, ReLU6   the flat parts (ReLU6: the upper one; its lower
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,9 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.Softplus, nn.Sigmoid, nn.Tanh, nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softsign),
     *(nn.Threshold, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink),
 )
-# elements up to which one pass in float64 is faster than several over pieces (CPU)
-_SMALL = 1 << 14
+# elements up to which one pass in float64 is faster than several over pieces (CPU), and those of several rows that are
+# passed over at a time: then all passes stay in a core's L2 cache
+_SMALL, _ROWS = 1 << 14, 1 << 15
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)  # ReLU6 is also a Hardtanh
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
@@ -152,7 +153,7 @@ def activation_sums(output: Tensor, bounds: Saturation, unit_dim: int | None, sc
         scratch: buffers for the passes over the pieces.
     """
     if is_small(output):
-        return split_rows(sums_of_rows(output.unsqueeze(0), bounds, unit_dim))[0]
+        return split_rows(sums_of_rows([output], bounds, unit_dim, scratch))[0]
     values = flat(output)
     wide = wide_dtype(values)
     unit_max = unit_maximum(output, unit_dim) if bounds.rectifier and unit_dim is not None else None
@@ -209,48 +210,87 @@ def _about_mean(rest: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> 
 
 
 def is_small(output: Tensor) -> bool:
-    """Whether launches cost more than arithmetic, so that `sums_of_rows` is the way."""
-    return output.device.type == "cpu" and output.numel() <= _SMALL
+    """Whether launches cost more than arithmetic, so that `sums_of_rows` is the way.
+
+    Not for float64, of which fourth powers may be more than it holds, or less.
+    """
+    return output.device.type == "cpu" and output.numel() <= _SMALL and output.dtype != torch.float64
 
 
-def sums_of_rows(outputs: Tensor, bounds: Saturation, unit_dim: int | None) -> ActivationSums:
+def sums_of_rows(
+    outputs: Sequence[Tensor], bounds: Saturation, unit_dim: int | None, scratch: Scratch
+) -> ActivationSums:
     """The same sums for K calls at once, (K,) or (K, units) each, in float64, where nothing cancels or underflows.
 
     Args:
-        outputs: (K, N, …), the outputs of K calls.
+        outputs: the small outputs of K calls, (N, …) each, of one shape and dtype, on the host.
         bounds: where the function saturates.
         unit_dim: dimension of the units in one call's output (N, …), None where it is not known.
+        scratch: buffers for the passes.
     """
-    values = outputs.flatten(1)
-    wide = values.to(torch.float64, copy=True)
-    mean = wide.mean(1)
-    unit_max = _maxima_of_units(outputs, unit_dim) if bounds.rectifier and unit_dim is not None else None
+    most = max(1, _ROWS // outputs[0].numel())
+    parts = [_sums_of_block(outputs[i : i + most], bounds, unit_dim, scratch) for i in range(0, len(outputs), most)]
+    if len(parts) == 1:
+        return parts[0]
+    fields: list[Any] = [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+    return ActivationSums(*fields)
+
+
+def _sums_of_block(
+    outputs: Sequence[Tensor], bounds: Saturation, unit_dim: int | None, scratch: Scratch
+) -> ActivationSums:
+    """As `sums_of_rows`, of as many rows as stay in the cache."""
+    rows, numel, of_all = len(outputs), outputs[0].numel(), (len(outputs), *outputs[0].shape)
+
+    def buffer(use: str, dtype: torch.dtype) -> Tensor:
+        return scratch.get(use, rows * numel, dtype, outputs[0].device).view(rows, numel)
+
+    values = buffer("outputs", outputs[0].dtype)
+    torch.stack(list(outputs), out=values.view(of_all))
+    wide = buffer("values", torch.float64).copy_(values)
+    unit_max = None
+    if bounds.rectifier and unit_dim is not None:
+        unit_max = _maxima_of_units(values.view(of_all), unit_dim)
     below, above = (torch.le, torch.ge) if bounds.clipped else (torch.lt, torch.gt)
     # half precision would round the bounds: right only where the function's own clipping rounded them alike
     compared = values if bounds.clipped else wide
     # rows are small: float32 holds their counts, and adds faster than integers
-    flags = torch.empty(values.shape)
+    flags = buffer("flags", torch.float32)
 
     def count(some: Tensor, compare: Callable[..., Tensor], bound: float) -> Tensor:
         return compare(some, bound, out=flags).sum(1).to(torch.int64)
 
+    powers = buffer("powers", torch.float64)
+    magnitudes = torch.abs(wide, out=powers)
+    absmax = magnitudes.amax(1) if unit_max is None else None
+    unit_abs = None if unit_dim is None else _means_of_units(magnitudes.view(of_all), unit_dim)
     low = None if bounds.low is None else count(compared, below, bounds.low)
     high = None if bounds.high is None else count(compared, above, bounds.high)
     nonzero = None if unit_max is None else count(values, torch.ne, 0)
-    magnitudes = wide.abs()
-    absmax = magnitudes.amax(1) if unit_max is None else None
-    unit_abs = None if unit_dim is None else _means_of_units(magnitudes.view(outputs.shape), unit_dim)
-    deviations = wide.sub_(mean[:, None])
-    std = torch.linalg.vector_norm(deviations, 2, dim=1) / math.sqrt(values.shape[1])
-    spread = std > 1e-14 * mean.abs()  # else it is what rounding left of 0
-    deviations /= std.where(spread, 1)[:, None]
-    squares = torch.mul(deviations, deviations, out=magnitudes)
-    skew = torch.linalg.vecdot(squares, deviations) / values.shape[1]
-    kurtosis = torch.linalg.vecdot(squares, squares) / values.shape[1]
-    skew, kurtosis = skew.where(spread, 0), kurtosis.where(spread, 0)
-    return ActivationSums(
-        mean, torch.zeros_like(mean), std, skew, kurtosis, absmax, low, high, nonzero, unit_abs, unit_max
-    )
+    mean = divided(wide.sum(1), numel)
+    torch.mul(wide.sub_(mean[:, None]), wide, out=powers)
+    moments = _standardised(powers.sum(1), wide.mul_(powers).sum(1), powers.square_().sum(1), mean, numel)
+    return ActivationSums(mean, torch.zeros_like(mean), *moments, absmax, low, high, nonzero, unit_abs, unit_max)
+
+
+def divided(sums: Tensor, number: float) -> Tensor:
+    """The quotients, on the host: by NumPy, whose calls on so few numbers take a fifth of torch's."""
+    return torch.from_numpy(sums.numpy() / number)
+
+
+def _standardised(
+    squares: Tensor, cubes: Tensor, fourths: Tensor, mean: Tensor, numel: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Standard deviation, skewness and kurtosis of K rows, from sums of powers of deviations: float64, on the host."""
+    import numpy
+
+    second, third, fourth = ((each.numpy() / numel) for each in (squares, cubes, fourths))
+    with numpy.errstate(all="ignore"):
+        std = numpy.sqrt(second)
+        spread = std > 1e-14 * abs(mean.numpy())  # else it is what rounding left of 0
+        skew, kurtosis = third / second / std, fourth / second / second
+    skew, kurtosis = numpy.where(spread, skew, 0.0), numpy.where(spread, kurtosis, 0.0)
+    return torch.from_numpy(std), torch.from_numpy(skew), torch.from_numpy(kurtosis)
 
 
 def split_rows(sums: ActivationSums) -> list[ActivationSums]:
@@ -268,7 +308,11 @@ def _maxima_of_units(outputs: Tensor, unit_dim: int) -> Tensor:
 def _means_of_units(magnitudes: Tensor, unit_dim: int) -> Tensor:
     """(K, units) of the magnitudes (K, N, …) of K calls' outputs."""
     magnitudes, others = _others(magnitudes, unit_dim)
-    return magnitudes.mean(others, dtype=wide_dtype(magnitudes)) if others else magnitudes
+    if not others:
+        return magnitudes.clone()  # it is a buffer
+    if magnitudes.dtype == torch.float64:
+        return magnitudes.sum(others) / math.prod(magnitudes.shape[dim] for dim in others)
+    return magnitudes.mean(others, dtype=wide_dtype(magnitudes))
 
 
 def _others(outputs: Tensor, unit_dim: int) -> tuple[Tensor, list[int]]:

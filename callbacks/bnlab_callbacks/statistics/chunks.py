@@ -30,25 +30,26 @@ def pieces(x: Tensor) -> tuple[Tensor, ...]:
 
 
 class Scratch:
-    """Two reusable buffers per device and dtype, for values and for comparisons, at most a piece long."""
+    """Buffers that are used again and again, one for each use, device and dtype, at most a piece long."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def _get(self, use: str, like: Tensor) -> Tensor:
-        key = (use, like.device, wide_dtype(like))
+    def get(self, use: str, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised vector of so many elements, until the next call with the same use, dtype and device."""
+        key = (use, device, dtype)
         buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < like.numel():
-            buffer = self._buffers[key] = torch.empty(like.numel(), dtype=wide_dtype(like), device=like.device)
-        return buffer if buffer.numel() == like.numel() else buffer[: like.numel()]
+        if buffer is None or buffer.numel() < numel:
+            buffer = self._buffers[key] = torch.empty(numel, dtype=dtype, device=device)
+        return buffer if buffer.numel() == numel else buffer[:numel]
 
     def values(self, like: Tensor) -> Tensor:
-        """An uninitialised vector as long as `like`, on its device, in the dtype of statistics; until the next call."""
-        return self._get("values", like)
+        """A vector as long as `like`, on its device, in the dtype of statistics."""
+        return self.get("values", like.numel(), wide_dtype(like), like.device)
 
     def flags(self, like: Tensor) -> Tensor:
         """A second one, for comparisons: 1.0 and 0.0, since on CPUs truth values take twice as long."""
-        return self._get("flags", like)
+        return self.get("flags", like.numel(), wide_dtype(like), like.device)
 
     def clear(self) -> None:
         """Give the memory back."""

@@ -81,30 +81,46 @@ class UnitLedger:
         Returns:
             after each of them, the units dead over the last `length` records, or over as many as there are.
         """
-        records = zip(active.numpy(), samples, steps, strict=True)
-        return [self._add(fired, number, step) for fired, number, step in records]
+        import numpy
 
-    def _add(self, fired: Numbers, samples: int, step: int) -> DeadShare:
-        from numpy import copyto
+        fired = active.numpy()
+        if fired.shape[1] != len(self._last_active):  # a layer of another size took the name: start anew
+            self._start(fired.shape[1])
+        numbers = numpy.arange(self._records + 1, self._records + len(fired) + 1)[:, None]
+        last = numpy.maximum.accumulate(numpy.where(fired, numbers, self._last_active), 0)  # active, as of each record
+        before = numpy.concatenate([self._last_active[None], last[:-1]])
+        self._note_returns(fired & (numbers - 1 - before >= self.length), samples, steps)
+        self._note_silence(fired, samples, steps)
+        self._records += len(fired)
+        self._seen += sum(samples)
+        self._epoch_samples += sum(samples)
+        self._last_active = last[-1].copy()
+        shares = (last <= numpy.maximum(numbers - self.length, 0)).sum(1) / max(fired.shape[1], 1)
+        found = []
+        for share, number in zip(shares.tolist(), samples, strict=True):
+            self._samples.append(number)
+            found.append(DeadShare(share, sum(self._samples)))
+        return found
 
-        if len(fired) != len(self._last_active):  # a layer of another size took the name: start anew
-            self._start(len(fired))
-        back = fired & (self._records - self._last_active >= self.length)
-        if back.any():
-            self._revivals += back
-            self._epoch_revivals += int(back.sum())
-            copyto(self._returned, step, where=back)
-            copyto(self._seen_at_return, self._seen, where=back)
-        self._records += 1
-        self._seen += samples
-        self._epoch_samples += samples
-        self._samples.append(samples)
-        copyto(self._since, step, where=self._since < 0)
-        copyto(self._since, -1, where=fired)
-        copyto(self._last_active, self._records, where=fired)
-        copyto(self._seen_then, self._seen, where=fired)
-        dead = int((self._last_active <= max(self._records - self.length, 0)).sum())
-        return DeadShare(dead / max(len(fired), 1), sum(self._samples))
+    def _note_returns(self, back: Numbers, samples: Sequence[int], steps: Sequence[int]) -> None:
+        """Units that were active again in a record, (K, units)."""
+        for row in back.any(1).nonzero()[0].tolist():
+            self._revivals += back[row]
+            self._epoch_revivals += int(back[row].sum())
+            self._returned[back[row]] = steps[row]
+            self._seen_at_return[back[row]] = self._seen + sum(samples[:row])
+
+    def _note_silence(self, fired: Numbers, samples: Sequence[int], steps: Sequence[int]) -> None:
+        """Since when units are silent, and how many samples there were up to the last record in which they were not."""
+        import numpy
+
+        rows = len(fired)
+        ever = fired.any(0)
+        last = rows - 1 - fired[::-1].argmax(0)  # the last record of each unit that was active in one
+        next_steps = numpy.array([*steps[1:], -1])  # none, where it was active to the end
+        silent = numpy.where(self._since < 0, steps[0], self._since)
+        self._since = numpy.where(ever, next_steps[last], silent)
+        self._seen_then = numpy.where(ever, self._seen + numpy.cumsum(samples)[last], self._seen_then)
 
     def pop_epoch(self) -> DeadShare:
         """Dead over all records since the last call; start the next epoch."""

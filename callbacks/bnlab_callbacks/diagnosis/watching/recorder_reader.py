@@ -5,7 +5,6 @@ from typing import Any
 from bnlab_callbacks.core.device import Change, DeviceValues
 from bnlab_callbacks.core.records import Moment, Table
 from bnlab_callbacks.diagnosis.watching.look_schedule import LookSchedule
-from bnlab_callbacks.recorders.activations import ActivationRecorder
 from bnlab_callbacks.recorders.tables import ELSEWHERE
 
 
@@ -84,8 +83,6 @@ class RecorderReader:
         kept, self.kept = self.kept, []
         if not kept:
             return []
-        if isinstance(self.recorder, ActivationRecorder):
-            self.recorder.kept = 0
         steps = iter([step for step, _ in kept])
         read = [
             (next(steps), Table(table.tags, row[None]))
