@@ -13,11 +13,13 @@ from bnlab_callbacks.chart_layout import ChartLayout
 from bnlab_callbacks.core.lightning.names import Callback, LightningModule, Trainer
 from bnlab_callbacks.core.lightning.tensorboard import tensorboard_writers
 from bnlab_callbacks.core.lightning.trainer import callbacks_of
+from bnlab_callbacks.diagnosis.findings import Finding
 from bnlab_callbacks.diagnosis.training_diagnosis import TrainingDiagnosis
 from bnlab_callbacks.epoch_timer import EpochTimer
 from bnlab_callbacks.gradient_monitor import GradientMonitor
 from bnlab_callbacks.heatmap import LayerHeatmap
 from bnlab_callbacks.record_file import RecordFile
+from bnlab_callbacks.recorders.batch_norm import find_batch_norms
 
 
 def _parts_are_told(hook: str) -> Callable[..., None]:
@@ -38,7 +40,8 @@ class Diagnostics(Callback):
 
     Its parts are those of `PARTS`, with their defaults. A part whose kind the Trainer has among its own callbacks stays
     away, so that `Trainer(callbacks=[Diagnostics(), GradientMonitor(every_n_steps=1)])` changes one of them. Pictures
-    need matplotlib, charts in TensorBoard a logger that writes for it: what is not there is left out.
+    need matplotlib, charts in TensorBoard a logger that writes for it, BatchNormMonitor a net with batch norm: what has
+    nothing to do is left out.
 
     Weights, random numbers and results of a run are the same with and without it. Checkpoints hold the states of all
     parts.
@@ -52,6 +55,7 @@ class Diagnostics(Callback):
         folder: where `diagnosis.json`, `records.csv` and `heatmaps/` go; None for the run's folder
             (`callbacks/README.md`): its logger's, or one of its own.
         stop: whether to end training once something failing has been found.
+        on_finding: a function that is called with each finding, as in `TrainingDiagnosis`.
         enabled: False switches all of it off.
 
     Raises:
@@ -75,6 +79,7 @@ class Diagnostics(Callback):
         without: Sequence[str] = (),
         folder: str | None = None,
         stop: bool = False,
+        on_finding: Callable[[Finding], object] | None = None,
         enabled: bool = True,
     ) -> None:
         for name in without:
@@ -84,13 +89,14 @@ class Diagnostics(Callback):
         self.without = tuple(without)
         self.folder = folder
         self.stop = stop
+        self.on_finding = on_finding
         self.enabled = enabled
         every: list[Callback] = [
             GradientMonitor(every_n_steps),
             ActivationMonitor(every_n_steps),
             BatchNormMonitor(every_n_steps),
             EpochTimer(),
-            TrainingDiagnosis(stop=stop, folder=folder),
+            TrainingDiagnosis(stop=stop, folder=folder, on_finding=on_finding),
             RecordFile(folder),
             LayerHeatmap(folder=folder),
             ChartLayout(),
@@ -123,12 +129,12 @@ class Diagnostics(Callback):
             part.setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave parts out whose kind has joined the Trainer since."""
-        late = [part for part in self.parts if _is_there(trainer, part)]
-        for part in late:
+        """Leave parts out whose kind has joined the Trainer since, or that have nothing to see in this net."""
+        idle = [part for part in self.parts if _is_there(trainer, part) or _sees_nothing(pl_module, part)]
+        for part in idle:
             part.teardown(trainer, pl_module, "fit")
-        if late:
-            self._are_at_work([part for part in self.parts if part not in late])
+        if idle:
+            self._are_at_work([part for part in self.parts if part not in idle])
         for method in self._methods("on_fit_start"):
             method(trainer, pl_module)
 
@@ -175,6 +181,11 @@ class Diagnostics(Callback):
 def _is_there(trainer: Trainer, part: Callback) -> bool:
     """Whether a Trainer has a callback of this kind of its own."""
     return any(isinstance(other, type(part)) for other in callbacks_of(trainer))
+
+
+def _sees_nothing(pl_module: LightningModule, part: Callback) -> bool:
+    """Whether this is the monitor of batch norm, and the net has none: no news to somebody who did not ask for it."""
+    return isinstance(part, BatchNormMonitor) and not any(find_batch_norms(pl_module))
 
 
 def _can_draw(trainer: Trainer, part: Callback) -> bool:

@@ -88,6 +88,14 @@ def test_a_part_stays_away_where_the_trainer_has_its_kind(tmp_path: Path) -> Non
     assert len(logger.series("time/epoch_s")) == 2
 
 
+def test_a_net_without_batch_norm_is_no_reason_for_a_warning(tmp_path: Path) -> None:
+    all_in_one = Diagnostics()
+    trainer(all_in_one, logger=False, default_root_dir=tmp_path).fit(Module(mlp()), loader(80))  # a warning would raise
+    assert "BatchNormMonitor" not in {type(part).__name__ for part in all_in_one.parts}
+    trainer(all_in_one, logger=False, default_root_dir=tmp_path).fit(Module(net()), loader(80))
+    assert "BatchNormMonitor" in {type(part).__name__ for part in all_in_one.parts}
+
+
 class Saves(Callback):
     """A checkpoint after the first epoch."""
 

@@ -13,7 +13,7 @@ NAN = math.nan
 
 
 def judge_of(*rules: Rule) -> Judge:
-    return Judge(rules or RULES, None, None, lambda line: None)
+    return Judge(rules or RULES, None, None, lambda line: None, lambda finding: None)
 
 
 def judge_losses(judge: Judge, losses: dict[int, float], samples: dict[int, float] | None = None) -> list[Any]:

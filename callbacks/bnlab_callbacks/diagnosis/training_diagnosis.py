@@ -98,6 +98,8 @@ class TrainingDiagnosis(Diagnostic):
         summary: whether to print what the run was like at the end.
         folder: where `diagnosis.json` goes; None for the run's folder (`callbacks/README.md`): its logger's, or one of
             its own.
+        on_finding: a function that is called on rank 0 with each `Finding` that begins or becomes graver, those that
+            explain others first; what it raises is said once, and ends nothing.
         enabled: False switches the callback off.
 
     Raises:
@@ -116,6 +118,7 @@ class TrainingDiagnosis(Diagnostic):
         preflight: bool = False,
         summary: bool = True,
         folder: str | None = None,
+        on_finding: Callable[[Finding], object] | None = None,
         enabled: bool = True,
     ) -> None:
         super().__init__(enabled)
@@ -130,6 +133,7 @@ class TrainingDiagnosis(Diagnostic):
         self.preflight = preflight
         self.summary = summary
         self.folder = folder
+        self.on_finding = on_finding
         self.advise: Callable[[str, str], str | None] | None = None
         self.rules = chosen_rules(without, rules)
         self._handover = Handover()
@@ -161,7 +165,7 @@ class TrainingDiagnosis(Diagnostic):
         return self._outcome.not_checked
 
     def _restart(self) -> None:
-        self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say)
+        self._judge = Judge(self.rules, self.chance_loss, self.advise, self._say, self._tell)
         self._watch = RunWatch(self.first_steps, self.every_n_steps, prompt=self.stop)
         self._optimizers = OptimizerWatch()
         self._layers: LayerWatch | None = None
@@ -170,6 +174,7 @@ class TrainingDiagnosis(Diagnostic):
         self._ended = self._alone = True
         self._moment = Moment(0, 0)
         self._print: Callable[[str], None] = print
+        self._tells = False  # whether the user's function is called
         self._failure: str | None = None  # of this rank, until all ranks know of it: none may stop alone
         off = "no training was seen" if self.enabled else "it is switched off"
         self._outcome = Outcome(self._judge, self._watch, self._handover, off)
@@ -180,6 +185,14 @@ class TrainingDiagnosis(Diagnostic):
 
     def _say(self, line: str) -> None:
         show(self._print, [line])
+
+    def _tell(self, finding: Finding) -> None:
+        if self._tells and self.on_finding is not None:
+            try:
+                self.on_finding(finding)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong with the user's function, training goes on
+                self._tells = False
+                rank_zero_warn(f"on_finding is called no more in this run: {type(error).__name__}: {error}")
 
     # one fit
 
@@ -224,7 +237,7 @@ class TrainingDiagnosis(Diagnostic):
         if not self.enabled:
             return
         self.active, self._ended, self._alone = True, False, trainer.world_size == 1
-        self._print, self._outcome.off = trainer.print, None
+        self._print, self._tells, self._outcome.off = trainer.print, trainer.is_global_zero, None
         self._name_file(trainer)
         if sharding := sharding_strategy(trainer):
             self.give_up(f"{sharding} keeps only a part of each layer on a rank. Use the ddp strategy to see them.")

@@ -59,10 +59,16 @@ class Judge:
         chance_loss: the loss of a net that knows nothing, where the user gave it.
         advise: gives the text of an advice.
         say: is given each line that is to be said while the run goes on.
+        tell: is given each finding that began or grew worse.
     """
 
     def __init__(
-        self, rules: Sequence[Rule], chance_loss: float | None, advise: Advise | None, say: Callable[[str], None]
+        self,
+        rules: Sequence[Rule],
+        chance_loss: float | None,
+        advise: Advise | None,
+        say: Callable[[str], None],
+        tell: Callable[[Finding], None],
     ) -> None:
         self.facts = Facts(chance_loss=chance_loss)
         self.losses = Losses()
@@ -75,6 +81,7 @@ class Judge:
         self._chance_loss = chance_loss
         self._advise = advise
         self._say = say
+        self._tell = tell
         self._latches = [Latch(rule, self._advice) for rule in rules]
         self._announcer = Announcer()
         self._events: list[Finding] = []
@@ -220,8 +227,13 @@ class Judge:
     def _announce(self) -> None:
         if self._events:
             events, self._events = self._events, []
-            for line in self._announcer.lines(events, self.findings):
+            findings = self.findings
+            for line in self._announcer.lines(events, findings):
                 self._say(f"diagnosis: {line}")
+            new = {(event.name, event.since) for event in events if event.ended is None}
+            for finding in findings:
+                if (finding.name, finding.since) in new:
+                    self._tell(finding)
 
     def state_dict(self) -> dict[str, Any]:
         """Findings and baselines; lists, texts and numbers only."""
